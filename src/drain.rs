@@ -1,0 +1,158 @@
+//! Closing: what `close` and `wait_and_close` do, in steps that any number of callers may take,
+//! together or again after one of them gave up.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use tokio::{task, time::Instant};
+
+use crate::{
+    clock,
+    contain::discard,
+    error::JobError,
+    job::{Kind, Owner, Work},
+    report::DrainReport,
+    runner::{Entry, Shared},
+    state::Outcome,
+};
+
+/// How many jobs or spawners are handled under one hold of the lock.
+pub(crate) const PAGE: usize = 128;
+/// How long aborted futures may take to be dropped before their jobs count as abandoned.
+const LANDING: Duration = Duration::from_millis(100);
+
+impl Shared {
+    /// Resolves when nothing runs or waits.
+    pub(crate) async fn wait_idle(&self) {
+        loop {
+            let mut idle = pin!(self.idle.notified());
+            idle.as_mut().enable();
+            if self.queue().is_idle() {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    pub(crate) async fn wait_and_close(self: &Arc<Self>, timeout: Duration) -> DrainReport {
+        let now = Instant::now();
+        self.drain_began.get_or_init(|| now);
+        self.queue().drain();
+        // Whether all jobs ended or the time did, what is left is closed.
+        self.idle_by(now.checked_add(timeout)).await;
+        self.close().await
+    }
+
+    pub(crate) async fn close(self: &Arc<Self>) -> DrainReport {
+        let now = Instant::now();
+        self.drain_began.get_or_init(|| now);
+        let deadline = *self.close_deadline.get_or_init(|| now + self.config.close_timeout);
+        self.close_now();
+        self.for_each_job(|entry| match &entry.header().kind {
+            Kind::Cooperative(_) => entry.header().cancel(),
+            Kind::Plain | Kind::Blocking(_) => entry.header().stop(false),
+        });
+        if !self.idle_by(Some(deadline)).await {
+            self.for_each_job(|entry| entry.header().stop(true));
+            if !self.idle_by(Some(deadline + LANDING)).await {
+                self.abandon();
+            }
+        }
+        self.report.get_or_init(|| self.make_report()).clone()
+    }
+
+    /// Refuses all spawners, and ends what has not started.
+    pub(crate) fn close_now(&self) {
+        self.queue().close();
+        loop {
+            let waiting = self.queue().take_waiters(PAGE);
+            if waiting.is_empty() {
+                break;
+            }
+            waiting.into_iter().for_each(crate::contain::wake);
+        }
+        let mut remains = Remains(Vec::new());
+        loop {
+            let unstarted = self.queue().take_unstarted(PAGE);
+            if unstarted.is_empty() {
+                break;
+            }
+            for (entry, work) in unstarted {
+                remains.0.push(work);
+                entry.fail(JobError::cancelled());
+                self.settle(&entry);
+                entry.publish();
+            }
+        }
+        self.idle.notify_waiters();
+        self.drop_apart(remains);
+    }
+
+    /// Drops what will never run in a task of its own: that is user code, and may block.
+    fn drop_apart(&self, mut remains: Remains) {
+        let Some(runtime) = self.runtime() else { return };
+        if !remains.0.is_empty() {
+            // Nobody waits for it, and a runtime that has gone drops it here.
+            drop(runtime.spawn(async move {
+                while let Some(work) = remains.0.pop() {
+                    discard(work);
+                    task::coop::consume_budget().await;
+                }
+            }));
+        }
+    }
+
+    /// Whether nothing ran or waited any more at some moment before `deadline`.
+    async fn idle_by(&self, deadline: Option<Instant>) -> bool {
+        clock::timeout_at(self.runtime(), deadline, self.wait_idle()).await.is_ok()
+    }
+
+    pub(crate) fn for_each_job(&self, mut visit: impl FnMut(Entry)) {
+        let mut from = Some(0);
+        while let Some(key) = from {
+            let (page, next) = self.queue().page(key, PAGE);
+            page.into_iter().for_each(&mut visit);
+            from = next;
+        }
+    }
+
+    fn abandon(&self) {
+        self.for_each_job(|entry| {
+            let header = entry.header();
+            let key = header.key();
+            let effects = self.queue().finish(key, header.id(), Outcome::Abandoned, Instant::now());
+            entry.fail(JobError::close_timeout(self.config.close_timeout));
+            self.settle(&entry);
+            entry.publish();
+            debug_assert!(effects.start.is_none(), "a closed queue starts nothing");
+        });
+        self.idle.notify_waiters();
+    }
+
+    fn make_report(&self) -> DrainReport {
+        let now = Instant::now();
+        let mut queue = self.queue();
+        let (ended, after, before) = (queue.take_ended(), queue.totals(), queue.totals_at_drain());
+        drop(queue);
+        let since = |outcome| after.of(outcome) - before.of(outcome);
+        let began = self.drain_began.get().copied().unwrap_or(now);
+        let mut report = DrainReport {
+            completed: since(Outcome::Completed),
+            skipped: since(Outcome::Skipped),
+            elapsed: now.saturating_duration_since(began),
+            ..DrainReport::default()
+        };
+        for (entry, outcome) in ended {
+            report.add(outcome, entry.header().info(now));
+        }
+        report
+    }
+}
+
+/// Futures that will never run. Contains what their `Drop` does, wherever it happens.
+struct Remains(Vec<Work>);
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(discard);
+    }
+}

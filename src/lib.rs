@@ -1,0 +1,33 @@
+#![doc = "x"]
+
+mod builder;
+mod clock;
+mod config;
+mod contain;
+mod drain;
+mod error;
+#[cfg(feature = "axum")]
+mod extract;
+mod job;
+mod jobs;
+mod layer;
+mod queue;
+mod report;
+mod runner;
+mod scheduler;
+mod spawn;
+mod state;
+
+pub use builder::SchedulerBuilder;
+pub use config::SchedulerConfig;
+pub use error::{BoxError, ConfigError, JobError, SpawnError, TrySpawnError};
+#[cfg(feature = "axum")]
+pub use extract::MissingJobs;
+pub use job::{Failure, Job, JobContext, JobInfo, JobOutput};
+pub use jobs::Jobs;
+pub use layer::{JobsLayer, JobsService};
+pub use report::{DrainReport, Stats};
+pub use runner::SpanLink;
+pub use scheduler::Scheduler;
+pub use spawn::{JobBuilder, Spawn};
+pub use state::{JobId, JobState, Outcome};
