@@ -541,7 +541,9 @@ impl<F: Future, C: Complete<F::Output>> Future for Run<F, C> {
         if let Poll::Ready(output) = this.future.poll(cx) {
             return Poll::Ready(this.complete.complete(output));
         }
-        let Some(timer) = this.timer else { return Poll::Pending };
+        let Some(timer) = this.timer else {
+            return Poll::Pending;
+        };
         ready!(timer.poll(cx));
         Poll::Ready(this.complete.time_out(timer.after))
     }
