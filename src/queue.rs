@@ -51,6 +51,17 @@ pub(crate) enum Refusal {
     Closed,
 }
 
+/// In which way a job asks to be taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admit {
+    /// To run as soon as a running place is free.
+    Limited,
+    /// To wait for [`Queue::begin`] first.
+    Deferred,
+    /// To run now, outside the limit.
+    Outside,
+}
+
 /// The place a job or a spawner holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -182,41 +193,26 @@ impl<R: Entry, W> Queue<R, W> {
 
     // Admission. `work` is called under the lock, and only if the job is taken in.
 
-    /// Takes the job in if there is a place.
+    /// Takes the job in if there is a place for it.
     pub(crate) fn admit(
         &mut self,
+        how: Admit,
         entry: &R,
         work: impl FnOnce() -> W,
         now: Instant,
     ) -> Result<Effects<R, W>, Refusal> {
         self.refuse_if_closed()?;
-        let place = self.take_place().ok_or(Refusal::Full)?;
-        Ok(self.accept(place, entry, work(), now))
-    }
-
-    /// Takes the job in outside the limit.
-    pub(crate) fn admit_outside(
-        &mut self,
-        entry: &R,
-        work: impl FnOnce() -> W,
-        now: Instant,
-    ) -> Result<Effects<R, W>, Refusal> {
-        self.refuse_if_closed()?;
-        Ok(self.accept(Place::Outside, entry, work(), now))
-    }
-
-    /// Takes in a job that waits for [`begin`](Self::begin), if there is a place.
-    pub(crate) fn admit_deferred(
-        &mut self,
-        entry: &R,
-        work: impl FnOnce() -> W,
-        now: Instant,
-    ) -> Result<Effects<R, W>, Refusal> {
-        self.refuse_if_closed()?;
-        let place = self.take_queue_place().or_else(|| self.take_place()).ok_or(Refusal::Full)?;
-        let key = self.insert(place, entry, work(), now);
-        self.put(key, JobState::Deferred, now);
-        Ok(self.effects(None, None))
+        let place = match how {
+            Admit::Limited => self.take_place(),
+            Admit::Deferred => self.take_queue_place().or_else(|| self.take_place()),
+            Admit::Outside => Some(Place::Outside),
+        };
+        let key = self.insert(place.ok_or(Refusal::Full)?, entry, work(), now);
+        if how == Admit::Deferred {
+            self.put(key, JobState::Deferred, now);
+            return Ok(self.effects(None, None));
+        }
+        Ok(self.enter(key, now))
     }
 
     /// The deferred job `id` at `key` may start.
@@ -249,7 +245,8 @@ impl<R: Entry, W> Queue<R, W> {
             return Some(Err(refusal));
         }
         let place = self.granted.remove(&ticket)?;
-        Some(Ok(self.accept(place, entry, work(), now)))
+        let key = self.insert(place, entry, work(), now);
+        Some(Ok(self.enter(key, now)))
     }
 
     /// Goes on waiting, after `take_turn` gave `None` under this same hold of the lock. The waker
@@ -287,11 +284,6 @@ impl<R: Entry, W> Queue<R, W> {
             self.queued += 1;
             Place::Queue
         })
-    }
-
-    fn accept(&mut self, place: Place, entry: &R, work: W, now: Instant) -> Effects<R, W> {
-        let key = self.insert(place, entry, work, now);
-        self.enter(key, now)
     }
 
     fn insert(&mut self, place: Place, entry: &R, work: W, now: Instant) -> usize {
