@@ -89,7 +89,9 @@ impl Shared {
 
     /// Drops what will never run in a task of its own: that is user code, and may block.
     fn drop_apart(&self, mut remains: Remains) {
-        let Some(runtime) = self.runtime() else { return };
+        let Some(runtime) = self.runtime() else {
+            return;
+        };
         if !remains.0.is_empty() {
             // Nobody waits for it, and a runtime that has gone drops it here.
             drop(runtime.spawn(async move {

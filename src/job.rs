@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker, ready},
@@ -30,7 +30,9 @@ use crate::{
     clock,
     contain::{discard, wake},
     error::{BoxError, JobError},
+    lock::lock,
     queue::Entry,
+    request::Request,
     state::{JobId, JobState, Outcome},
 };
 
@@ -216,11 +218,13 @@ impl fmt::Display for Failure {
 }
 
 /// What a job is given when it is made.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Options {
     pub(crate) name: Option<Cow<'static, str>>,
-    pub(crate) request: Option<Arc<str>>,
+    pub(crate) request: Option<Arc<Request>>,
     pub(crate) timeout: Option<Duration>,
+    /// Not one of its request's own jobs, but what serves the request.
+    pub(crate) serves: bool,
 }
 
 /// How a job can be made to end.
@@ -242,7 +246,8 @@ const OVERDUE: u8 = 2;
 pub(crate) struct Header {
     id: JobId,
     name: Option<Cow<'static, str>>,
-    request: Option<Arc<str>>,
+    request: Option<Arc<Request>>,
+    serves: bool,
     location: &'static Location<'static>,
     spawned: Instant,
     pub(crate) span: Span,
@@ -260,9 +265,9 @@ impl Header {
         options: Options,
         kind: Kind,
         location: &'static Location<'static>,
-        span: impl FnOnce(JobId, &dyn fmt::Display, Option<&str>) -> Span,
+        span: impl FnOnce(JobId, &dyn fmt::Display, Option<&Request>) -> Span,
     ) -> Self {
-        let Options { name, request, timeout: _ } = options;
+        let Options { name, request, serves, timeout: _ } = options;
         let id = JobId::next();
         let span = match &name {
             Some(name) => span(id, name, request.as_deref()),
@@ -272,6 +277,7 @@ impl Header {
             id,
             name,
             request,
+            serves,
             location,
             spawned: Instant::now(),
             span,
@@ -296,6 +302,14 @@ impl Header {
         self.spawned
     }
 
+    pub(crate) fn belongs_to(&self, request: &Arc<Request>) -> bool {
+        self.own_request().is_some_and(|own| Arc::ptr_eq(own, request))
+    }
+
+    fn own_request(&self) -> Option<&Arc<Request>> {
+        self.request.as_ref().filter(|_| !self.serves)
+    }
+
     fn name(&self) -> Cow<'static, str> {
         self.name.clone().unwrap_or_else(|| Cow::Owned(self.location.to_string()))
     }
@@ -314,7 +328,7 @@ impl Header {
             id: self.id,
             name: self.name(),
             state: self.state(),
-            request: self.request.clone(),
+            request: self.request.as_ref().map(|request| request.label().clone()),
             location: self.location,
             age: now.saturating_duration_since(self.spawned),
         }
@@ -371,8 +385,16 @@ impl Entry for Arc<dyn Record> {
     }
 
     fn moved(&self, state: JobState, key: usize) {
-        self.header().key.store(key, Ordering::Relaxed);
-        self.header().state.store(state as u8, Ordering::Release);
+        let header = self.header();
+        let first = header.key.swap(key, Ordering::Relaxed) == usize::MAX;
+        header.state.store(state as u8, Ordering::Release);
+        if let Some(request) = header.own_request() {
+            if first {
+                request.job_joined();
+            } else if state == JobState::Finished {
+                request.job_left();
+            }
+        }
     }
 }
 
@@ -456,9 +478,11 @@ impl<T> Cell<T> {
     fn take(&self) -> Result<T, JobError> {
         let mut output = lock(&self.output);
         match output.result.take() {
-            Some(Err(error)) if !error.is_failure() => {
-                // Being cancelled can be told any number of times.
-                output.result = Some(Err(JobError::cancelled()));
+            Some(Err(error)) if error.is_cancelled() => {
+                // This can be told any number of times.
+                let again =
+                    if error.is_skipped() { JobError::skipped() } else { JobError::cancelled() };
+                output.result = Some(Err(again));
                 Err(error)
             }
             Some(result) => result,
@@ -492,6 +516,9 @@ impl<T: Send> Record for Cell<T> {
         drop(output);
         if let Some(waiter) = waiter {
             wake(waiter);
+        }
+        if let Some(request) = self.header.own_request() {
+            request.notify_ended();
         }
     }
 }
@@ -541,7 +568,9 @@ impl<F: Future, C: Complete<F::Output>> Future for Run<F, C> {
         if let Poll::Ready(output) = this.future.poll(cx) {
             return Poll::Ready(this.complete.complete(output));
         }
-        let Some(timer) = this.timer else { return Poll::Pending };
+        let Some(timer) = this.timer else {
+            return Poll::Pending;
+        };
         ready!(timer.poll(cx));
         Poll::Ready(this.complete.time_out(timer.after))
     }
@@ -587,6 +616,8 @@ impl<T: JobOutput + Send> Complete<T> for PassThrough<T> {
 
 /// What a handle asks of the scheduler that runs its job.
 pub(crate) trait Owner: Send + Sync {
+    /// Tells the job to end; drops it if it has not started, or cannot be told.
+    fn close(self: Arc<Self>, job: Arc<dyn Record>);
     /// Ends the job as soon as possible, started or not.
     fn abort(self: Arc<Self>, job: Arc<dyn Record>);
     fn report(&self, job: &Header, error: JobError);
@@ -739,11 +770,7 @@ impl<T: Send + 'static> Job<T> {
     ///
     /// Like [`close`](Self::close).
     pub async fn close_timeout(&mut self, timeout: Duration) -> Result<(), JobError> {
-        self.cell.header.cancel();
-        let listens = matches!(self.cell.header.kind, Kind::Cooperative(_));
-        if !(listens && self.is_active()) {
-            self.abort();
-        }
+        self.owner.clone().close(self.cell.clone());
         if self.ended_within(timeout).await {
             return self.cell.take_failure().map_or(Ok(()), Err);
         }
@@ -850,9 +877,4 @@ impl fmt::Debug for JobContext {
             .field("is_cancelled", &self.is_cancelled())
             .finish()
     }
-}
-
-/// No user code runs under our locks, so a poisoned one is still in order.
-pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

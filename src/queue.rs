@@ -5,7 +5,8 @@
 //! who does so after unlocking. (Who ends a job holds a clone of its entry, so the table's clone
 //! is never the last.)
 //!
-//! A job holds a *running* place, a *queue* place, or (shielded work) none. `R` is what the table
+//! A job holds a *running* place, a *queue* place, or (shielded work) none. A deferred job, which
+//! waits for its response, holds a queue place if there is one, else a running one. `R` is what the table
 //! keeps of a job for its whole life, `W` its work, which leaves when the job starts.
 //!
 //! # Invariants
@@ -48,6 +49,17 @@ pub(crate) enum Phase {
 pub(crate) enum Refusal {
     Full,
     Closed,
+}
+
+/// In which way a job asks to be taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admit {
+    /// To run as soon as a running place is free.
+    Limited,
+    /// To wait for [`Queue::begin`] first.
+    Deferred,
+    /// To run now, outside the limit.
+    Outside,
 }
 
 /// The place a job or a spawner holds.
@@ -97,6 +109,7 @@ impl Totals {
 
 struct Slot<R, W> {
     entry: R,
+    state: JobState,
     /// Present until the job starts.
     work: Option<W>,
     place: Place,
@@ -144,6 +157,7 @@ pub(crate) struct Queue<R, W> {
     pending_limit: usize,
     phase: Phase,
     slots: Slab<Slot<R, W>>,
+    deferred: List,
     pending: List,
     active: List,
     running: usize,
@@ -163,6 +177,7 @@ impl<R: Entry, W> Queue<R, W> {
             pending_limit: pending_limit.unwrap_or(usize::MAX),
             phase: Phase::Open,
             slots: Slab::new(),
+            deferred: List::default(),
             pending: List::default(),
             active: List::default(),
             running: 0,
@@ -178,27 +193,35 @@ impl<R: Entry, W> Queue<R, W> {
 
     // Admission. `work` is called under the lock, and only if the job is taken in.
 
-    /// Takes the job in if there is a place.
+    /// Takes the job in if there is a place for it.
     pub(crate) fn admit(
         &mut self,
+        how: Admit,
         entry: &R,
         work: impl FnOnce() -> W,
         now: Instant,
     ) -> Result<Effects<R, W>, Refusal> {
         self.refuse_if_closed()?;
-        let place = self.take_place().ok_or(Refusal::Full)?;
-        Ok(self.accept(place, entry, work(), now))
+        let place = match how {
+            Admit::Limited => self.take_place(),
+            Admit::Deferred => self.take_queue_place().or_else(|| self.take_place()),
+            Admit::Outside => Some(Place::Outside),
+        };
+        let key = self.insert(place.ok_or(Refusal::Full)?, entry, work(), now);
+        if how == Admit::Deferred {
+            self.put(key, JobState::Deferred, now);
+            return Ok(self.effects(None, None));
+        }
+        Ok(self.enter(key, now))
     }
 
-    /// Takes the job in outside the limit.
-    pub(crate) fn admit_outside(
-        &mut self,
-        entry: &R,
-        work: impl FnOnce() -> W,
-        now: Instant,
-    ) -> Result<Effects<R, W>, Refusal> {
-        self.refuse_if_closed()?;
-        Ok(self.accept(Place::Outside, entry, work(), now))
+    /// The deferred job `id` at `key` may start.
+    pub(crate) fn begin(&mut self, key: usize, id: JobId, now: Instant) -> Effects<R, W> {
+        if self.phase == Phase::Closed || !self.is_at(key, id, JobState::Deferred) {
+            return self.effects(None, None);
+        }
+        self.deferred.unlink(&mut self.slots, key);
+        self.enter(key, now)
     }
 
     /// Joins the line of spawners. Only for one that was refused as `Full` under this same hold of
@@ -222,7 +245,8 @@ impl<R: Entry, W> Queue<R, W> {
             return Some(Err(refusal));
         }
         let place = self.granted.remove(&ticket)?;
-        Some(Ok(self.accept(place, entry, work(), now)))
+        let key = self.insert(place, entry, work(), now);
+        Some(Ok(self.enter(key, now)))
     }
 
     /// Goes on waiting, after `take_turn` gave `None` under this same hold of the lock. The waker
@@ -249,36 +273,43 @@ impl<R: Entry, W> Queue<R, W> {
     fn take_place(&mut self) -> Option<Place> {
         if self.running < self.limit {
             self.running += 1;
-            Some(Place::Running)
-        } else if self.queued < self.pending_limit {
-            self.queued += 1;
-            Some(Place::Queue)
-        } else {
-            None
+            return Some(Place::Running);
         }
+        self.take_queue_place()
     }
 
-    fn accept(&mut self, place: Place, entry: &R, work: W, now: Instant) -> Effects<R, W> {
+    fn take_queue_place(&mut self) -> Option<Place> {
+        let free = self.queued < self.pending_limit;
+        free.then(|| {
+            self.queued += 1;
+            Place::Queue
+        })
+    }
+
+    fn insert(&mut self, place: Place, entry: &R, work: W, now: Instant) -> usize {
         self.totals.accepted += 1;
-        let key = self.slots.insert(Slot {
+        self.slots.insert(Slot {
             entry: entry.clone(),
+            // Until `put` says otherwise, in the same step.
+            state: JobState::Deferred,
             work: Some(work),
             place,
             since: now,
             previous: None,
             next: None,
-        });
-        // A place granted in the queue may find, when it is used, that running places have come
-        // free meanwhile; then nothing is pending (3), and the job starts.
+        })
+    }
+
+    /// Starts the job, or has it wait for a running place.
+    fn enter(&mut self, key: usize, now: Instant) -> Effects<R, W> {
+        let place = self.slots[key].place;
         if place == Place::Queue && self.running == self.limit {
-            self.pending.push(&mut self.slots, key);
-            self.slots[key].entry.moved(JobState::Pending, key);
+            self.put(key, JobState::Pending, now);
             return self.effects(None, None);
         }
-        let wake = match place {
-            Place::Queue => self.promote(key),
-            Place::Running | Place::Outside => None,
-        };
+        // A queue place that was granted or taken earlier may find that running places have come
+        // free meanwhile; then nothing is pending (3), and the job starts.
+        let wake = if place == Place::Queue { self.promote(key) } else { None };
         let start = self.start(key, now);
         self.effects(Some(start), wake)
     }
@@ -310,17 +341,33 @@ impl<R: Entry, W> Queue<R, W> {
         outcome: Outcome,
         now: Instant,
     ) -> Option<(W, Effects<R, W>)> {
-        if !self.is_at(key, id, JobState::Pending) {
+        if self.is_at(key, id, JobState::Deferred) {
+            self.deferred.unlink(&mut self.slots, key);
+        } else if self.is_at(key, id, JobState::Pending) {
+            self.pending.unlink(&mut self.slots, key);
+        } else {
             return None;
         }
-        self.pending.unlink(&mut self.slots, key);
         let mut slot = self.end(key, outcome);
         let work = slot.work.take()?;
         Some((work, self.free(slot.place, now)))
     }
 
     fn is_at(&self, key: usize, id: JobId, state: JobState) -> bool {
-        self.slots.get(key).is_some_and(|slot| slot.entry.id() == id && slot.state() == state)
+        self.slots.get(key).is_some_and(|slot| slot.entry.id() == id && slot.state == state)
+    }
+
+    fn put(&mut self, key: usize, state: JobState, now: Instant) {
+        match state {
+            JobState::Deferred => self.deferred.push(&mut self.slots, key),
+            JobState::Pending => self.pending.push(&mut self.slots, key),
+            JobState::Active => self.active.push(&mut self.slots, key),
+            JobState::Finished => unreachable!("a finished job leaves the table"),
+        }
+        let slot = &mut self.slots[key];
+        slot.state = state;
+        slot.since = now;
+        slot.entry.moved(state, key);
     }
 
     fn end(&mut self, key: usize, outcome: Outcome) -> Slot<R, W> {
@@ -334,11 +381,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     fn free(&mut self, place: Place, now: Instant) -> Effects<R, W> {
-        match place {
-            Place::Running => self.running -= 1,
-            Place::Queue => self.queued -= 1,
-            Place::Outside => {}
-        }
+        self.give_up(place);
         if self.phase == Phase::Closed || place == Place::Outside {
             return self.effects(None, None);
         }
@@ -353,6 +396,14 @@ impl<R: Entry, W> Queue<R, W> {
                 let wake = self.grant();
                 self.effects(None, wake)
             }
+        }
+    }
+
+    fn give_up(&mut self, place: Place) {
+        match place {
+            Place::Running => self.running -= 1,
+            Place::Queue => self.queued -= 1,
+            Place::Outside => {}
         }
     }
 
@@ -375,10 +426,8 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     fn start(&mut self, key: usize, now: Instant) -> Start<R, W> {
-        self.active.push(&mut self.slots, key);
+        self.put(key, JobState::Active, now);
         let slot = &mut self.slots[key];
-        slot.since = now;
-        slot.entry.moved(JobState::Active, key);
         let work = slot.work.take().expect("a job starts once");
         Start { entry: slot.entry.clone(), work }
     }
@@ -414,12 +463,13 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// After closing: up to `most` jobs that will never start.
     pub(crate) fn take_unstarted(&mut self, most: usize) -> Vec<(R, W)> {
-        let mut taken = Vec::with_capacity(most.min(self.pending.len));
+        let mut taken = Vec::with_capacity(most.min(self.pending.len + self.deferred.len));
         while taken.len() < most {
-            let Some(key) = self.pending.first else { break };
-            self.pending.unlink(&mut self.slots, key);
-            self.queued -= 1;
+            let list = if self.pending.len > 0 { &mut self.pending } else { &mut self.deferred };
+            let Some(key) = list.first else { break };
+            list.unlink(&mut self.slots, key);
             let slot = self.end(key, Outcome::NeverStarted);
+            self.give_up(slot.place);
             taken.extend(slot.work.map(|work| (slot.entry, work)));
         }
         taken
@@ -445,6 +495,10 @@ impl<R: Entry, W> Queue<R, W> {
 
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    pub(crate) fn deferred_count(&self) -> usize {
+        self.deferred.len
     }
 
     pub(crate) fn pending_count(&self) -> usize {
@@ -478,14 +532,5 @@ impl<R: Entry, W> Queue<R, W> {
         let to = from.saturating_add(most).min(self.slots.capacity());
         let jobs = (from..to).filter_map(|key| self.slots.get(key)).map(|slot| slot.entry.clone());
         (jobs.collect(), (to < self.slots.capacity()).then_some(to))
-    }
-}
-
-impl<R, W> Slot<R, W> {
-    fn state(&self) -> JobState {
-        match self.work {
-            Some(_) => JobState::Pending,
-            None => JobState::Active,
-        }
     }
 }

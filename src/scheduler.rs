@@ -104,10 +104,10 @@ impl Scheduler {
     }
 
     pub(crate) fn with_options(&self, options: Options) -> JobBuilder<'_> {
-        JobBuilder::new(&self.handle.shared, options)
+        JobBuilder::new(self.shared(), options)
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.handle.shared
     }
 }
@@ -409,7 +409,7 @@ impl Scheduler {
         let (pending, active) = queue.oldest();
         Stats {
             accepted: totals.accepted,
-            deferred: 0,
+            deferred: queue.deferred_count() as u64,
             pending: queue.pending_count() as u64,
             active: queue.active_count() as u64,
             completed: totals.of(Outcome::Completed),
