@@ -102,10 +102,12 @@ async fn run() -> Result<DrainReport, BoxError> {
     let signal = stop_signal()?;
     println!("listening on http://{}", listener.local_addr()?);
 
+    let jobs = scheduler.clone();
     let (stopping, stopped) = oneshot::channel();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async {
+    let server = axum::serve(listener, app).with_graceful_shutdown(async move {
         signal.await;
         tracing::info!("stopping: no new connections");
+        jobs.start_draining(); // the report begins here
         stopping.send(()).ok();
     });
     let deadline = async {

@@ -116,9 +116,11 @@ where
     }
 }
 
+type Shield<T> = Pin<Box<dyn Future<Output = Result<T, JobError>> + Send>>;
+
 /// The response future of [`Atomic`].
 pub struct AtomicFuture<T, E> {
-    shield: Pin<Box<dyn Future<Output = Result<Result<T, E>, JobError>> + Send>>,
+    shield: Shield<Result<T, E>>,
 }
 
 impl<B: Default, E> Future for AtomicFuture<Response<B>, E> {

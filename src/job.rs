@@ -43,7 +43,7 @@ pub(crate) type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 ///
 /// `Result<T, E>` fails with its `Err`, for every `E` that converts into a boxed error (so
 /// `anyhow::Error` and `eyre::Report` do). Everything else is a plain value: the implementations
-/// cover `()`, `!` and the types of the standard library; for one of your own write
+/// cover `()` and the usual types of the standard library; for one of your own write
 ///
 /// ```
 /// use tower_jobs::{BoxError, JobOutput};
@@ -57,11 +57,15 @@ pub(crate) type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 ///     }
 /// }
 /// ```
+///
+/// A loop without an end has the type `!`, which stable Rust cannot name here. Such a job is better
+/// off with one: see [`JobContext::is_cancelled`].
 #[diagnostic::on_unimplemented(
     message = "a job cannot return `{Self}`",
     note = "a job returns `()`, a plain value, or a `Result` whose error converts into \
             `Box<dyn Error + Send + Sync>`",
-    note = "implement `tower_jobs::JobOutput` for a type of your own, or end the job with `;`"
+    note = "implement `tower_jobs::JobOutput` for a type of your own, or end the job with `;`",
+    note = "a loop without an end has the type `!`: end it when its `JobContext` is cancelled"
 )]
 pub trait JobOutput {
     /// What awaiting the job gives.
@@ -101,7 +105,6 @@ macro_rules! plain_values {
         {
             type Value = Self;
 
-            #[allow(unreachable_code, reason = "there is no value of type `!`")]
             fn into_result(self) -> Result<Self, BoxError> {
                 Ok(self)
             }
@@ -114,7 +117,7 @@ plain_values! {
     <> u8; <> u16; <> u32; <> u64; <> u128; <> usize; <> f32;
     <> i8; <> i16; <> i32; <> i64; <> i128; <> isize; <> f64;
     <> Duration; <> Instant;
-    <> Infallible; <> <fn() -> ! as Returns>::Type;
+    <> Infallible;
     <T> Option<T>; <T> Vec<T>; <T> VecDeque<T>; <T> Box<[T]>;
     <T> BTreeSet<T>; <T, S> HashSet<T, S>; <K, V> BTreeMap<K, V>; <K, V, S> HashMap<K, V, S>;
     <A> (A,); <A, B> (A, B); <A, B, C> (A, B, C); <A, B, C, D> (A, B, C, D);
@@ -138,16 +141,6 @@ impl<T: Send + 'static, const N: usize> JobOutput for [T; N] {
     fn into_result(self) -> Result<Self, BoxError> {
         Ok(self)
     }
-}
-
-/// Names the type `!` in stable Rust, for jobs that loop until they are cancelled.
-#[doc(hidden)]
-pub trait Returns {
-    type Type;
-}
-
-impl<T> Returns for fn() -> T {
-    type Type = T;
 }
 
 /// What is known of a job at one moment.
@@ -204,16 +197,27 @@ pub struct Failure {
     pub error: JobError,
 }
 
+impl Failure {
+    /// The error and what caused it, in one line.
+    pub(crate) fn chain(&self) -> String {
+        let mut chain = self.error.to_string();
+        let mut cause = self.error.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Many errors repeat their cause in their own text.
+            if !chain.ends_with(&text) {
+                chain = format!("{chain}: {text}");
+            }
+            cause = error.source();
+        }
+        chain
+    }
+}
+
 impl fmt::Display for Failure {
     /// The job, its error and what caused that, in one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.job, self.error)?;
-        let mut cause = self.error.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
+        write!(f, "{}: {}", self.job, self.chain())
     }
 }
 

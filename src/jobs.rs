@@ -300,7 +300,7 @@ impl<M> Jobs<M> {
         let entries = self.entries();
         entries.iter().for_each(|entry| shared.clone().close(entry.clone()));
         let deadline = Instant::now() + self.scheduler.close_timeout();
-        let all_ended = self.request.wait_until(|| entries.iter().all(|entry| has_ended(entry)));
+        let all_ended = self.request.wait_until(|| entries.iter().all(has_ended));
         if clock::timeout_at(shared.runtime(), Some(deadline), all_ended).await.is_ok() {
             return Vec::new();
         }

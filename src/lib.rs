@@ -38,3 +38,8 @@ pub use runner::SpanLink;
 pub use scheduler::Scheduler;
 pub use spawn::{JobBuilder, RequestScope, Spawn};
 pub use state::{JobId, JobState, Outcome};
+
+/// The README's code, compiled.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../README.md")]
+pub struct ReadMe;

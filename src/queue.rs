@@ -21,7 +21,7 @@
 //! 6. `Closed` is final: nothing is admitted, granted or started any more.
 //! 7. `accepted` = jobs in the table + the sum of the outcomes.
 //! 8. A draining queue closes in the very step that leaves it idle.
-//! 9. From the start of a drain on, a job that ends otherwise than completed or skipped is kept
+//! 9. From the announcement of the end on, a job that ends otherwise than completed or skipped is kept
 //!    in `ended` until the report takes it.
 
 use std::{collections::BTreeMap, mem, task::Waker};
@@ -41,6 +41,9 @@ pub(crate) trait Entry: Clone {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Open,
+    /// The end is announced, and nothing else has changed.
+    Announced,
+    /// Open until idle.
     Draining,
     Closed,
 }
@@ -442,16 +445,23 @@ impl<R: Entry, W> Queue<R, W> {
 
     // Closing.
 
-    /// Begins to drain, or closes at once if there is nothing to drain.
-    pub(crate) fn drain(&mut self) {
+    pub(crate) fn announce(&mut self) {
         if self.phase == Phase::Open {
             self.at_drain = self.totals;
+            self.phase = Phase::Announced;
+        }
+    }
+
+    /// Begins to drain, or closes at once if there is nothing to drain.
+    pub(crate) fn drain(&mut self) {
+        self.announce();
+        if self.phase == Phase::Announced {
             self.phase = if self.is_idle() { Phase::Closed } else { Phase::Draining };
         }
     }
 
     pub(crate) fn close(&mut self) {
-        self.drain();
+        self.announce();
         self.phase = Phase::Closed;
     }
 
@@ -475,7 +485,7 @@ impl<R: Entry, W> Queue<R, W> {
         taken
     }
 
-    /// What ended otherwise than completed or skipped since the drain began (9), once.
+    /// What ended otherwise than completed or skipped since the end was announced (9), once.
     pub(crate) fn take_ended(&mut self) -> Vec<(R, Outcome)> {
         mem::take(&mut self.ended)
     }

@@ -227,14 +227,14 @@ impl Shared {
 }
 
 fn log_failure(failure: &Failure) {
-    let Failure { job, error } = failure;
+    let Failure { job, .. } = failure;
     tracing::error!(
         job.id = %job.id,
         job.name = %job.name,
         job.request = job.request.as_deref(),
         job.location = %job.location,
-        error = error as &dyn std::error::Error,
-        "{failure}"
+        "{}",
+        failure.chain()
     );
 }
 

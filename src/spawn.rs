@@ -364,7 +364,9 @@ where
 {
     let began = Instant::now();
     let in_thread = cell.clone();
-    let mut thread = Handle::current().spawn_blocking(move || {
+    #[expect(clippy::disallowed_methods, reason = "a job is polled inside its runtime")]
+    let runtime = Handle::current();
+    let mut thread = runtime.spawn_blocking(move || {
         let header = &in_thread.header;
         if header.must_stop() {
             return None;
