@@ -115,8 +115,8 @@ impl Shared {
 
     pub(crate) fn for_each_job(&self, mut visit: impl FnMut(Entry)) {
         let mut from = Some(0);
-        while let Some(key) = from {
-            let (page, next) = self.queue().page(key, PAGE);
+        while let Some(slot) = from {
+            let (page, next) = self.queue().page(slot, PAGE);
             page.into_iter().for_each(&mut visit);
             from = next;
         }
@@ -125,8 +125,9 @@ impl Shared {
     fn abandon(&self) {
         self.for_each_job(|entry| {
             let header = entry.header();
-            let key = header.key();
-            let effects = self.queue().finish(key, header.id(), Outcome::Abandoned, Instant::now());
+            let slot = header.slot();
+            let effects =
+                self.queue().finish(slot, header.id(), Outcome::Abandoned, Instant::now());
             entry.fail(JobError::close_timeout(self.config.close_timeout));
             self.settle(&entry);
             entry.publish();

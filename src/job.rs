@@ -31,7 +31,7 @@ use crate::{
     contain::{discard, wake},
     error::{BoxError, JobError},
     lock::lock,
-    queue::Entry,
+    queue::{Entry, Unique},
     request::Request,
     state::{JobId, JobState, Outcome},
 };
@@ -156,6 +156,8 @@ pub struct JobInfo {
     pub state: JobState,
     /// The request that spawned it, as `METHOD /path`; none if it was spawned on the scheduler.
     pub request: Option<Arc<str>>,
+    /// The key it shares with others: see [`JobBuilder::key`](crate::JobBuilder::key).
+    pub key: Option<Arc<str>>,
     /// Where in the source it was spawned, as `file:line:column`.
     #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_display"))]
     pub location: &'static Location<'static>,
@@ -229,6 +231,14 @@ pub(crate) struct Options {
     pub(crate) timeout: Option<Duration>,
     /// Not one of its request's own jobs, but what serves the request.
     pub(crate) serves: bool,
+    pub(crate) keys: Keys,
+}
+
+/// Which other jobs a job must not run beside.
+#[derive(Clone, Default)]
+pub(crate) struct Keys {
+    pub(crate) key: Option<Arc<str>>,
+    pub(crate) unique: Option<Unique>,
 }
 
 /// How a job can be made to end.
@@ -252,12 +262,15 @@ pub(crate) struct Header {
     name: Option<Cow<'static, str>>,
     request: Option<Arc<Request>>,
     serves: bool,
+    // Boxed, since most jobs have none.
+    keys: Option<Box<Keys>>,
     location: &'static Location<'static>,
     spawned: Instant,
     pub(crate) span: Span,
     pub(crate) kind: Kind,
     state: AtomicU8,
-    key: AtomicUsize,
+    /// Where the queue keeps the job; `usize::MAX` before it is accepted.
+    slot: AtomicUsize,
     stop: AtomicU8,
     cancelled: AtomicBool,
     /// Wakes whoever polls the job, once that has returned `Pending`.
@@ -271,7 +284,8 @@ impl Header {
         location: &'static Location<'static>,
         span: impl FnOnce(JobId, &dyn fmt::Display, Option<&Request>) -> Span,
     ) -> Self {
-        let Options { name, request, serves, timeout: _ } = options;
+        let Options { name, request, serves, keys, timeout: _ } = options;
+        let has_keys = keys.key.is_some() || keys.unique.is_some();
         let id = JobId::next();
         let span = match &name {
             Some(name) => span(id, name, request.as_deref()),
@@ -282,12 +296,13 @@ impl Header {
             name,
             request,
             serves,
+            keys: has_keys.then(|| Box::new(keys)),
             location,
             spawned: Instant::now(),
             span,
             kind,
             state: AtomicU8::new(JobState::Pending as u8),
-            key: AtomicUsize::new(usize::MAX),
+            slot: AtomicUsize::new(usize::MAX),
             stop: AtomicU8::new(RUN_ON),
             cancelled: AtomicBool::new(false),
             runner: Mutex::new(None),
@@ -298,8 +313,8 @@ impl Header {
         self.id
     }
 
-    pub(crate) fn key(&self) -> usize {
-        self.key.load(Ordering::Relaxed)
+    pub(crate) fn slot(&self) -> usize {
+        self.slot.load(Ordering::Relaxed)
     }
 
     pub(crate) fn spawned(&self) -> Instant {
@@ -333,6 +348,7 @@ impl Header {
             name: self.name(),
             state: self.state(),
             request: self.request.as_ref().map(|request| request.label().clone()),
+            key: self.keys.as_ref().and_then(|keys| keys.key.clone()),
             location: self.location,
             age: now.saturating_duration_since(self.spawned),
         }
@@ -388,9 +404,17 @@ impl Entry for Arc<dyn Record> {
         self.header().id
     }
 
-    fn moved(&self, state: JobState, key: usize) {
+    fn key(&self) -> Option<&Arc<str>> {
+        self.header().keys.as_ref()?.key.as_ref()
+    }
+
+    fn unique(&self) -> Option<&Unique> {
+        self.header().keys.as_ref()?.unique.as_ref()
+    }
+
+    fn moved(&self, state: JobState, slot: usize) {
         let header = self.header();
-        let first = header.key.swap(key, Ordering::Relaxed) == usize::MAX;
+        let first = header.slot.swap(slot, Ordering::Relaxed) == usize::MAX;
         header.state.store(state as u8, Ordering::Release);
         if let Some(request) = header.own_request() {
             if first {

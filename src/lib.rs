@@ -11,6 +11,7 @@ mod error;
 mod extract;
 mod job;
 mod jobs;
+mod lanes;
 mod layer;
 mod lock;
 mod queue;

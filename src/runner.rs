@@ -70,7 +70,7 @@ impl Shared {
         runtime: Option<Handle>,
     ) -> Self {
         Self {
-            queue: Mutex::new(Queue::new(config.limit, config.pending_limit)),
+            queue: Mutex::new(Queue::new(config.limit, config.pending_limit, config.limit_per_key)),
             config,
             idle: Notify::new(),
             runtime: runtime.map(OnceLock::from).unwrap_or_default(),
@@ -105,8 +105,9 @@ impl Shared {
     }
 
     fn follow_but_start(&self, effects: Effects<Entry, Work>) -> Option<Start<Entry, Work>> {
-        if let Some(waker) = effects.wake {
-            wake(waker);
+        effects.wake.into_iter().for_each(wake);
+        if let Some((entry, work)) = effects.replaced {
+            self.drop_unstarted(&entry, work, JobError::cancelled());
         }
         if effects.idle {
             self.idle.notify_waiters();
@@ -164,8 +165,8 @@ impl Owner for Shared {
     }
 
     fn abort(self: Arc<Self>, job: Entry) {
-        let (key, id) = (job.header().key(), job.header().id());
-        let removed = self.queue().remove(key, id, Outcome::Cancelled, Instant::now());
+        let (slot, id) = (job.header().slot(), job.header().id());
+        let removed = self.queue().remove(slot, id, Outcome::Cancelled, Instant::now());
         match removed {
             Some((work, effects)) => {
                 self.follow(effects);
@@ -201,15 +202,15 @@ impl Owner for Shared {
 impl Shared {
     /// The response of a deferred job is over.
     pub(crate) fn begin(self: &Arc<Self>, entry: &Entry) {
-        let (key, id) = (entry.header().key(), entry.header().id());
-        let effects = self.queue().begin(key, id, Instant::now());
+        let (slot, id) = (entry.header().slot(), entry.header().id());
+        let effects = self.queue().begin(slot, id, Instant::now());
         self.follow(effects);
     }
 
     /// The response of a deferred job is over, and is not what the job waited for.
     pub(crate) fn skip(self: &Arc<Self>, entry: &Entry) {
-        let (key, id) = (entry.header().key(), entry.header().id());
-        let removed = self.queue().remove(key, id, Outcome::Skipped, Instant::now());
+        let (slot, id) = (entry.header().slot(), entry.header().id());
+        let removed = self.queue().remove(slot, id, Outcome::Skipped, Instant::now());
         if let Some((work, effects)) = removed {
             self.follow(effects);
             self.drop_unstarted(entry, work, JobError::skipped());
@@ -249,8 +250,8 @@ impl Occupied {
     /// Ends the job and takes the next one into its place, in one step.
     fn advance(&mut self, outcome: Outcome, now: Instant) -> Option<Work> {
         let entry = self.entry.take()?;
-        let (key, id) = (entry.header().key(), entry.header().id());
-        let effects = self.shared.queue().finish(key, id, outcome, now);
+        let (slot, id) = (entry.header().slot(), entry.header().id());
+        let effects = self.shared.queue().finish(slot, id, outcome, now);
         entry.publish();
         let Start { entry, work } = self.shared.follow_but_start(effects)?;
         self.entry = Some(entry);

@@ -20,7 +20,8 @@ use crate::{
     clock, config,
     error::{JobError, SpawnError, TrySpawnError},
     job::{Cell, Header, Job, JobContext, JobOutput, Kind, Options, Owner, PassThrough, Run, Work},
-    queue::{Admit, Effects, Refusal, Ticket},
+    lanes::Ticket,
+    queue::{Admit, Effects, Refusal, Unique},
     request::{Request, ResponseOutcome},
     runner::{Entry, Shared},
     state::Outcome,
@@ -73,6 +74,37 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
             panic!("{error}");
         }
         self.options.timeout = Some(timeout);
+        self
+    }
+
+    /// Names what the job works on, such as a tenant. At most
+    /// [`limit_per_key`](crate::SchedulerBuilder::limit_per_key) jobs of one key run at once; the
+    /// others wait in the queue, in order, and keep no other key's jobs from running. Without that
+    /// setting the key is shown in listings and reports, and limits nothing.
+    ///
+    /// Shielded work is outside this limit too.
+    pub fn key(mut self, key: impl Into<Arc<str>>) -> Self {
+        self.options.keys.key = Some(key.into());
+        self
+    }
+
+    /// Sees to it that there is one job of this key: while one is deferred, pending or active,
+    /// another is refused with [`SpawnError::Duplicate`], which has the first one's id.
+    ///
+    /// These keys have nothing to do with those of [`key`](Self::key).
+    pub fn unique(self, key: impl Into<Arc<str>>) -> Self {
+        self.set_unique(key.into(), false)
+    }
+
+    /// Like [`unique`](Self::unique), but where the other job has not started, this one takes its
+    /// place: the other is dropped and counts as cancelled. One that runs is left alone, and this
+    /// one refused.
+    pub fn unique_or_replace(self, key: impl Into<Arc<str>>) -> Self {
+        self.set_unique(key.into(), true)
+    }
+
+    fn set_unique(mut self, key: Arc<str>, replace: bool) -> Self {
+        self.options.keys.unique = Some(Unique { key, replace });
         self
     }
 
@@ -214,6 +246,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
             }
             (Err(Refusal::Full), Some(run)) => Err(TrySpawnError::Full(*run)),
             (Err(Refusal::Closed), Some(run)) => Err(TrySpawnError::Closed(*run)),
+            (Err(Refusal::Duplicate(id)), Some(run)) => Err(TrySpawnError::Duplicate(*run, id)),
             (Err(_), None) => unreachable!("a refused job has not been pinned"),
         }
     }
@@ -414,6 +447,7 @@ impl From<Refusal> for SpawnError {
         match refusal {
             Refusal::Full => Self::Full,
             Refusal::Closed => Self::Closed,
+            Refusal::Duplicate(id) => Self::Duplicate(id),
         }
     }
 }
@@ -459,7 +493,7 @@ impl<T> Spawn<T> {
             if !matches!(admitted, Err(Refusal::Full)) {
                 return Poll::Ready(admitted.map_err(SpawnError::from));
             }
-            self.ticket = Some(queue.wait(waker));
+            self.ticket = Some(queue.wait(entry, waker));
             return Poll::Pending;
         };
         let waker = cx.waker().clone();
@@ -495,9 +529,7 @@ impl<T> Drop for Spawn<T> {
         let Some(ticket) = self.ticket else { return };
         let (effects, waker) = self.shared.queue().leave(ticket, Instant::now());
         drop(waker);
-        if let Some(effects) = effects {
-            self.shared.follow(effects);
-        }
+        self.shared.follow(effects);
     }
 }
 
