@@ -10,6 +10,7 @@ use crate::{
     contain::discard,
     error::JobError,
     job::{Kind, Owner, Work},
+    queue::Queue,
     report::DrainReport,
     runner::{Entry, Shared},
     state::Outcome,
@@ -23,10 +24,15 @@ const LANDING: Duration = Duration::from_millis(20);
 impl Shared {
     /// Resolves when nothing runs or waits.
     pub(crate) async fn wait_idle(&self) {
+        self.wait_until(Queue::is_idle).await;
+    }
+
+    /// Resolves when `done`, which is asked whenever the queue has become idle.
+    pub(crate) async fn wait_until(&self, done: impl Fn(&Queue<Entry, Work>) -> bool) {
         loop {
             let mut idle = pin!(self.idle.notified());
             idle.as_mut().enable();
-            if self.queue().is_idle() {
+            if done(&self.queue()) {
                 return;
             }
             idle.await;

@@ -342,6 +342,10 @@ impl Header {
         }
     }
 
+    pub(crate) fn is_finished(&self) -> bool {
+        self.state() == JobState::Finished
+    }
+
     pub(crate) fn info(&self, now: Instant) -> JobInfo {
         JobInfo {
             id: self.id,
@@ -679,6 +683,11 @@ impl<T> Job<T> {
 
     pub(crate) fn take_unread(&self) -> Option<Result<T, JobError>> {
         self.cell.detach().0
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.cell.poll_published(cx)
     }
 
     /// Reports what its taker has no use for.

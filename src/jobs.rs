@@ -10,7 +10,6 @@ use crate::{
     runner::Entry,
     scheduler::Scheduler,
     spawn::{JobBuilder, RequestScope, Spawn, Value},
-    state::JobState,
 };
 
 /// One request's view of the [`Scheduler`]: through it a handler leaves work behind.
@@ -300,11 +299,13 @@ impl<M> Jobs<M> {
         let entries = self.entries();
         entries.iter().for_each(|entry| shared.clone().close(entry.clone()));
         let deadline = Instant::now() + self.scheduler.close_timeout();
-        let all_ended = self.request.wait_until(|| entries.iter().all(has_ended));
+        let all_ended =
+            self.request.wait_until(|| entries.iter().all(|entry| entry.header().is_finished()));
         if clock::timeout_at(shared.runtime(), Some(deadline), all_ended).await.is_ok() {
             return Vec::new();
         }
-        let late: Vec<_> = entries.into_iter().filter(|entry| !has_ended(entry)).collect();
+        let late: Vec<_> =
+            entries.into_iter().filter(|entry| !entry.header().is_finished()).collect();
         late.iter().for_each(|entry| shared.clone().abort(entry.clone()));
         late.iter().map(|entry| entry.header().info(Instant::now())).collect()
     }
@@ -335,8 +336,4 @@ impl<M> fmt::Debug for Jobs<M> {
             .field("scheduler", &self.scheduler)
             .finish()
     }
-}
-
-fn has_ended(entry: &Entry) -> bool {
-    entry.header().state() == JobState::Finished
 }

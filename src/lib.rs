@@ -22,6 +22,8 @@ mod runner;
 mod scheduler;
 mod spawn;
 mod state;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use atomic::{Atomic, AtomicFuture, AtomicLayer};
 pub use builder::SchedulerBuilder;

@@ -564,6 +564,23 @@ impl<R: Entry, W> Queue<R, W> {
         mem::take(&mut self.ended)
     }
 
+    // Tests of applications.
+
+    /// From here on nothing starts by itself.
+    #[cfg(feature = "testing")]
+    pub(crate) fn hold(&mut self) {
+        self.limit = 0;
+    }
+
+    /// Starts one job although the queue is on hold.
+    #[cfg(feature = "testing")]
+    pub(crate) fn start_one(&mut self, now: Instant) -> Effects<R, W> {
+        let limit = mem::replace(&mut self.limit, self.running + 1);
+        let effects = self.effects(None, now);
+        self.limit = limit;
+        effects
+    }
+
     // Looking.
 
     pub(crate) fn phase(&self) -> Phase {

@@ -47,6 +47,17 @@ pub enum SpanLink {
     None,
 }
 
+/// How a scheduler of the module `testing` differs from a real one.
+#[cfg(feature = "testing")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Run,
+    /// Nothing starts by itself.
+    Record,
+    /// Spawning waits for the job's end.
+    Inline,
+}
+
 /// What all handles of one scheduler share.
 pub(crate) struct Shared {
     pub(crate) config: SchedulerConfig,
@@ -60,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) drain_began: OnceLock<Instant>,
     pub(crate) close_deadline: OnceLock<Instant>,
     pub(crate) report: OnceLock<DrainReport>,
+    #[cfg(feature = "testing")]
+    mode: Mode,
 }
 
 impl Shared {
@@ -79,7 +92,24 @@ impl Shared {
             drain_began: OnceLock::new(),
             close_deadline: OnceLock::new(),
             report: OnceLock::new(),
+            #[cfg(feature = "testing")]
+            mode: Mode::Run,
         }
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn for_tests(mode: Mode, on_failure: Option<Hook>) -> Self {
+        let config = SchedulerConfig { limit: None, pending_limit: None, ..Default::default() };
+        let shared = Self { mode, ..Self::new(config, SpanLink::default(), on_failure, None) };
+        if mode == Mode::Record {
+            shared.queue().hold();
+        }
+        shared
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn is_inline(&self) -> bool {
+        self.mode == Mode::Inline
     }
 
     pub(crate) fn queue(&self) -> MutexGuard<'_, Queue<Entry, Work>> {
@@ -108,6 +138,10 @@ impl Shared {
         effects.wake.into_iter().for_each(wake);
         if let Some((entry, work)) = effects.replaced {
             self.drop_unstarted(&entry, work, JobError::cancelled());
+        }
+        #[cfg(feature = "testing")]
+        if self.mode == Mode::Record {
+            self.idle.notify_waiters();
         }
         if effects.idle {
             self.idle.notify_waiters();

@@ -465,11 +465,21 @@ pub struct Spawn<T> {
     cell: Option<Arc<Cell<T>>>,
     work: Option<Work>,
     ticket: Option<Ticket>,
+    /// Spawned, and awaited, since this is a test.
+    #[cfg(feature = "testing")]
+    inline: Option<Job<T>>,
 }
 
 impl<T> Spawn<T> {
     fn new(shared: &Arc<Shared>, cell: Arc<Cell<T>>, work: Work) -> Self {
-        Self { shared: shared.clone(), cell: Some(cell), work: Some(work), ticket: None }
+        Self {
+            shared: shared.clone(),
+            cell: Some(cell),
+            work: Some(work),
+            ticket: None,
+            #[cfg(feature = "testing")]
+            inline: None,
+        }
     }
 
     fn poll_admit(
@@ -512,6 +522,10 @@ impl<T: Send + 'static> Future for Spawn<T> {
     type Output = Result<Job<T>, SpawnError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        #[cfg(feature = "testing")]
+        if let Some(job) = self.inline.take() {
+            return self.poll_inline(job, cx);
+        }
         self.shared.bind_runtime()?;
         let cell = self.cell.clone().expect("a spawn is not polled after it has resolved");
         let entry: Entry = cell.clone();
@@ -520,7 +534,27 @@ impl<T: Send + 'static> Future for Spawn<T> {
         self.work = None;
         self.shared.follow(admitted?);
         self.ticket = None;
-        Poll::Ready(Ok(Job::new(cell, self.shared.clone())))
+        let job = Job::new(cell, self.shared.clone());
+        #[cfg(feature = "testing")]
+        if self.shared.is_inline() {
+            return self.poll_inline(job, cx);
+        }
+        Poll::Ready(Ok(job))
+    }
+}
+
+#[cfg(feature = "testing")]
+impl<T: Send + 'static> Spawn<T> {
+    fn poll_inline(
+        &mut self,
+        job: Job<T>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Job<T>, SpawnError>> {
+        if job.poll_ended(cx).is_pending() {
+            self.inline = Some(job);
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(job))
     }
 }
 
