@@ -101,7 +101,7 @@ async fn a_layer_around_the_whole_router_labels_with_the_path() {
     use tower::Layer;
     let request = Request::get("/users/7").body(Body::empty()).expect("a request");
     let response = labelled().layer(users()).oneshot(request).await.expect("infallible");
-    assert_eq!(text(response).await, "GET /users/7");
+    assert_eq!(text(response.map(Body::new)).await, "GET /users/7");
 }
 
 #[tokio::test]

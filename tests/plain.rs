@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_test::{assert_pending, assert_ready};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_jobs::{Jobs, JobsLayer, JobsService, Scheduler};
+use tower_jobs::{Jobs, JobsLayer, JobsService, Scheduler, SpawnError};
 
 /// Any body will do: this one is not even one.
 struct NotABody;
@@ -39,15 +39,16 @@ async fn jobs_are_found_in_the_extensions_of_any_tower_request() {
     let service = ServiceBuilder::new().layer(JobsLayer::new(scheduler.clone())).service_fn(
         async |request: Request<NotABody>| {
             let jobs: &Jobs = request.extensions().get().expect("the layer is there");
-            let job = jobs.spawn(async { "done" }).await.expect("a place");
-            Ok::<_, Infallible>(job)
+            jobs.spawn(async {}).await.expect("a place");
+            Ok::<_, Infallible>(Response::new(String::new()))
         },
     );
 
-    let job = service.oneshot(request()).await.expect("a response");
+    service.oneshot(request()).await.expect("a response");
 
     assert_eq!(scheduler.jobs()[0].request.as_deref(), Some("POST /signup"));
-    assert_eq!(job.await.expect("a value"), "done");
+    scheduler.wait_idle().await;
+    assert_eq!(scheduler.stats().completed, 1);
 }
 
 #[tokio::test]
@@ -63,7 +64,7 @@ async fn jobs_of_a_bare_hyper_server_run_after_the_response() {
                 jobs.spawn(async { drop(gate.await) }).await?;
                 let mut response = Response::new(Empty::<Bytes>::new());
                 *response.status_mut() = StatusCode::ACCEPTED;
-                Ok::<_, tower_jobs::SpawnError>(response)
+                Ok::<_, SpawnError>(response)
             }
         },
     );
@@ -98,13 +99,15 @@ fn handling_a_request_needs_no_runtime() {
     let service =
         JobsLayer::new(Scheduler::new()).layer(service_fn(|request: Request<NotABody>| {
             let jobs: &Jobs = request.extensions().get().expect("the layer is there");
-            ready(Ok::<_, Infallible>(jobs.try_spawn(async {}).map(drop)))
+            let refused = jobs.try_spawn(async {}).expect_err("no runtime");
+            ready(Ok::<_, Infallible>(Response::new(refused.to_string())))
         }));
 
     let answer = assert_ready!(tokio_test::task::spawn(service.oneshot(request())).poll());
 
-    let error = answer.expect("a response").expect_err("no runtime");
-    assert!(error.to_string().contains("Scheduler::builder().runtime(handle)"), "{error}");
+    let text = answer.expect("a response").into_body().collect();
+    let text = assert_ready!(tokio_test::task::spawn(text).poll()).expect("text").to_bytes();
+    assert_eq!(text, SpawnError::NoRuntime.to_string());
 }
 
 #[tokio::test]
@@ -122,13 +125,17 @@ async fn the_label_is_asked_for_once_for_every_request() {
             let job = jobs.spawn(async {}).await.expect("a place");
             assert_eq!(job.info().request.as_deref(), Some(jobs.label()));
         }
-        Ok::<_, Infallible>(jobs.label().to_owned())
+        Ok::<_, Infallible>(Response::new(String::new()))
     }));
+    let label = async |request| {
+        let response = service.clone().oneshot(request).await.expect("a response");
+        response.extensions().get::<Jobs>().expect("they are here as well").label().to_owned()
+    };
 
     let mut with_id = request();
     with_id.extensions_mut().insert(7_u32);
-    assert_eq!(service.clone().oneshot(with_id).await, Ok("POST /signup #7".to_owned()));
-    assert_eq!(service.oneshot(request()).await, Ok("POST /signup".to_owned()), "the default");
+    assert_eq!(label(with_id).await, "POST /signup #7");
+    assert_eq!(label(request()).await, "POST /signup", "the default");
     assert_eq!(asked.load(Ordering::Relaxed), 2);
 }
 
@@ -136,19 +143,18 @@ async fn the_label_is_asked_for_once_for_every_request() {
 struct Inner {
     readiness: Poll<Result<(), &'static str>>,
     ready: bool,
-    answer: Result<(), &'static str>,
 }
 
 impl Inner {
     fn new(readiness: Poll<Result<(), &'static str>>) -> Self {
-        Self { readiness, ready: false, answer: Ok(()) }
+        Self { readiness, ready: false }
     }
 }
 
 impl Service<Request<NotABody>> for Inner {
-    type Response = ();
+    type Response = Response<String>;
     type Error = &'static str;
-    type Future = Ready<Result<(), &'static str>>;
+    type Future = Ready<Result<Response<String>, &'static str>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
         self.ready = self.readiness == Poll::Ready(Ok(()));
@@ -157,7 +163,7 @@ impl Service<Request<NotABody>> for Inner {
 
     fn call(&mut self, _: Request<NotABody>) -> Self::Future {
         assert!(std::mem::take(&mut self.ready), "called without having been ready");
-        ready(self.answer)
+        ready(Err("refused"))
     }
 }
 
@@ -175,12 +181,12 @@ fn the_service_is_as_ready_as_its_inner_service() {
 
 #[tokio::test]
 async fn the_inner_service_that_was_ready_is_the_one_called_and_its_error_passes() {
-    let inner = Inner { answer: Err("refused"), ..Inner::new(Poll::Ready(Ok(()))) };
+    let inner = Inner::new(Poll::Ready(Ok(())));
     let mut service = JobsLayer::new(Scheduler::new()).layer(inner);
 
     for _ in 0..2 {
         let ready = service.ready().await.expect("ready");
-        assert_eq!(ready.call(request()).await, Err("refused"));
+        assert_eq!(ready.call(request()).await.expect_err("refused"), "refused");
     }
 }
 
