@@ -176,7 +176,10 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         async move {
             shared.bind_runtime().map_err(JobError::refused)?;
             let entry: Entry = cell.clone();
-            let admitted = shared.queue().admit(Admit::Outside, &entry, || work, Instant::now());
+            // Refused, it is dropped after unlocking: that is user code.
+            let mut work: Option<Work> = Some(work);
+            let take = || work.take().expect("admitted once");
+            let admitted = shared.queue().admit(Admit::Outside, &entry, take, Instant::now());
             let effects = admitted.map_err(|refusal| JobError::refused(refusal.into()))?;
             shared.follow(effects);
             let mut shielded = Shielded(Job::new(cell, shared));

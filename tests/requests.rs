@@ -323,6 +323,28 @@ async fn a_client_that_leaves_during_a_shield_leaves_it_running() {
     assert_eq!(test.scheduler.stats().completed, 1);
 }
 
+#[test]
+fn a_shield_that_is_refused_is_dropped_outside_the_schedulers_lock() {
+    struct Counts(Scheduler);
+    impl Drop for Counts {
+        fn drop(&mut self) {
+            assert_eq!(self.0.len(), 0);
+        }
+    }
+    let (tell, told) = std::sync::mpsc::channel();
+    // A thread of its own, which a deadlock would keep.
+    std::thread::spawn(move || {
+        tokio_test::block_on(async {
+            let scheduler = Scheduler::new();
+            scheduler.close().await;
+            let counts = Counts(scheduler.clone());
+            let refused = scheduler.shield(async move { drop(counts) }).await;
+            tell.send(refused.is_err_and(|error| error.is_cancelled())).expect("a test");
+        });
+    });
+    assert_eq!(told.recv_timeout(GENEROUS), Ok(true));
+}
+
 // Shutting down.
 
 #[tokio::test]
