@@ -167,6 +167,10 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     /// # Errors
     ///
     /// Like [`Scheduler::shield`](crate::Scheduler::shield).
+    ///
+    /// # Panics
+    ///
+    /// Like [`Scheduler::shield`](crate::Scheduler::shield).
     #[track_caller]
     pub fn shield<F>(
         self,
