@@ -255,9 +255,10 @@ async fn a_client_that_leaves_while_its_handler_waits_for_a_place_takes_the_job_
     }
     let mut test = Test::new(Scheduler::builder().limit(1).pending_limit(1).build());
     let server = test.serve(Router::new().route("/", get(handler))).await;
-    let occupy = || test.scheduler.try_spawn(test.ends.clone().job("occupied"));
-    occupy().expect("a running place");
-    occupy().expect("a queue place");
+    for _ in 0..2 {
+        let job = test.ends.clone().job("occupied");
+        test.scheduler.spawn(job).await.expect("a running place, then a queue place");
+    }
 
     let client = ask(server.address, "/").await;
     assert_eq!(test.heard().await, "entered");

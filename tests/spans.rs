@@ -4,11 +4,13 @@ use std::{
     convert::Infallible,
     fmt::{self, Write},
     future::{Future, pending},
+    pin::Pin,
     sync::{Arc, Mutex},
+    task::{self, Wake},
 };
 
 use http::{Request, Response};
-use tokio::{sync::oneshot, task};
+use tokio::{sync::oneshot, task::yield_now};
 use tower::{Layer as _, ServiceExt, service_fn};
 use tower_jobs::{Jobs, JobsLayer, Scheduler, SpanLink};
 use tracing::{
@@ -131,7 +133,7 @@ async fn with_a_job_running(link: SpanLink) -> (Scheduler, oneshot::Sender<()>) 
         jobs.job("mail").spawn(async { drop(released.await) }).await.expect("a place");
     })
     .await;
-    task::yield_now().await;
+    yield_now().await;
     assert_eq!(scheduler.active_count(), 1);
     (scheduler, release)
 }
@@ -226,13 +228,34 @@ async fn the_span_of_a_job_closes_with_the_job_and_not_with_its_handle() {
     }
 }
 
+#[tokio::test]
+async fn the_span_of_a_job_has_closed_when_its_waiter_hears_of_its_end() {
+    struct Hears(Recorder);
+    impl Wake for Hears {
+        fn wake(self: Arc<Self>) {
+            self.0.assert("mail: closed");
+            self.0.write("heard".to_owned());
+        }
+    }
+    let (recorder, _guard) = Recorder::start();
+    let scheduler = Scheduler::new();
+    let mut job = scheduler.job("mail").spawn(async {}).await.expect("a place");
+    let waker = Arc::new(Hears(recorder.clone())).into();
+    let waits = Pin::new(&mut job).poll(&mut task::Context::from_waker(&waker));
+    assert!(waits.is_pending());
+
+    scheduler.wait_idle().await;
+
+    recorder.assert("heard");
+}
+
 // What happens inside.
 
 /// Every job here is one of these: says how far it is, and says so when it is dropped.
 async fn speak() {
     let _guard = Guard;
     info!("first poll");
-    task::yield_now().await;
+    yield_now().await;
     info!("second poll");
 }
 
@@ -292,7 +315,7 @@ async fn jobs_that_share_a_task_have_each_their_own_span() {
     for name in ["a", "b", "c"] {
         let job = scheduler.job(name).spawn(async {
             speak().await;
-            task::id().to_string()
+            tokio::task::id().to_string()
         });
         jobs.push(job.await.expect("a place"));
     }
@@ -333,7 +356,7 @@ async fn an_aborted_job_is_dropped_in_its_span() {
     let scheduler = Scheduler::builder().limit(1).build();
     let active = scheduler.job("active").spawn(stay(Guard)).await.expect("a place");
     let pending = scheduler.job("pending").spawn(stay(Guard)).await.expect("a place");
-    task::yield_now().await;
+    yield_now().await;
 
     pending.abort();
     active.abort();
@@ -347,12 +370,11 @@ async fn an_aborted_job_is_dropped_in_its_span() {
 async fn a_job_that_panics_is_dropped_in_its_span() {
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::builder().on_failure(drop).build();
-    let guard = Guard;
-    let job = scheduler.job("panics").spawn(async move {
-        let _guard = guard;
+    async fn panic() {
+        let _guard = Guard;
         panic!("as it should");
-    });
-    drop(job.await.expect("a place"));
+    }
+    drop(scheduler.job("panics").spawn(panic()).await.expect("a place"));
     scheduler.wait_idle().await;
     recorder.assert("in [panics]: dropped");
 }
@@ -364,10 +386,10 @@ async fn jobs_of_a_closed_scheduler_are_dropped_in_their_spans() {
     for name in ["active", "pending"] {
         drop(scheduler.job(name).spawn(stay(Guard)).await.expect("a place"));
     }
-    task::yield_now().await;
+    yield_now().await;
 
     scheduler.close().await;
-    task::yield_now().await;
+    yield_now().await;
 
     recorder.assert("in [active]: dropped");
     recorder.assert("in [pending]: dropped");
@@ -382,7 +404,7 @@ fn jobs_of_a_runtime_that_ends_are_dropped_in_their_spans() {
         for name in ["active", "pending"] {
             drop(scheduler.job(name).spawn(stay(Guard)).await.expect("a place"));
         }
-        task::yield_now().await;
+        yield_now().await;
     });
 
     drop(runtime);
