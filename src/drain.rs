@@ -7,7 +7,6 @@ use tokio::{task, time::Instant};
 
 use crate::{
     clock,
-    contain::discard,
     error::JobError,
     job::{Kind, Owner, Work},
     queue::Queue,
@@ -107,7 +106,7 @@ impl Shared {
             // Nobody waits for it, and a runtime that has gone drops it here.
             drop(runtime.spawn(async move {
                 while let Some(work) = remains.0.pop() {
-                    discard(work);
+                    work.discard();
                     task::coop::consume_budget().await;
                 }
             }));
@@ -167,6 +166,6 @@ struct Remains(Vec<Work>);
 
 impl Drop for Remains {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(discard);
+        self.0.drain(..).for_each(Work::discard);
     }
 }

@@ -37,7 +37,22 @@ use crate::{
 };
 
 /// A job's future, with everything that is typed inside. It has stored its result when it is ready.
-pub(crate) type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+pub(crate) type JobFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// What a job has to do, and the span to do it in. It leaves the job as it ends, so that the span
+/// closes then, whoever still holds a handle.
+pub(crate) struct Work {
+    pub(crate) future: JobFuture,
+    pub(crate) span: Span,
+}
+
+impl Work {
+    /// Drops what will never run, where it belongs.
+    pub(crate) fn discard(self) {
+        let Self { future, span } = self;
+        span.in_scope(|| discard(future));
+    }
+}
 
 /// What a job may return, so that a failure is told from a value.
 ///
@@ -266,7 +281,6 @@ pub(crate) struct Header {
     keys: Option<Box<Keys>>,
     location: &'static Location<'static>,
     spawned: Instant,
-    pub(crate) span: Span,
     pub(crate) kind: Kind,
     state: AtomicU8,
     /// Where the queue keeps the job; `usize::MAX` before it is accepted.
@@ -278,28 +292,17 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    pub(crate) fn new(
-        options: Options,
-        kind: Kind,
-        location: &'static Location<'static>,
-        span: impl FnOnce(JobId, &dyn fmt::Display, Option<&Request>) -> Span,
-    ) -> Self {
+    pub(crate) fn new(options: Options, kind: Kind, location: &'static Location<'static>) -> Self {
         let Options { name, request, serves, keys, timeout: _ } = options;
         let has_keys = keys.key.is_some() || keys.unique.is_some();
-        let id = JobId::next();
-        let span = match &name {
-            Some(name) => span(id, name, request.as_deref()),
-            None => span(id, location, request.as_deref()),
-        };
         Self {
-            id,
+            id: JobId::next(),
             name,
             request,
             serves,
             keys: has_keys.then(|| Box::new(keys)),
             location,
             spawned: Instant::now(),
-            span,
             kind,
             state: AtomicU8::new(JobState::Pending as u8),
             slot: AtomicUsize::new(usize::MAX),
@@ -325,11 +328,15 @@ impl Header {
         self.own_request().is_some_and(|own| Arc::ptr_eq(own, request))
     }
 
+    pub(crate) fn request_label(&self) -> Option<&Arc<str>> {
+        self.request.as_ref().map(|request| request.label())
+    }
+
     fn own_request(&self) -> Option<&Arc<Request>> {
         self.request.as_ref().filter(|_| !self.serves)
     }
 
-    fn name(&self) -> Cow<'static, str> {
+    pub(crate) fn name(&self) -> Cow<'static, str> {
         self.name.clone().unwrap_or_else(|| Cow::Owned(self.location.to_string()))
     }
 
@@ -351,7 +358,7 @@ impl Header {
             id: self.id,
             name: self.name(),
             state: self.state(),
-            request: self.request.as_ref().map(|request| request.label().clone()),
+            request: self.request_label().cloned(),
             key: self.keys.as_ref().and_then(|keys| keys.key.clone()),
             location: self.location,
             age: now.saturating_duration_since(self.spawned),

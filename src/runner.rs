@@ -16,12 +16,11 @@ use crate::{
     config::SchedulerConfig,
     contain::{contain, discard, forget_panic, wake},
     error::{JobError, SpawnError},
-    job::{Failure, Header, Kind, Owner, Record, Work},
+    job::{Failure, Header, JobFuture, Kind, Owner, Record, Work},
     lock::lock,
     queue::{Effects, Queue, Start},
     report::DrainReport,
-    request::Request,
-    state::{JobId, JobState, Outcome},
+    state::{JobState, Outcome},
 };
 
 /// How many jobs a runner finishes before other tasks of the runtime have their turn.
@@ -149,17 +148,12 @@ impl Shared {
         effects.start
     }
 
-    pub(crate) fn new_span(
-        &self,
-        id: JobId,
-        name: &dyn fmt::Display,
-        request: Option<&Request>,
-    ) -> Span {
+    pub(crate) fn new_span(&self, job: &Header) -> Span {
         macro_rules! job_span {
             ($($parent:tt)*) => {
                 tracing::info_span!(
-                    target: "tower_jobs", $($parent)* "job", %id, name = %name,
-                    request = request.map(|request| &**request.label())
+                    target: "tower_jobs", $($parent)* "job", id = %job.id(), name = %job.name(),
+                    request = job.request_label().map(|label| &**label)
                 )
             };
         }
@@ -254,7 +248,8 @@ impl Shared {
     /// The end of a job that was taken out of the queue. Its `Drop` may panic; then that is how
     /// it failed.
     fn drop_unstarted(&self, entry: &Entry, work: Work, error: JobError) {
-        let dropped = entry.header().span.in_scope(|| contain(|| drop(work)));
+        let Work { future, span } = work;
+        let dropped = span.in_scope(|| contain(|| drop(future)));
         entry.fail(dropped.map_or_else(JobError::panicked, |()| error));
         self.settle(entry);
         entry.publish();
@@ -312,7 +307,8 @@ impl Drop for Occupied {
 
 /// The task that polls a job, and, when that ends, the next one in the queue, inside itself.
 struct Runner {
-    work: Option<Work>,
+    future: Option<JobFuture>,
+    span: Span,
     /// The job has left its waker with [`Header::park`].
     parked: bool,
     place: Occupied,
@@ -320,9 +316,9 @@ struct Runner {
 
 impl Runner {
     fn new(shared: Arc<Shared>, start: Start<Entry, Work>) -> Self {
-        let Start { entry, work } = start;
+        let Start { entry, work: Work { future, span } } = start;
         let place = Occupied { shared, entry: Some(entry) };
-        Self { work: Some(work), parked: false, place }
+        Self { future: Some(future), span, parked: false, place }
     }
 
     /// Polls the job once. When it ends, its future has been dropped, its result is stored and a
@@ -332,10 +328,10 @@ impl Runner {
             unreachable!("a runner without a job is finished");
         };
         let header = entry.header();
-        let _span = header.span.enter();
-        let mut outcome = match &mut self.work {
-            Some(work) if !header.must_stop() || matches!(header.kind, Kind::Blocking(_)) => {
-                match contain(|| work.as_mut().poll(cx)) {
+        let entered = self.span.enter();
+        let mut outcome = match &mut self.future {
+            Some(future) if !header.must_stop() || matches!(header.kind, Kind::Blocking(_)) => {
+                match contain(|| future.as_mut().poll(cx)) {
                     Ok(Poll::Ready(outcome)) => outcome,
                     Ok(Poll::Pending) => {
                         if !self.parked && header.park(cx.waker().clone()) {
@@ -359,12 +355,14 @@ impl Runner {
                 Outcome::Cancelled
             }
         };
-        let work = self.work.take();
-        if let Err(payload) = contain(|| drop(work)) {
+        let future = self.future.take();
+        if let Err(payload) = contain(|| drop(future)) {
             entry.fail(JobError::panicked(payload));
             outcome = Outcome::Panicked;
         }
         shared.settle(entry);
+        drop(entered);
+        self.span = Span::none();
         Poll::Ready(outcome)
     }
 }
@@ -377,11 +375,12 @@ impl Future for Runner {
         for _ in 0..JOBS_PER_TURN {
             let outcome = ready!(self.poll_job(cx));
             let now = Instant::now();
-            self.work = self.place.advance(outcome, now);
-            self.parked = false;
-            if self.work.is_none() {
+            let Some(Work { future, span }) = self.place.advance(outcome, now) else {
                 return Poll::Ready(());
-            }
+            };
+            self.future = Some(future);
+            self.span = span;
+            self.parked = false;
             if now - *first_end.get_or_insert(now) > TURN || !coop::has_budget_remaining() {
                 break;
             }
@@ -393,9 +392,7 @@ impl Future for Runner {
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        let Some(work) = self.work.take() else { return };
-        if let Some(entry) = &self.place.entry {
-            entry.header().span.in_scope(|| discard(work));
-        }
+        let Some(future) = self.future.take() else { return };
+        self.span.in_scope(|| discard(future));
     }
 }

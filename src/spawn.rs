@@ -3,6 +3,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     marker::PhantomData,
+    mem,
     panic::{Location, resume_unwind},
     pin::Pin,
     sync::{
@@ -15,6 +16,7 @@ use std::{
 
 use pin_project_lite::pin_project;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
+use tracing::Span;
 
 use crate::{
     clock, config,
@@ -115,8 +117,9 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         F: Future<Output: JobOutput> + Send + 'static,
     {
         let cell = self.cell(Kind::Plain);
-        let work = Box::pin(Run::new(future, cell.clone(), self.options.timeout));
-        Spawn::new(self.shared, cell, work)
+        let run = Run::new(future, cell.clone(), self.options.timeout);
+        let span = self.shared.new_span(&cell.header);
+        Spawn::new(self.shared, cell, Work { future: Box::pin(run), span })
     }
 
     /// Like [`Scheduler::try_spawn`](crate::Scheduler::try_spawn).
@@ -172,8 +175,9 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         let context = JobContext::new(cell.clone());
         // Made inside the job, so that a panic in there is the job's.
         let future = async move { make(context).await };
-        let work = Box::pin(Run::new(future, cell.clone(), self.options.timeout));
-        Spawn::new(self.shared, cell, work)
+        let run = Run::new(future, cell.clone(), self.options.timeout);
+        let span = self.shared.new_span(&cell.header);
+        Spawn::new(self.shared, cell, Work { future: Box::pin(run), span })
     }
 
     /// Like [`Scheduler::spawn_blocking`](crate::Scheduler::spawn_blocking).
@@ -185,13 +189,18 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     {
         let timeout = self.options.timeout;
         let cell = self.cell(Kind::Blocking(AtomicBool::new(false)));
-        let work = Box::pin(run_blocking(closure, cell.clone(), timeout));
-        Spawn::new(self.shared, cell, work)
+        let span = self.shared.new_span(&cell.header);
+        let run = run_blocking(closure, cell.clone(), timeout, span.clone());
+        Spawn::new(self.shared, cell, Work { future: Box::pin(run), span })
     }
 
     /// Like [`Scheduler::shield`](crate::Scheduler::shield).
     ///
     /// # Errors
+    ///
+    /// Like [`Scheduler::shield`](crate::Scheduler::shield).
+    ///
+    /// # Panics
     ///
     /// Like [`Scheduler::shield`](crate::Scheduler::shield).
     #[track_caller]
@@ -204,11 +213,15 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     {
         let shared = self.shared.clone();
         let cell = self.cell(Kind::Plain);
-        let work = Box::pin(Run::new(future, PassThrough(cell.clone()), self.options.timeout));
+        let run = Run::new(future, PassThrough(cell.clone()), self.options.timeout);
+        let work = Work { future: Box::pin(run), span: shared.new_span(&cell.header) };
         async move {
             shared.bind_runtime().map_err(JobError::refused)?;
             let entry: Entry = cell.clone();
-            let admitted = shared.queue().admit(Admit::Outside, &entry, || work, Instant::now());
+            // Refused, it is dropped after unlocking: that is user code.
+            let mut work: Option<Work> = Some(work);
+            let take = || work.take().expect("admitted once");
+            let admitted = shared.queue().admit(Admit::Outside, &entry, take, Instant::now());
             let effects = admitted.map_err(|refusal| JobError::refused(refusal.into()))?;
             shared.follow(effects);
             let mut shielded = Shielded(Job::new(cell, shared));
@@ -237,7 +250,11 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         let entry: Entry = cell.clone();
         // Pinned only once it is accepted, so that a refused future can be given back.
         let mut run = Some(Box::new(run));
-        let pin = || -> Work { run.take().map(Box::into_pin).expect("admitted once") };
+        let mut span = self.shared.new_span(&cell.header);
+        let pin = || {
+            let future = run.take().map(Box::into_pin).expect("admitted once");
+            Work { future, span: mem::replace(&mut span, Span::none()) }
+        };
         let admitted = self.shared.queue().admit(how, &entry, pin, cell.header.spawned());
         match (admitted, run) {
             (Ok(effects), _) => {
@@ -253,12 +270,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
 
     #[track_caller]
     fn cell<T>(&self, kind: Kind) -> Arc<Cell<T>> {
-        let shared = self.shared;
-        let header =
-            Header::new(self.options.clone(), kind, Location::caller(), |id, name, request| {
-                shared.new_span(id, name, request)
-            });
-        Arc::new(Cell::new(header))
+        Arc::new(Cell::new(Header::new(self.options.clone(), kind, Location::caller())))
     }
 }
 
@@ -390,6 +402,7 @@ async fn run_blocking<C, R>(
     closure: C,
     cell: Arc<Cell<R::Value>>,
     timeout: Option<Duration>,
+    span: Span,
 ) -> Outcome
 where
     C: FnOnce() -> R + Send + 'static,
@@ -397,9 +410,7 @@ where
 {
     let began = Instant::now();
     let in_thread = cell.clone();
-    #[expect(clippy::disallowed_methods, reason = "a job is polled inside its runtime")]
-    let runtime = Handle::current();
-    let mut thread = runtime.spawn_blocking(move || {
+    let run = move || {
         let header = &in_thread.header;
         if header.must_stop() {
             return None;
@@ -407,8 +418,11 @@ where
         if let Kind::Blocking(begun) = &header.kind {
             begun.store(true, Ordering::Release);
         }
-        Some(header.span.in_scope(closure))
-    });
+        Some(closure())
+    };
+    #[expect(clippy::disallowed_methods, reason = "a job is polled inside its runtime")]
+    let runtime = Handle::current();
+    let mut thread = runtime.spawn_blocking(move || span.in_scope(run));
     let ended = poll_fn(|cx| {
         if cell.header.must_stop() {
             thread.abort(); // Heeded only while no thread has taken it up.
