@@ -112,7 +112,7 @@ plain_values! {
     <> u8; <> u16; <> u32; <> u64; <> u128; <> usize; <> f32;
     <> i8; <> i16; <> i32; <> i64; <> i128; <> isize; <> f64;
     <> Duration; <> Instant;
-    <> Infallible; <> <fn() -> ! as Returns>::Type;
+    <> Infallible; <> Returned<fn() -> !>;
     <T> Option<T>; <T> Vec<T>; <T> VecDeque<T>; <T> Box<[T]>;
     <T> BTreeSet<T>; <T, S> HashSet<T, S>; <K, V> BTreeMap<K, V>; <K, V, S> HashMap<K, V, S>;
     <A> (A,); <A, B> (A, B); <A, B, C> (A, B, C); <A, B, C, D> (A, B, C, D);
@@ -138,15 +138,11 @@ impl<T: Send + 'static, const N: usize> JobOutput for [T; N] {
     }
 }
 
-/// Names the type `!` in stable Rust, for jobs that loop until they are cancelled.
-#[doc(hidden)]
-pub trait Returns {
-    type Type;
-}
-
-impl<T> Returns for fn() -> T {
-    type Type = T;
-}
+/// Names the type `!` in stable Rust, for jobs that loop until they are cancelled. (A trait of our
+/// own would do here, but to other crates its impls are not final: theirs of `JobOutput` would
+/// conflict with that for `!`. Those of `FnOnce` are.)
+#[allow(type_alias_bounds, reason = "what the bound is for is the name `Output`")]
+type Returned<F: FnOnce()> = F::Output;
 
 /// What is known of a job at one moment.
 #[derive(Clone, Debug)]
