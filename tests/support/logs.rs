@@ -15,11 +15,11 @@ use tracing_subscriber::{Layer, Registry, layer::Context, prelude::*, registry::
 
 /// The fields of one event by name, its `level` and its `target` among them.
 #[derive(Clone, Debug, Default)]
-pub struct Event(BTreeMap<String, String>);
+pub(crate) struct Event(BTreeMap<String, String>);
 
 impl Event {
     /// Empty if there is no such field.
-    pub fn field(&self, name: &str) -> &str {
+    pub(crate) fn field(&self, name: &str) -> &str {
         self.0.get(name).map_or("", String::as_str)
     }
 }
@@ -45,11 +45,11 @@ impl Visit for Event {
 }
 
 /// All events of this process. Tests run side by side: tell yours by its fields.
-#[derive(Default)]
-pub struct Logs(Mutex<Vec<Event>>);
+#[derive(Debug, Default)]
+pub(crate) struct Logs(Mutex<Vec<Event>>);
 
 impl Logs {
-    pub fn iter(&self) -> impl Iterator<Item = Event> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Event> {
         self.0.lock().expect("no panic").clone().into_iter()
     }
 }
@@ -70,7 +70,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for &'static Logs {
 }
 
 /// Captures from the first call on, in all threads.
-pub fn capture() -> &'static Logs {
+pub(crate) fn capture() -> &'static Logs {
     static LOGS: LazyLock<&'static Logs> = LazyLock::new(|| {
         let logs: &'static Logs = Box::leak(Box::default());
         Registry::default().with(logs).init();
@@ -81,7 +81,7 @@ pub fn capture() -> &'static Logs {
 
 /// The spans that the caller is in, innermost first.
 #[allow(dead_code, reason = "not every test asks")]
-pub fn span_names() -> Vec<&'static str> {
+pub(crate) fn span_names() -> Vec<&'static str> {
     tracing::dispatcher::get_default(|dispatch| {
         let registry = dispatch.downcast_ref::<Registry>();
         let current = dispatch.current_span();
