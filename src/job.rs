@@ -384,6 +384,8 @@ struct Output<T> {
     published: bool,
     /// The handle has gone.
     detached: bool,
+    /// A failure has left to be reported; whatever goes wrong after it is not.
+    told: bool,
     waiter: Option<Waker>,
 }
 
@@ -400,14 +402,15 @@ impl<T> Output<T> {
 
 impl<T> Cell<T> {
     pub(crate) fn new(header: Header) -> Self {
-        let output = Output { result: None, published: false, detached: false, waiter: None };
+        let output =
+            Output { result: None, published: false, detached: false, told: false, waiter: None };
         Self { header, output: Mutex::new(output) }
     }
 
     /// Keeps the result if anybody may ask for it. What is not kept is for the caller to drop.
     pub(crate) fn store(&self, result: Result<T, JobError>) -> Option<Result<T, JobError>> {
         let mut output = lock(&self.output);
-        if output.published || (output.detached && result.is_ok()) {
+        if output.published || output.told || (output.detached && result.is_ok()) {
             Some(result)
         } else {
             output.result.replace(result)
@@ -431,7 +434,9 @@ impl<T> Cell<T> {
     pub(crate) fn detach(&self) -> (Option<Result<T, JobError>>, Option<Waker>) {
         let mut output = lock(&self.output);
         output.detached = true;
-        (output.result.take(), output.waiter.take())
+        let result = output.result.take();
+        output.told |= matches!(&result, Some(Err(error)) if error.is_failure());
+        (result, output.waiter.take())
     }
 
     fn poll_published(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -478,7 +483,9 @@ impl<T: Send> Record for Cell<T> {
 
     fn unheard(&self) -> Option<JobError> {
         let mut output = lock(&self.output);
-        if output.detached { output.take_failure() } else { None }
+        let failure = if output.detached { output.take_failure() } else { None };
+        output.told |= failure.is_some();
+        failure
     }
 
     fn publish(&self) {
