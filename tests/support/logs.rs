@@ -10,10 +10,12 @@ use std::{
 use tracing::{
     Subscriber,
     field::{Field, Visit},
+    span::{Attributes, Id},
 };
 use tracing_subscriber::{Layer, Registry, layer::Context, prelude::*, registry::LookupSpan};
 
-/// The fields of one event by name, its `level` and its `target` among them.
+/// The fields of one event by name; its `level`, its `target`, the names of the `spans` it is in,
+/// innermost first, and the fields of the innermost one, as `span.field`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Event(BTreeMap<String, String>);
 
@@ -55,6 +57,14 @@ impl Logs {
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for &'static Logs {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = Event::default();
+        attributes.record(&mut fields);
+        if let Some(span) = context.span(id) {
+            span.extensions_mut().insert(fields);
+        }
+    }
+
     fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
         let mut fields = Event::default();
         event.record(&mut fields);
@@ -65,6 +75,12 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for &'static Logs {
             ("target".to_owned(), metadata.target().to_owned()),
             ("spans".to_owned(), spans.collect::<Vec<_>>().join(" ")),
         ]);
+        if let Some(span) = context.event_span(event) {
+            let of_span = span.extensions().get::<Event>().cloned().unwrap_or_default();
+            fields
+                .0
+                .extend(of_span.0.into_iter().map(|(name, text)| (format!("span.{name}"), text)));
+        }
         self.0.lock().expect("no panic").push(fields);
     }
 }
