@@ -106,7 +106,7 @@ pub(crate) fn run_timeout(value: Duration) -> Result<(), ConfigError> {
 mod fields {
     use std::time::Duration;
 
-    use serde::Deserialize;
+    use serde::{Deserialize, Deserializer, de::Error as _};
 
     use super::SchedulerConfig;
     use crate::error::ConfigError;
@@ -115,16 +115,35 @@ mod fields {
     #[derive(Deserialize)]
     #[serde(default, deny_unknown_fields)]
     pub(super) struct Fields {
-        #[serde(with = "count")]
+        #[serde(deserialize_with = "limit")]
         limit: Option<usize>,
-        #[serde(with = "count")]
+        #[serde(deserialize_with = "pending_limit")]
         pending_limit: Option<usize>,
-        #[serde(with = "count")]
+        #[serde(deserialize_with = "limit_per_key")]
         limit_per_key: Option<usize>,
-        #[serde(with = "duration")]
+        #[serde(deserialize_with = "close_timeout")]
         close_timeout: Duration,
-        #[serde(with = "duration")]
+        #[serde(deserialize_with = "wait_timeout")]
         wait_timeout: Duration,
+    }
+
+    // Not every format says at which field an error came up.
+    macro_rules! named {
+        ($($field:ident: $type:ty = $kind:ident;)*) => {$(
+            fn $field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
+                $kind::deserialize(deserializer).map_err(|error| {
+                    D::Error::custom(format_args!(concat!(stringify!($field), ": {}"), error))
+                })
+            }
+        )*};
+    }
+
+    named! {
+        limit: Option<usize> = count;
+        pending_limit: Option<usize> = count;
+        limit_per_key: Option<usize> = count;
+        close_timeout: Duration = duration;
+        wait_timeout: Duration = duration;
     }
 
     impl Default for Fields {
@@ -210,9 +229,9 @@ mod fields {
     }
 
     pub(super) mod duration {
-        use std::time::Duration;
+        use std::{fmt, time::Duration};
 
-        use serde::{Deserialize, Deserializer, Serializer, de::Error};
+        use serde::{Deserializer, Serializer, de};
 
         #[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
         pub(crate) fn serialize<S: Serializer>(
@@ -225,12 +244,25 @@ mod fields {
         pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
             deserializer: D,
         ) -> Result<Duration, D::Error> {
-            let text = String::deserialize(deserializer)?;
-            humantime::parse_duration(&text).map_err(|error| {
-                D::Error::custom(format!(
-                    "{text:?} is not a duration: {error}; write it like \"100ms\" or \"1m 30s\""
-                ))
-            })
+            deserializer.deserialize_str(Text)
+        }
+
+        struct Text;
+
+        impl de::Visitor<'_> for Text {
+            type Value = Duration;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration like \"100ms\" or \"1m 30s\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+                humantime::parse_duration(text).map_err(|error| {
+                    E::custom(format!(
+                        "{text:?} is not a duration: {error}; write it like \"100ms\" or \"1m 30s\""
+                    ))
+                })
+            }
         }
     }
 }

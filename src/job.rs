@@ -58,7 +58,7 @@ impl Work {
 ///
 /// `Result<T, E>` fails with its `Err`, for every `E` that converts into a boxed error (so
 /// `anyhow::Error` and `eyre::Report` do). Everything else is a plain value: the implementations
-/// cover `()` and the usual types of the standard library; for one of your own write
+/// cover `()`, `!` and the usual types of the standard library; for one of your own write
 ///
 /// ```
 /// use tower_jobs::{BoxError, JobOutput};
@@ -72,9 +72,6 @@ impl Work {
 ///     }
 /// }
 /// ```
-///
-/// A loop without an end has the type `!`, which stable Rust cannot name here. Such a job is better
-/// off with one: see [`JobContext::is_cancelled`].
 #[diagnostic::on_unimplemented(
     message = "a job cannot return `{Self}`",
     note = "a job returns `()`, a plain value, or a `Result` whose error converts into \
@@ -120,6 +117,7 @@ macro_rules! plain_values {
         {
             type Value = Self;
 
+            #[allow(unreachable_code, reason = "there is no value of type `!`")]
             fn into_result(self) -> Result<Self, BoxError> {
                 Ok(self)
             }
@@ -132,7 +130,7 @@ plain_values! {
     <> u8; <> u16; <> u32; <> u64; <> u128; <> usize; <> f32;
     <> i8; <> i16; <> i32; <> i64; <> i128; <> isize; <> f64;
     <> Duration; <> Instant;
-    <> Infallible;
+    <> Infallible; <> Returned<fn() -> !>;
     <T> Option<T>; <T> Vec<T>; <T> VecDeque<T>; <T> Box<[T]>;
     <T> BTreeSet<T>; <T, S> HashSet<T, S>; <K, V> BTreeMap<K, V>; <K, V, S> HashMap<K, V, S>;
     <A> (A,); <A, B> (A, B); <A, B, C> (A, B, C); <A, B, C, D> (A, B, C, D);
@@ -157,6 +155,12 @@ impl<T: Send + 'static, const N: usize> JobOutput for [T; N] {
         Ok(self)
     }
 }
+
+/// Names the type `!` in stable Rust, for jobs that loop until they are cancelled. (A trait of our
+/// own would do here, but to other crates its impls are not final: theirs of `JobOutput` would
+/// conflict with that for `!`. Those of `FnOnce` are.)
+#[allow(type_alias_bounds, reason = "what the bound is for is the name `Output`")]
+type Returned<F: FnOnce()> = F::Output;
 
 /// What is known of a job at one moment.
 #[derive(Clone, Debug)]
@@ -449,6 +453,8 @@ struct Output<T> {
     published: bool,
     /// The handle has gone.
     detached: bool,
+    /// A failure has left to be reported; whatever goes wrong after it is not.
+    told: bool,
     waiter: Option<Waker>,
 }
 
@@ -465,14 +471,15 @@ impl<T> Output<T> {
 
 impl<T> Cell<T> {
     pub(crate) fn new(header: Header) -> Self {
-        let output = Output { result: None, published: false, detached: false, waiter: None };
+        let output =
+            Output { result: None, published: false, detached: false, told: false, waiter: None };
         Self { header, output: Mutex::new(output) }
     }
 
     /// Keeps the result if anybody may ask for it. What is not kept is for the caller to drop.
     pub(crate) fn store(&self, result: Result<T, JobError>) -> Option<Result<T, JobError>> {
         let mut output = lock(&self.output);
-        if output.published || (output.detached && result.is_ok()) {
+        if output.published || output.told || (output.detached && result.is_ok()) {
             Some(result)
         } else {
             output.result.replace(result)
@@ -496,7 +503,9 @@ impl<T> Cell<T> {
     pub(crate) fn detach(&self) -> (Option<Result<T, JobError>>, Option<Waker>) {
         let mut output = lock(&self.output);
         output.detached = true;
-        (output.result.take(), output.waiter.take())
+        let result = output.result.take();
+        output.told |= matches!(&result, Some(Err(error)) if error.is_failure());
+        (result, output.waiter.take())
     }
 
     fn poll_published(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -545,7 +554,9 @@ impl<T: Send> Record for Cell<T> {
 
     fn unheard(&self) -> Option<JobError> {
         let mut output = lock(&self.output);
-        if output.detached { output.take_failure() } else { None }
+        let failure = if output.detached { output.take_failure() } else { None };
+        output.told |= failure.is_some();
+        failure
     }
 
     fn publish(&self) {

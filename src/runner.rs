@@ -206,12 +206,15 @@ impl Owner for Shared {
 
     fn report(&self, job: &Header, error: JobError) {
         let failure = Failure { job: job.info(Instant::now()), error };
-        let Some(hook) = &self.on_failure else {
-            return log_failure(&failure);
+        // The hook is not ours, nor is the error: showing it, or dropping it, may panic.
+        let tell = || match &self.on_failure {
+            Some(hook) => hook(failure),
+            None => log_failure(failure),
         };
-        if let Err(payload) = contain(|| hook(failure)) {
+        if let Err(payload) = contain(tell) {
             let error = JobError::panicked(payload);
-            tracing::error!(job = %job.info(Instant::now()), %error, "on_failure panicked");
+            let job = job.info(Instant::now());
+            tracing::error!(%job, %error, "on_failure, or the error it was called with, panicked");
             if let Ok(payload) = error.into_panic() {
                 forget_panic(payload);
             }
@@ -256,8 +259,9 @@ impl Shared {
     }
 }
 
-fn log_failure(failure: &Failure) {
-    let Failure { job, .. } = failure;
+#[allow(clippy::needless_pass_by_value, reason = "who reports a failure drops it")]
+fn log_failure(failure: Failure) {
+    let job = &failure.job;
     tracing::error!(
         job.id = %job.id,
         job.name = %job.name,

@@ -20,6 +20,7 @@ use tracing::Span;
 
 use crate::{
     clock, config,
+    contain::discard,
     error::{JobError, SpawnError, TrySpawnError},
     job::{Cell, Header, Job, JobContext, JobOutput, Kind, Options, Owner, PassThrough, Run, Work},
     lanes::Ticket,
@@ -448,7 +449,7 @@ struct Shielded<T: JobOutput + Send + 'static>(Job<T>);
 impl<T: JobOutput + Send + 'static> Drop for Shielded<T> {
     fn drop(&mut self) {
         let unread = self.0.take_unread().map(|result| {
-            result.and_then(|output| output.into_result().map(drop).map_err(JobError::failed))
+            result.and_then(|output| output.into_result().map(discard).map_err(JobError::failed))
         });
         if let Some(Err(error)) = unread {
             self.0.report(error);
