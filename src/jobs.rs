@@ -184,8 +184,9 @@ impl<M> Jobs<M> {
 /// scheduler closes first.
 ///
 /// "Handed to the server" is not "received by the client", nor even "written to the socket": no
-/// server tells. A job that must not delay the last bytes on a current-thread runtime must not
-/// block.
+/// server tells. A job lets the tasks that are ready go first, so the server writes what the socket
+/// takes before the job runs. But a server takes a frame of any size, and while a job blocks the
+/// only thread of a runtime, the rest of a big one waits.
 ///
 /// Called when the response is already over, from a job for example, these start the job at once.
 impl<M> Jobs<M> {

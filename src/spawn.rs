@@ -336,7 +336,8 @@ impl JobBuilder<'_, RequestScope> {
         T: Send + 'static,
         R: Future<Output = Outcome> + Send + 'static,
     {
-        self.admit_now(&cell, run, Admit::Deferred)?;
+        self.admit_now(&cell, AfterOthers::new(run), Admit::Deferred)
+            .map_err(|error| error.map(|run| run.future))?;
         let entry: Entry = cell.clone();
         let shared = self.shared.clone();
         self.request().when_over(Box::new(move |outcome| {
@@ -347,6 +348,36 @@ impl JobBuilder<'_, RequestScope> {
 
     fn request(&self) -> &Arc<Request> {
         self.options.request.as_ref().expect("a request's builder has one")
+    }
+}
+
+pin_project! {
+    /// Lets the tasks that are ready go first. Over HTTP/2 a response's body is dropped in another
+    /// task than the one that writes it: a job that blocked this thread at once would hold up the
+    /// very response it waited for.
+    struct AfterOthers<F> {
+        waited: bool,
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F> AfterOthers<F> {
+    fn new(future: F) -> Self {
+        Self { waited: false, future }
+    }
+}
+
+impl<F: Future> Future for AfterOthers<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        if mem::replace(this.waited, true) {
+            return this.future.poll(cx);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
