@@ -229,6 +229,8 @@ pub(crate) struct Options {
     pub(crate) timeout: Option<Duration>,
     /// Not one of its request's own jobs, but what serves the request.
     pub(crate) serves: bool,
+    /// Where it is spawned, unless that is the caller.
+    pub(crate) location: Option<&'static Location<'static>>,
 }
 
 /// How a job can be made to end.
@@ -268,10 +270,11 @@ impl Header {
     pub(crate) fn new(
         options: Options,
         kind: Kind,
-        location: &'static Location<'static>,
+        caller: &'static Location<'static>,
         span: impl FnOnce(JobId, &dyn fmt::Display, Option<&Request>) -> Span,
     ) -> Self {
-        let Options { name, request, serves, timeout: _ } = options;
+        let Options { name, request, serves, location, timeout: _ } = options;
+        let location = location.unwrap_or(caller);
         let id = JobId::next();
         let span = match &name {
             Some(name) => span(id, name, request.as_deref()),
