@@ -5,6 +5,8 @@ mod builder;
 mod clock;
 mod config;
 mod contain;
+#[cfg(any(doc, doctest))]
+pub mod docs;
 mod drain;
 mod error;
 #[cfg(feature = "axum")]

@@ -1,0 +1,4 @@
+//! Chapters for readers: nothing here is code.
+
+#[doc = include_str!("docs/middleware_order.md")]
+pub mod middleware_order {}
