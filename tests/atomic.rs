@@ -1,5 +1,9 @@
 //! `AtomicLayer`, and `shield`: work that a client that leaves, or a timeout, does not cut in half.
-#![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test may start tasks, and fail"
+)]
 
 mod support;
 
@@ -172,23 +176,23 @@ const PAY: &str = "POST /pay HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n
 
 #[derive(Clone, Copy, Debug)]
 enum Leaves {
-    ByClosing,
-    ByHalfClosing,
-    ByResetting,
+    Closing,
+    HalfClosing,
+    Resetting,
 }
 
 impl Leaves {
-    const WAYS: [Self; 3] = [Self::ByClosing, Self::ByHalfClosing, Self::ByResetting];
+    const WAYS: [Self; 3] = [Self::Closing, Self::HalfClosing, Self::Resetting];
 
     /// What is left of the client.
     async fn leave(self, mut client: TcpStream) -> Option<TcpStream> {
         match self {
-            Self::ByClosing => drop(client),
-            Self::ByHalfClosing => {
+            Self::Closing => drop(client),
+            Self::HalfClosing => {
                 client.shutdown().await.unwrap();
                 return Some(client);
             }
-            Self::ByResetting => client.set_zero_linger().unwrap(),
+            Self::Resetting => client.set_zero_linger().unwrap(),
         }
         None
     }

@@ -1,6 +1,10 @@
 //! What other middleware means for jobs, outside and inside the `JobsLayer`: the facts of the
 //! chapter "Middleware order".
-#![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test may start tasks, and fail"
+)]
 
 use std::{
     future::pending,
@@ -87,7 +91,7 @@ async fn leave(jobs: &Jobs, to: &Leave) {
 
 async fn slow(jobs: Jobs, to: Leave) {
     leave(&jobs, &to).await;
-    pending().await
+    pending::<()>().await;
 }
 
 async fn panics(jobs: Jobs, to: Leave) -> StatusCode {
@@ -293,8 +297,7 @@ async fn spans(position: Position, link: SpanLink) -> Vec<String> {
     app.oneshot(request()).await.unwrap().into_body().collect().await.unwrap();
     scheduler.wait_and_close().await;
     drop(scheduler);
-    let lines = spans.0.lock().unwrap().clone();
-    lines
+    spans.0.lock().unwrap().clone()
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,9 @@
 //! `JobsLayer` on a tonic server, over TCP: jobs are not axum's alone.
-#![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test may start tasks, and fail"
+)]
 
 mod support;
 
