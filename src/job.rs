@@ -251,6 +251,8 @@ pub(crate) struct Options {
     /// Not one of its request's own jobs, but what serves the request.
     pub(crate) serves: bool,
     pub(crate) keys: Keys,
+    /// Where it is spawned, unless that is the caller.
+    pub(crate) location: Option<&'static Location<'static>>,
 }
 
 /// Which other jobs a job must not run beside.
@@ -296,9 +298,10 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    pub(crate) fn new(options: Options, kind: Kind, location: &'static Location<'static>) -> Self {
-        let Options { name, request, serves, keys, timeout: _ } = options;
+    pub(crate) fn new(options: Options, kind: Kind, caller: &'static Location<'static>) -> Self {
+        let Options { name, request, serves, keys, location, timeout: _ } = options;
         let has_keys = keys.key.is_some() || keys.unique.is_some();
+        let location = location.unwrap_or(caller);
         Self {
             id: JobId::next(),
             name,

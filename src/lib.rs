@@ -84,6 +84,8 @@ mod builder;
 mod clock;
 mod config;
 mod contain;
+#[cfg(any(doc, doctest))]
+pub mod docs;
 mod drain;
 mod error;
 #[cfg(feature = "axum")]
