@@ -30,7 +30,7 @@ fn main() {
     let scale = if is_brief() {
         Scale { rounds: 2, million: 20_000, million_rounds: 1 }
     } else {
-        Scale { rounds: 61, million: 1_000_000, million_rounds: 3 }
+        Scale { rounds: 41, million: 1_000_000, million_rounds: 3 }
     };
     println!("\n## Speed");
     everybody_does_the_work();
