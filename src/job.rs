@@ -390,7 +390,9 @@ impl Entry for Arc<dyn Record> {
 
     fn moved(&self, state: JobState, key: usize) {
         let header = self.header();
-        let first = header.key.swap(key, Ordering::Relaxed) == usize::MAX;
+        // Written under the queue's lock only, so this need not be one step.
+        let first = header.key.load(Ordering::Relaxed) == usize::MAX;
+        header.key.store(key, Ordering::Relaxed);
         header.state.store(state as u8, Ordering::Release);
         if let Some(request) = header.own_request() {
             if first {
