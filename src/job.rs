@@ -432,7 +432,9 @@ impl Entry for Arc<dyn Record> {
 
     fn moved(&self, state: JobState, slot: usize) {
         let header = self.header();
-        let first = header.slot.swap(slot, Ordering::Relaxed) == usize::MAX;
+        // Written under the queue's lock only, so this need not be one step.
+        let first = header.slot.load(Ordering::Relaxed) == usize::MAX;
+        header.slot.store(slot, Ordering::Relaxed);
         header.state.store(state as u8, Ordering::Release);
         if let Some(request) = header.own_request() {
             if first {

@@ -162,7 +162,9 @@ impl Shared {
             SpanLink::None => job_span!(parent: None,),
             SpanLink::FollowsFrom => {
                 let span = job_span!(parent: None,);
-                span.follows_from(Span::current().id());
+                if !span.is_disabled() {
+                    span.follows_from(Span::current().id());
+                }
                 span
             }
         }
