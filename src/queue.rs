@@ -5,16 +5,17 @@
 //! who does so after unlocking. (Who ends a job holds a clone of its entry, so the table's clone
 //! is never the last.)
 //!
-//! A job holds a *running* place, a *queue* place, or (shielded work) none. `R` is what the table
-//! keeps of a job for its whole life, `W` its work, which leaves when the job starts.
+//! There are `limit + pending_limit` places. A job that runs or is pending holds one, and so does a
+//! spawner from when it is granted one until it takes its turn; shielded work holds none. `R` is
+//! what the table keeps of a job for its whole life, `W` its work, which leaves when the job starts.
 //!
 //! # Invariants
 //!
-//! 1. `running <= limit`: at most `limit` running places are held.
-//! 2. `queued <= pending_limit`: at most `pending_limit` queue places are held.
-//! 3. A job is pending only while all running places are held (nothing idles beside a backlog).
-//! 4. A spawner waits without a grant only while all places of both kinds are held, so nobody can
-//!    overtake it.
+//! 1. At most `limit` jobs run (shielded work aside).
+//! 2. At most `pending_limit` jobs are pending, and no more places are held than there are.
+//! 3. A job is pending only while `limit` jobs run: nothing idles beside a backlog, not even for a
+//!    spawner that has been granted a place and is slow to use it.
+//! 4. A spawner waits without a grant only while all places are held, so nobody can overtake it.
 //! 5. Pending jobs start in the order in which they became pending; waiting spawners are granted
 //!    places in the order in which they came.
 //! 6. `Closed` is final: nothing is admitted, granted or started any more.
@@ -23,7 +24,11 @@
 //! 9. From the start of a drain on, a job that ends otherwise than completed or skipped is kept
 //!    in `ended` until the report takes it.
 
-use std::{collections::BTreeMap, mem, task::Waker};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    task::Waker,
+};
 
 use slab::Slab;
 use tokio::time::Instant;
@@ -48,15 +53,6 @@ pub(crate) enum Phase {
 pub(crate) enum Refusal {
     Full,
     Closed,
-}
-
-/// The place a job or a spawner holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    Running,
-    Queue,
-    /// Outside the limit: shielded work.
-    Outside,
 }
 
 /// A job that the caller must start now.
@@ -99,7 +95,8 @@ struct Slot<R, W> {
     entry: R,
     /// Present until the job starts.
     work: Option<W>,
-    place: Place,
+    /// Shielded work holds no place.
+    has_place: bool,
     /// When the job came into its present state.
     since: Instant,
     previous: Option<usize>,
@@ -146,10 +143,10 @@ pub(crate) struct Queue<R, W> {
     slots: Slab<Slot<R, W>>,
     pending: List,
     active: List,
+    /// Active jobs that hold a place.
     running: usize,
-    queued: usize,
     waiting: BTreeMap<Ticket, Waker>,
-    granted: BTreeMap<Ticket, Place>,
+    granted: BTreeSet<Ticket>,
     last_ticket: u64,
     totals: Totals,
     at_drain: Totals,
@@ -166,9 +163,8 @@ impl<R: Entry, W> Queue<R, W> {
             pending: List::default(),
             active: List::default(),
             running: 0,
-            queued: 0,
             waiting: BTreeMap::new(),
-            granted: BTreeMap::new(),
+            granted: BTreeSet::new(),
             last_ticket: 0,
             totals: Totals::default(),
             at_drain: Totals::default(),
@@ -186,8 +182,10 @@ impl<R: Entry, W> Queue<R, W> {
         now: Instant,
     ) -> Result<Effects<R, W>, Refusal> {
         self.refuse_if_closed()?;
-        let place = self.take_place().ok_or(Refusal::Full)?;
-        Ok(self.accept(place, entry, work(), now))
+        if self.is_full() {
+            return Err(Refusal::Full);
+        }
+        Ok(self.accept(entry, work(), true, now))
     }
 
     /// Takes the job in outside the limit.
@@ -198,7 +196,7 @@ impl<R: Entry, W> Queue<R, W> {
         now: Instant,
     ) -> Result<Effects<R, W>, Refusal> {
         self.refuse_if_closed()?;
-        Ok(self.accept(Place::Outside, entry, work(), now))
+        Ok(self.accept(entry, work(), false, now))
     }
 
     /// Joins the line of spawners. Only for one that was refused as `Full` under this same hold of
@@ -221,8 +219,10 @@ impl<R: Entry, W> Queue<R, W> {
         if let Err(refusal) = self.refuse_if_closed() {
             return Some(Err(refusal));
         }
-        let place = self.granted.remove(&ticket)?;
-        Some(Ok(self.accept(place, entry, work(), now)))
+        if !self.granted.remove(&ticket) {
+            return None;
+        }
+        Some(Ok(self.accept(entry, work(), true, now)))
     }
 
     /// Goes on waiting, after `take_turn` gave `None` under this same hold of the lock. The waker
@@ -238,49 +238,36 @@ impl<R: Entry, W> Queue<R, W> {
         now: Instant,
     ) -> (Option<Effects<R, W>>, Option<Waker>) {
         let waker = self.waiting.remove(&ticket);
-        let place = self.granted.remove(&ticket);
-        (place.map(|place| self.free(place, now)), waker)
+        let granted = self.granted.remove(&ticket);
+        (granted.then(|| self.refill(now)), waker)
     }
 
     fn refuse_if_closed(&self) -> Result<(), Refusal> {
         if self.phase == Phase::Closed { Err(Refusal::Closed) } else { Ok(()) }
     }
 
-    fn take_place(&mut self) -> Option<Place> {
-        if self.running < self.limit {
-            self.running += 1;
-            Some(Place::Running)
-        } else if self.queued < self.pending_limit {
-            self.queued += 1;
-            Some(Place::Queue)
-        } else {
-            None
-        }
+    fn is_full(&self) -> bool {
+        let held = self.running + self.pending.len + self.granted.len();
+        held >= self.limit.saturating_add(self.pending_limit)
     }
 
-    fn accept(&mut self, place: Place, entry: &R, work: W, now: Instant) -> Effects<R, W> {
+    fn accept(&mut self, entry: &R, work: W, has_place: bool, now: Instant) -> Effects<R, W> {
         self.totals.accepted += 1;
         let key = self.slots.insert(Slot {
             entry: entry.clone(),
             work: Some(work),
-            place,
+            has_place,
             since: now,
             previous: None,
             next: None,
         });
-        // A place granted in the queue may find, when it is used, that running places have come
-        // free meanwhile; then nothing is pending (3), and the job starts.
-        if place == Place::Queue && self.running == self.limit {
+        if has_place && self.running >= self.limit {
             self.pending.push(&mut self.slots, key);
             self.slots[key].entry.moved(JobState::Pending, key);
             return self.effects(None, None);
         }
-        let wake = match place {
-            Place::Queue => self.promote(key),
-            Place::Running | Place::Outside => None,
-        };
         let start = self.start(key, now);
-        self.effects(Some(start), wake)
+        self.effects(Some(start), None)
     }
 
     // Leaving.
@@ -298,8 +285,10 @@ impl<R: Entry, W> Queue<R, W> {
             return self.effects(None, None);
         }
         self.active.unlink(&mut self.slots, key);
-        let slot = self.end(key, outcome);
-        self.free(slot.place, now)
+        if self.end(key, outcome).has_place {
+            self.running -= 1;
+        }
+        self.refill(now)
     }
 
     /// Takes a job that has not started out of the queue.
@@ -316,7 +305,7 @@ impl<R: Entry, W> Queue<R, W> {
         self.pending.unlink(&mut self.slots, key);
         let mut slot = self.end(key, outcome);
         let work = slot.work.take()?;
-        Some((work, self.free(slot.place, now)))
+        Some((work, self.refill(now)))
     }
 
     fn is_at(&self, key: usize, id: JobId, state: JobState) -> bool {
@@ -333,50 +322,37 @@ impl<R: Entry, W> Queue<R, W> {
         slot
     }
 
-    fn free(&mut self, place: Place, now: Instant) -> Effects<R, W> {
-        match place {
-            Place::Running => self.running -= 1,
-            Place::Queue => self.queued -= 1,
-            Place::Outside => {}
-        }
-        if self.phase == Phase::Closed || place == Place::Outside {
+    /// At most one place has come free: it goes to the next in line.
+    fn refill(&mut self, now: Instant) -> Effects<R, W> {
+        if self.phase == Phase::Closed {
             return self.effects(None, None);
         }
-        match self.pending.first {
+        let start = match self.pending.first {
             Some(key) if self.running < self.limit => {
                 self.pending.unlink(&mut self.slots, key);
-                let wake = self.promote(key);
-                let start = self.start(key, now);
-                self.effects(Some(start), wake)
+                Some(self.start(key, now))
             }
-            _ => {
-                let wake = self.grant();
-                self.effects(None, wake)
-            }
-        }
-    }
-
-    /// Exchanges a queue place for a running one; the queue place goes to a waiting spawner.
-    fn promote(&mut self, key: usize) -> Option<Waker> {
-        self.queued -= 1;
-        self.running += 1;
-        self.slots[key].place = Place::Running;
-        self.grant()
+            _ => None,
+        };
+        let wake = self.grant();
+        self.effects(start, wake)
     }
 
     fn grant(&mut self) -> Option<Waker> {
-        if self.waiting.is_empty() {
+        if self.is_full() {
             return None;
         }
-        let place = self.take_place()?;
         let (ticket, waker) = self.waiting.pop_first()?;
-        self.granted.insert(ticket, place);
+        self.granted.insert(ticket);
         Some(waker)
     }
 
     fn start(&mut self, key: usize, now: Instant) -> Start<R, W> {
         self.active.push(&mut self.slots, key);
         let slot = &mut self.slots[key];
+        if slot.has_place {
+            self.running += 1;
+        }
         slot.since = now;
         slot.entry.moved(JobState::Active, key);
         let work = slot.work.take().expect("a job starts once");
@@ -418,7 +394,6 @@ impl<R: Entry, W> Queue<R, W> {
         while taken.len() < most {
             let Some(key) = self.pending.first else { break };
             self.pending.unlink(&mut self.slots, key);
-            self.queued -= 1;
             let slot = self.end(key, Outcome::NeverStarted);
             taken.extend(slot.work.map(|work| (slot.entry, work)));
         }
