@@ -112,18 +112,18 @@ fn plan() -> impl Strategy<Value = Plan> {
 fn step() -> impl Strategy<Value = Step> {
     let at = any::<u8>().prop_map(usize::from);
     prop_oneof![
-        30 => plan().prop_map(Step::Offer),
-        20 => (at.clone(), end()).prop_map(|(at, end)| Step::End(at, end)),
-        3 => (at.clone(), plan()).prop_map(|(at, plan)| Step::SpawnAndEnd(at, plan)),
-        16 => at.clone().prop_map(Step::Poll),
-        8 => at.clone().prop_map(Step::Drop),
-        4 => at.clone().prop_map(Step::Abort),
-        4 => at.clone().prop_map(Step::CloseJob),
+        80 => plan().prop_map(Step::Offer),
+        30 => (at.clone(), end()).prop_map(|(at, end)| Step::End(at, end)),
+        6 => (at.clone(), plan()).prop_map(|(at, plan)| Step::SpawnAndEnd(at, plan)),
+        40 => at.clone().prop_map(Step::Poll),
+        16 => at.clone().prop_map(Step::Drop),
+        8 => at.clone().prop_map(Step::Abort),
+        12 => at.clone().prop_map(Step::CloseJob),
         2 => (0..4_u64).prop_map(Step::Drain),
         1 => Just(Step::Close),
-        4 => at.clone().prop_map(Step::PollDrain),
-        1 => at.prop_map(Step::DropDrain),
-        6 => (1..4_u64).prop_map(Step::Advance),
+        8 => at.clone().prop_map(Step::PollDrain),
+        2 => at.prop_map(Step::DropDrain),
+        12 => (1..4_u64).prop_map(Step::Advance),
     ]
 }
 
