@@ -43,6 +43,9 @@ use crate::{
     state::{JobId, JobState, Outcome},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// What the queue asks of the part of a job that stays in its table.
 pub(crate) trait Entry: Clone {
     fn id(&self) -> JobId;
