@@ -265,10 +265,13 @@ impl Shared {
 fn log_failure(failure: Failure) {
     let job = &failure.job;
     tracing::error!(
-        job.id = %job.id,
-        job.name = %job.name,
-        job.request = job.request.as_deref(),
-        job.location = %job.location,
+        target: "tower_jobs",
+        {
+            job.id = %job.id,
+            job.name = %job.name,
+            job.request = job.request.as_deref(),
+            job.location = %job.location,
+        },
         "{}",
         failure.chain()
     );
