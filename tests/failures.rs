@@ -404,7 +404,7 @@ async fn without_a_hook_a_panic_is_logged_with_its_text() {
     scheduler.job("panicking").spawn(async { panic!("out of ink") }).await.unwrap();
     scheduler.wait_idle().await;
     let event = logged_failure(logs, "panicking");
-    assert_eq!(event.field("error"), "the job panicked: out of ink");
+    assert_eq!(event.field("message"), "the job panicked: out of ink");
     assert_eq!(event.field("job.request"), "");
 }
 
