@@ -18,7 +18,7 @@ use crate::{
 /// How many jobs or spawners are handled under one hold of the lock.
 pub(crate) const PAGE: usize = 128;
 /// How long aborted futures may take to be dropped before their jobs count as abandoned.
-const LANDING: Duration = Duration::from_millis(100);
+const LANDING: Duration = Duration::from_millis(20);
 
 impl Shared {
     /// Resolves when nothing runs or waits.
@@ -33,9 +33,14 @@ impl Shared {
         }
     }
 
+    pub(crate) fn start_draining(&self) {
+        self.drain_began.get_or_init(Instant::now);
+        self.queue().announce();
+    }
+
     pub(crate) async fn wait_and_close(self: &Arc<Self>, timeout: Duration) -> DrainReport {
+        self.start_draining();
         let now = Instant::now();
-        self.drain_began.get_or_init(|| now);
         self.queue().drain();
         // Whether all jobs ended or the time did, what is left is closed.
         self.idle_by(now.checked_add(timeout)).await;
@@ -43,9 +48,9 @@ impl Shared {
     }
 
     pub(crate) async fn close(self: &Arc<Self>) -> DrainReport {
-        let now = Instant::now();
-        self.drain_began.get_or_init(|| now);
-        let deadline = *self.close_deadline.get_or_init(|| now + self.config.close_timeout);
+        self.start_draining();
+        let close_timeout = self.config.close_timeout;
+        let deadline = *self.close_deadline.get_or_init(|| Instant::now() + close_timeout);
         self.close_now();
         self.for_each_job(|entry| match &entry.header().kind {
             Kind::Cooperative(_) => entry.header().cancel(),
@@ -89,7 +94,9 @@ impl Shared {
 
     /// Drops what will never run in a task of its own: that is user code, and may block.
     fn drop_apart(&self, mut remains: Remains) {
-        let Some(runtime) = self.runtime() else { return };
+        let Some(runtime) = self.runtime() else {
+            return;
+        };
         if !remains.0.is_empty() {
             // Nobody waits for it, and a runtime that has gone drops it here.
             drop(runtime.spawn(async move {

@@ -69,6 +69,14 @@ impl<F> TrySpawnError<F> {
         matches!(self, Self::Closed(_))
     }
 
+    pub(crate) fn map<G>(self, to: impl FnOnce(F) -> G) -> TrySpawnError<G> {
+        match self {
+            Self::Full(future) => TrySpawnError::Full(to(future)),
+            Self::Closed(future) => TrySpawnError::Closed(to(future)),
+            Self::NoRuntime(future) => TrySpawnError::NoRuntime(to(future)),
+        }
+    }
+
     /// The same without the future.
     pub(crate) fn kind(&self) -> SpawnError {
         match self {
@@ -113,6 +121,7 @@ enum Kind {
     WaitTimeout(Duration),
     CloseTimeout(Duration),
     Cancelled,
+    Skipped,
     Refused(SpawnError),
     Taken,
 }
@@ -143,6 +152,10 @@ impl JobError {
         Self(Kind::Cancelled)
     }
 
+    pub(crate) fn skipped() -> Self {
+        Self(Kind::Skipped)
+    }
+
     pub(crate) fn refused(error: SpawnError) -> Self {
         Self(Kind::Refused(error))
     }
@@ -159,7 +172,13 @@ impl JobError {
     /// The job was closed or aborted, or its scheduler or runtime ended, before it did. Also if
     /// shielded work was not accepted at all; [`source`](Error::source) is then a [`SpawnError`].
     pub fn is_cancelled(&self) -> bool {
-        matches!(self.0, Kind::Cancelled | Kind::Refused(_))
+        matches!(self.0, Kind::Cancelled | Kind::Skipped | Kind::Refused(_))
+    }
+
+    /// The job waited for a successful response, and the response was not. Also counts as
+    /// cancelled.
+    pub fn is_skipped(&self) -> bool {
+        matches!(self.0, Kind::Skipped)
     }
 
     /// The job panicked.
@@ -206,7 +225,7 @@ impl JobError {
 
     /// Whether somebody must hear of it. Being cancelled or given out already is nobody's fault.
     pub(crate) fn is_failure(&self) -> bool {
-        !matches!(self.0, Kind::Cancelled | Kind::Refused(_) | Kind::Taken)
+        !(self.is_cancelled() || matches!(self.0, Kind::Taken))
     }
 }
 
@@ -231,6 +250,7 @@ impl fmt::Display for JobError {
                 write!(f, "the job was told to end and did not within {after:?}")
             }
             Kind::Cancelled => f.write_str("the job was cancelled"),
+            Kind::Skipped => f.write_str("the job was skipped: its response was not a success"),
             Kind::Refused(_) => f.write_str("the job was not accepted"),
             Kind::Taken => f.write_str("the job's value was given to an earlier wait"),
         }

@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker, ready},
@@ -30,7 +30,9 @@ use crate::{
     clock,
     contain::{discard, wake},
     error::{BoxError, JobError},
+    lock::lock,
     queue::Entry,
+    request::Request,
     state::{JobId, JobState, Outcome},
 };
 
@@ -41,7 +43,7 @@ pub(crate) type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 ///
 /// `Result<T, E>` fails with its `Err`, for every `E` that converts into a boxed error (so
 /// `anyhow::Error` and `eyre::Report` do). Everything else is a plain value: the implementations
-/// cover `()`, `!` and the types of the standard library; for one of your own write
+/// cover `()` and the usual types of the standard library; for one of your own write
 ///
 /// ```
 /// use tower_jobs::{BoxError, JobOutput};
@@ -55,11 +57,15 @@ pub(crate) type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 ///     }
 /// }
 /// ```
+///
+/// A loop without an end has the type `!`, which stable Rust cannot name here. Such a job is better
+/// off with one: see [`JobContext::is_cancelled`].
 #[diagnostic::on_unimplemented(
     message = "a job cannot return `{Self}`",
     note = "a job returns `()`, a plain value, or a `Result` whose error converts into \
             `Box<dyn Error + Send + Sync>`",
-    note = "implement `tower_jobs::JobOutput` for a type of your own, or end the job with `;`"
+    note = "implement `tower_jobs::JobOutput` for a type of your own, or end the job with `;`",
+    note = "a loop without an end has the type `!`: end it when its `JobContext` is cancelled"
 )]
 pub trait JobOutput {
     /// What awaiting the job gives.
@@ -99,7 +105,6 @@ macro_rules! plain_values {
         {
             type Value = Self;
 
-            #[allow(unreachable_code, reason = "there is no value of type `!`")]
             fn into_result(self) -> Result<Self, BoxError> {
                 Ok(self)
             }
@@ -112,7 +117,7 @@ plain_values! {
     <> u8; <> u16; <> u32; <> u64; <> u128; <> usize; <> f32;
     <> i8; <> i16; <> i32; <> i64; <> i128; <> isize; <> f64;
     <> Duration; <> Instant;
-    <> Infallible; <> <fn() -> ! as Returns>::Type;
+    <> Infallible;
     <T> Option<T>; <T> Vec<T>; <T> VecDeque<T>; <T> Box<[T]>;
     <T> BTreeSet<T>; <T, S> HashSet<T, S>; <K, V> BTreeMap<K, V>; <K, V, S> HashMap<K, V, S>;
     <A> (A,); <A, B> (A, B); <A, B, C> (A, B, C); <A, B, C, D> (A, B, C, D);
@@ -136,16 +141,6 @@ impl<T: Send + 'static, const N: usize> JobOutput for [T; N] {
     fn into_result(self) -> Result<Self, BoxError> {
         Ok(self)
     }
-}
-
-/// Names the type `!` in stable Rust, for jobs that loop until they are cancelled.
-#[doc(hidden)]
-pub trait Returns {
-    type Type;
-}
-
-impl<T> Returns for fn() -> T {
-    type Type = T;
 }
 
 /// What is known of a job at one moment.
@@ -202,25 +197,38 @@ pub struct Failure {
     pub error: JobError,
 }
 
+impl Failure {
+    /// The error and what caused it, in one line.
+    pub(crate) fn chain(&self) -> String {
+        let mut chain = self.error.to_string();
+        let mut cause = self.error.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Many errors repeat their cause in their own text.
+            if !chain.ends_with(&text) {
+                chain = format!("{chain}: {text}");
+            }
+            cause = error.source();
+        }
+        chain
+    }
+}
+
 impl fmt::Display for Failure {
     /// The job, its error and what caused that, in one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.job, self.error)?;
-        let mut cause = self.error.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
+        write!(f, "{}: {}", self.job, self.chain())
     }
 }
 
 /// What a job is given when it is made.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Options {
     pub(crate) name: Option<Cow<'static, str>>,
-    pub(crate) request: Option<Arc<str>>,
+    pub(crate) request: Option<Arc<Request>>,
     pub(crate) timeout: Option<Duration>,
+    /// Not one of its request's own jobs, but what serves the request.
+    pub(crate) serves: bool,
 }
 
 /// How a job can be made to end.
@@ -242,7 +250,8 @@ const OVERDUE: u8 = 2;
 pub(crate) struct Header {
     id: JobId,
     name: Option<Cow<'static, str>>,
-    request: Option<Arc<str>>,
+    request: Option<Arc<Request>>,
+    serves: bool,
     location: &'static Location<'static>,
     spawned: Instant,
     pub(crate) span: Span,
@@ -260,9 +269,9 @@ impl Header {
         options: Options,
         kind: Kind,
         location: &'static Location<'static>,
-        span: impl FnOnce(JobId, &dyn fmt::Display, Option<&str>) -> Span,
+        span: impl FnOnce(JobId, &dyn fmt::Display, Option<&Request>) -> Span,
     ) -> Self {
-        let Options { name, request, timeout: _ } = options;
+        let Options { name, request, serves, timeout: _ } = options;
         let id = JobId::next();
         let span = match &name {
             Some(name) => span(id, name, request.as_deref()),
@@ -272,6 +281,7 @@ impl Header {
             id,
             name,
             request,
+            serves,
             location,
             spawned: Instant::now(),
             span,
@@ -296,6 +306,14 @@ impl Header {
         self.spawned
     }
 
+    pub(crate) fn belongs_to(&self, request: &Arc<Request>) -> bool {
+        self.own_request().is_some_and(|own| Arc::ptr_eq(own, request))
+    }
+
+    fn own_request(&self) -> Option<&Arc<Request>> {
+        self.request.as_ref().filter(|_| !self.serves)
+    }
+
     fn name(&self) -> Cow<'static, str> {
         self.name.clone().unwrap_or_else(|| Cow::Owned(self.location.to_string()))
     }
@@ -314,7 +332,7 @@ impl Header {
             id: self.id,
             name: self.name(),
             state: self.state(),
-            request: self.request.clone(),
+            request: self.request.as_ref().map(|request| request.label().clone()),
             location: self.location,
             age: now.saturating_duration_since(self.spawned),
         }
@@ -371,8 +389,16 @@ impl Entry for Arc<dyn Record> {
     }
 
     fn moved(&self, state: JobState, key: usize) {
-        self.header().key.store(key, Ordering::Relaxed);
-        self.header().state.store(state as u8, Ordering::Release);
+        let header = self.header();
+        let first = header.key.swap(key, Ordering::Relaxed) == usize::MAX;
+        header.state.store(state as u8, Ordering::Release);
+        if let Some(request) = header.own_request() {
+            if first {
+                request.job_joined();
+            } else if state == JobState::Finished {
+                request.job_left();
+            }
+        }
     }
 }
 
@@ -456,9 +482,11 @@ impl<T> Cell<T> {
     fn take(&self) -> Result<T, JobError> {
         let mut output = lock(&self.output);
         match output.result.take() {
-            Some(Err(error)) if !error.is_failure() => {
-                // Being cancelled can be told any number of times.
-                output.result = Some(Err(JobError::cancelled()));
+            Some(Err(error)) if error.is_cancelled() => {
+                // This can be told any number of times.
+                let again =
+                    if error.is_skipped() { JobError::skipped() } else { JobError::cancelled() };
+                output.result = Some(Err(again));
                 Err(error)
             }
             Some(result) => result,
@@ -492,6 +520,9 @@ impl<T: Send> Record for Cell<T> {
         drop(output);
         if let Some(waiter) = waiter {
             wake(waiter);
+        }
+        if let Some(request) = self.header.own_request() {
+            request.notify_ended();
         }
     }
 }
@@ -541,7 +572,9 @@ impl<F: Future, C: Complete<F::Output>> Future for Run<F, C> {
         if let Poll::Ready(output) = this.future.poll(cx) {
             return Poll::Ready(this.complete.complete(output));
         }
-        let Some(timer) = this.timer else { return Poll::Pending };
+        let Some(timer) = this.timer else {
+            return Poll::Pending;
+        };
         ready!(timer.poll(cx));
         Poll::Ready(this.complete.time_out(timer.after))
     }
@@ -587,6 +620,8 @@ impl<T: JobOutput + Send> Complete<T> for PassThrough<T> {
 
 /// What a handle asks of the scheduler that runs its job.
 pub(crate) trait Owner: Send + Sync {
+    /// Tells the job to end; drops it if it has not started, or cannot be told.
+    fn close(self: Arc<Self>, job: Arc<dyn Record>);
     /// Ends the job as soon as possible, started or not.
     fn abort(self: Arc<Self>, job: Arc<dyn Record>);
     fn report(&self, job: &Header, error: JobError);
@@ -739,11 +774,7 @@ impl<T: Send + 'static> Job<T> {
     ///
     /// Like [`close`](Self::close).
     pub async fn close_timeout(&mut self, timeout: Duration) -> Result<(), JobError> {
-        self.cell.header.cancel();
-        let listens = matches!(self.cell.header.kind, Kind::Cooperative(_));
-        if !(listens && self.is_active()) {
-            self.abort();
-        }
+        self.owner.clone().close(self.cell.clone());
         if self.ended_within(timeout).await {
             return self.cell.take_failure().map_or(Ok(()), Err);
         }
@@ -850,9 +881,4 @@ impl fmt::Debug for JobContext {
             .field("is_cancelled", &self.is_cancelled())
             .finish()
     }
-}
-
-/// No user code runs under our locks, so a poisoned one is still in order.
-pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

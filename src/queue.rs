@@ -5,24 +5,24 @@
 //! who does so after unlocking. (Who ends a job holds a clone of its entry, so the table's clone
 //! is never the last.)
 //!
-//! There are `limit + pending_limit` places. A job that runs or is pending holds one, and so does a
-//! spawner from when it is granted one until it takes its turn; shielded work holds none. `R` is
-//! what the table keeps of a job for its whole life, `W` its work, which leaves when the job starts.
+//! There are `limit + pending_limit` places. Every job holds one (shielded work aside), and so does
+//! a spawner from when it is granted one until it takes its turn. `R` is what the table keeps of a
+//! job for its whole life, `W` its work, which leaves when the job starts.
 //!
 //! # Invariants
 //!
 //! 1. At most `limit` jobs run (shielded work aside).
 //! 2. At most `pending_limit` jobs are pending, and no more places are held than there are.
 //! 3. A job is pending only while `limit` jobs run: nothing idles beside a backlog, not even for a
-//!    spawner that has been granted a place and is slow to use it.
+//!    spawner or a deferred job that has a place and does not use it yet.
 //! 4. A spawner waits without a grant only while all places are held, so nobody can overtake it.
 //! 5. Pending jobs start in the order in which they became pending; waiting spawners are granted
 //!    places in the order in which they came.
 //! 6. `Closed` is final: nothing is admitted, granted or started any more.
 //! 7. `accepted` = jobs in the table + the sum of the outcomes.
 //! 8. A draining queue closes in the very step that leaves it idle.
-//! 9. From the start of a drain on, a job that ends otherwise than completed or skipped is kept
-//!    in `ended` until the report takes it.
+//! 9. From the announcement of the end on, a job that ends otherwise than completed or skipped is
+//!    kept in `ended` until the report takes it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,6 +45,9 @@ pub(crate) trait Entry: Clone {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Open,
+    /// The end is announced, and nothing else has changed.
+    Announced,
+    /// Open until idle.
     Draining,
     Closed,
 }
@@ -53,6 +56,17 @@ pub(crate) enum Phase {
 pub(crate) enum Refusal {
     Full,
     Closed,
+}
+
+/// In which way a job asks to be taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admit {
+    /// To run as soon as a running place is free.
+    Limited,
+    /// To wait for [`Queue::begin`] first.
+    Deferred,
+    /// To run now, outside the limit.
+    Outside,
 }
 
 /// A job that the caller must start now.
@@ -93,6 +107,7 @@ impl Totals {
 
 struct Slot<R, W> {
     entry: R,
+    state: JobState,
     /// Present until the job starts.
     work: Option<W>,
     /// Shielded work holds no place.
@@ -141,6 +156,7 @@ pub(crate) struct Queue<R, W> {
     pending_limit: usize,
     phase: Phase,
     slots: Slab<Slot<R, W>>,
+    deferred: List,
     pending: List,
     active: List,
     /// Active jobs that hold a place.
@@ -160,6 +176,7 @@ impl<R: Entry, W> Queue<R, W> {
             pending_limit: pending_limit.unwrap_or(usize::MAX),
             phase: Phase::Open,
             slots: Slab::new(),
+            deferred: List::default(),
             pending: List::default(),
             active: List::default(),
             running: 0,
@@ -174,29 +191,34 @@ impl<R: Entry, W> Queue<R, W> {
 
     // Admission. `work` is called under the lock, and only if the job is taken in.
 
-    /// Takes the job in if there is a place.
+    /// Takes the job in if there is a place for it.
     pub(crate) fn admit(
         &mut self,
+        how: Admit,
         entry: &R,
         work: impl FnOnce() -> W,
         now: Instant,
     ) -> Result<Effects<R, W>, Refusal> {
         self.refuse_if_closed()?;
-        if self.is_full() {
+        let has_place = how != Admit::Outside;
+        if has_place && self.is_full() {
             return Err(Refusal::Full);
         }
-        Ok(self.accept(entry, work(), true, now))
+        let key = self.insert(has_place, entry, work(), now);
+        if how == Admit::Deferred {
+            self.put(key, JobState::Deferred, now);
+            return Ok(self.effects(None, None));
+        }
+        Ok(self.enter(key, now))
     }
 
-    /// Takes the job in outside the limit.
-    pub(crate) fn admit_outside(
-        &mut self,
-        entry: &R,
-        work: impl FnOnce() -> W,
-        now: Instant,
-    ) -> Result<Effects<R, W>, Refusal> {
-        self.refuse_if_closed()?;
-        Ok(self.accept(entry, work(), false, now))
+    /// The deferred job `id` at `key` may start.
+    pub(crate) fn begin(&mut self, key: usize, id: JobId, now: Instant) -> Effects<R, W> {
+        if self.phase == Phase::Closed || !self.is_at(key, id, JobState::Deferred) {
+            return self.effects(None, None);
+        }
+        self.deferred.unlink(&mut self.slots, key);
+        self.enter(key, now)
     }
 
     /// Joins the line of spawners. Only for one that was refused as `Full` under this same hold of
@@ -222,7 +244,8 @@ impl<R: Entry, W> Queue<R, W> {
         if !self.granted.remove(&ticket) {
             return None;
         }
-        Some(Ok(self.accept(entry, work(), true, now)))
+        let key = self.insert(true, entry, work(), now);
+        Some(Ok(self.enter(key, now)))
     }
 
     /// Goes on waiting, after `take_turn` gave `None` under this same hold of the lock. The waker
@@ -247,23 +270,28 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     fn is_full(&self) -> bool {
-        let held = self.running + self.pending.len + self.granted.len();
-        held >= self.limit.saturating_add(self.pending_limit)
+        let jobs = self.running + self.pending.len + self.deferred.len;
+        jobs + self.granted.len() >= self.limit.saturating_add(self.pending_limit)
     }
 
-    fn accept(&mut self, entry: &R, work: W, has_place: bool, now: Instant) -> Effects<R, W> {
+    fn insert(&mut self, has_place: bool, entry: &R, work: W, now: Instant) -> usize {
         self.totals.accepted += 1;
-        let key = self.slots.insert(Slot {
+        self.slots.insert(Slot {
             entry: entry.clone(),
+            // Until `put` says otherwise, in the same step.
+            state: JobState::Deferred,
             work: Some(work),
             has_place,
             since: now,
             previous: None,
             next: None,
-        });
-        if has_place && self.running >= self.limit {
-            self.pending.push(&mut self.slots, key);
-            self.slots[key].entry.moved(JobState::Pending, key);
+        })
+    }
+
+    /// Starts the job, or has it wait until fewer run.
+    fn enter(&mut self, key: usize, now: Instant) -> Effects<R, W> {
+        if self.slots[key].has_place && self.running >= self.limit {
+            self.put(key, JobState::Pending, now);
             return self.effects(None, None);
         }
         let start = self.start(key, now);
@@ -299,17 +327,33 @@ impl<R: Entry, W> Queue<R, W> {
         outcome: Outcome,
         now: Instant,
     ) -> Option<(W, Effects<R, W>)> {
-        if !self.is_at(key, id, JobState::Pending) {
+        if self.is_at(key, id, JobState::Deferred) {
+            self.deferred.unlink(&mut self.slots, key);
+        } else if self.is_at(key, id, JobState::Pending) {
+            self.pending.unlink(&mut self.slots, key);
+        } else {
             return None;
         }
-        self.pending.unlink(&mut self.slots, key);
         let mut slot = self.end(key, outcome);
         let work = slot.work.take()?;
         Some((work, self.refill(now)))
     }
 
     fn is_at(&self, key: usize, id: JobId, state: JobState) -> bool {
-        self.slots.get(key).is_some_and(|slot| slot.entry.id() == id && slot.state() == state)
+        self.slots.get(key).is_some_and(|slot| slot.entry.id() == id && slot.state == state)
+    }
+
+    fn put(&mut self, key: usize, state: JobState, now: Instant) {
+        match state {
+            JobState::Deferred => self.deferred.push(&mut self.slots, key),
+            JobState::Pending => self.pending.push(&mut self.slots, key),
+            JobState::Active => self.active.push(&mut self.slots, key),
+            JobState::Finished => unreachable!("a finished job leaves the table"),
+        }
+        let slot = &mut self.slots[key];
+        slot.state = state;
+        slot.since = now;
+        slot.entry.moved(state, key);
     }
 
     fn end(&mut self, key: usize, outcome: Outcome) -> Slot<R, W> {
@@ -348,13 +392,11 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     fn start(&mut self, key: usize, now: Instant) -> Start<R, W> {
-        self.active.push(&mut self.slots, key);
+        self.put(key, JobState::Active, now);
         let slot = &mut self.slots[key];
         if slot.has_place {
             self.running += 1;
         }
-        slot.since = now;
-        slot.entry.moved(JobState::Active, key);
         let work = slot.work.take().expect("a job starts once");
         Start { entry: slot.entry.clone(), work }
     }
@@ -369,16 +411,23 @@ impl<R: Entry, W> Queue<R, W> {
 
     // Closing.
 
-    /// Begins to drain, or closes at once if there is nothing to drain.
-    pub(crate) fn drain(&mut self) {
+    pub(crate) fn announce(&mut self) {
         if self.phase == Phase::Open {
             self.at_drain = self.totals;
+            self.phase = Phase::Announced;
+        }
+    }
+
+    /// Begins to drain, or closes at once if there is nothing to drain.
+    pub(crate) fn drain(&mut self) {
+        self.announce();
+        if self.phase == Phase::Announced {
             self.phase = if self.is_idle() { Phase::Closed } else { Phase::Draining };
         }
     }
 
     pub(crate) fn close(&mut self) {
-        self.drain();
+        self.announce();
         self.phase = Phase::Closed;
     }
 
@@ -390,17 +439,18 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// After closing: up to `most` jobs that will never start.
     pub(crate) fn take_unstarted(&mut self, most: usize) -> Vec<(R, W)> {
-        let mut taken = Vec::with_capacity(most.min(self.pending.len));
+        let mut taken = Vec::with_capacity(most.min(self.pending.len + self.deferred.len));
         while taken.len() < most {
-            let Some(key) = self.pending.first else { break };
-            self.pending.unlink(&mut self.slots, key);
+            let list = if self.pending.len > 0 { &mut self.pending } else { &mut self.deferred };
+            let Some(key) = list.first else { break };
+            list.unlink(&mut self.slots, key);
             let slot = self.end(key, Outcome::NeverStarted);
             taken.extend(slot.work.map(|work| (slot.entry, work)));
         }
         taken
     }
 
-    /// What ended otherwise than completed or skipped since the drain began (9), once.
+    /// What ended otherwise than completed or skipped since the end was announced (9), once.
     pub(crate) fn take_ended(&mut self) -> Vec<(R, Outcome)> {
         mem::take(&mut self.ended)
     }
@@ -420,6 +470,10 @@ impl<R: Entry, W> Queue<R, W> {
 
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    pub(crate) fn deferred_count(&self) -> usize {
+        self.deferred.len
     }
 
     pub(crate) fn pending_count(&self) -> usize {
@@ -453,15 +507,6 @@ impl<R: Entry, W> Queue<R, W> {
         let to = from.saturating_add(most).min(self.slots.capacity());
         let jobs = (from..to).filter_map(|key| self.slots.get(key)).map(|slot| slot.entry.clone());
         (jobs.collect(), (to < self.slots.capacity()).then_some(to))
-    }
-}
-
-impl<R, W> Slot<R, W> {
-    fn state(&self) -> JobState {
-        match self.work {
-            Some(_) => JobState::Pending,
-            None => JobState::Active,
-        }
     }
 }
 
@@ -603,18 +648,14 @@ mod tests {
         }
 
         fn offer(&mut self) -> Answer {
-            let job = Job::new();
-            self.jobs.push(job.clone());
-            let number = self.jobs.len() - 1;
-            let result = self.queue.admit(&job, || Task(number, false), self.now);
-            self.answer(result)
+            self.offer_as(Admit::Limited)
         }
 
-        fn offer_outside(&mut self) -> Answer {
+        fn offer_as(&mut self, how: Admit) -> Answer {
             let job = Job::new();
             self.jobs.push(job.clone());
             let number = self.jobs.len() - 1;
-            let result = self.queue.admit_outside(&job, || Task(number, false), self.now);
+            let result = self.queue.admit(how, &job, || Task(number, false), self.now);
             self.answer(result)
         }
 
@@ -637,6 +678,12 @@ mod tests {
                     Waits(ticket)
                 }
             }
+        }
+
+        fn begin(&mut self, number: usize) {
+            let job = self.jobs[number].clone();
+            let effects = self.queue.begin(job.key(), job.id(), self.now);
+            self.follow(effects);
         }
 
         fn leave(&mut self, ticket: Ticket) {
@@ -704,13 +751,54 @@ mod tests {
     fn shielded_work_holds_no_place() {
         let mut bench = Bench::new(1, 0);
         assert_eq!(bench.offer_all(), [Taken, Full]);
-        assert_eq!(bench.offer_outside(), Taken);
+        assert_eq!(bench.offer_as(Admit::Outside), Taken);
         assert_eq!(bench.started, [0, 2]);
         bench.finish(2, Outcome::Completed);
         assert_eq!(bench.offer(), Full);
         bench.finish(0, Outcome::Completed);
-        assert_eq!(bench.offer_outside(), Taken);
+        assert_eq!(bench.offer_as(Admit::Outside), Taken);
         assert_eq!(bench.offer(), Taken);
+    }
+
+    /// Invariant 2: a deferred job has its place from the start, and needs no other.
+    #[test]
+    fn a_deferred_job_is_refused_at_once_or_never() {
+        let mut bench = Bench::new(2, 0);
+        assert_eq!([(); 3].map(|()| bench.offer_as(Admit::Deferred)), [Taken, Taken, Full]);
+        assert_eq!(bench.offer(), Full);
+        assert_eq!(bench.counts(), (0, 0));
+        bench.begin(1);
+        bench.begin(0);
+        bench.begin(0);
+        assert_eq!(bench.started, [1, 0]);
+        assert_eq!(bench.counts(), (2, 0));
+    }
+
+    /// Invariant 3.
+    #[test]
+    fn a_job_starts_at_once_though_deferred_ones_have_places() {
+        let mut bench = Bench::new(1, 2);
+        assert_eq!([(); 2].map(|()| bench.offer_as(Admit::Deferred)), [Taken, Taken]);
+        assert_eq!(bench.offer_all(), [Taken, Full]);
+        assert_eq!(bench.started, [2]);
+        bench.begin(0);
+        assert_eq!((bench.counts(), bench.queue.deferred_count()), ((1, 1), 1));
+        assert!(bench.remove(1, Outcome::Skipped));
+        assert_eq!(bench.offer_all(), [Taken, Full]);
+        bench.finish(2, Outcome::Completed);
+        assert_eq!(bench.started, [2, 0]);
+    }
+
+    /// Invariant 6.
+    #[test]
+    fn a_deferred_job_does_not_begin_once_the_queue_is_closed() {
+        let mut bench = Bench::new(2, None);
+        assert_eq!(bench.offer_as(Admit::Deferred), Taken);
+        bench.queue.close();
+        bench.begin(0);
+        assert!(bench.started.is_empty());
+        assert_eq!(bench.take_unstarted(9), [0]);
+        assert!(bench.queue.is_idle());
     }
 
     /// Invariant 2.
@@ -824,12 +912,12 @@ mod tests {
         let [Waits(first), Waits(second)] = [0, 1].map(|n| bench.offer_or_wait(&bells[n])) else {
             panic!("both must wait");
         };
-        bench.offer_outside();
+        bench.offer_as(Admit::Outside);
         bench.finish(0, Outcome::Completed);
         assert!(granted(&bells[0]));
         bench.queue.close();
         assert_eq!(bench.offer(), Closed);
-        assert_eq!(bench.offer_outside(), Closed);
+        assert_eq!(bench.offer_as(Admit::Outside), Closed);
         assert_eq!(bench.ask(2, first, &bells[0]), Closed, "even with a place");
         bench.leave(first);
         assert!(!granted(&bells[1]), "not even when a place comes free");
@@ -933,6 +1021,19 @@ mod tests {
         assert_eq!(empty.queue.phase(), Phase::Closed);
     }
 
+    /// Invariant 8: an announced end changes nothing, but the report begins there (9).
+    #[test]
+    fn an_announced_end_does_not_close_an_idle_queue() {
+        let mut bench = Bench::new(1, None);
+        bench.queue.announce();
+        assert_eq!(bench.offer(), Taken);
+        bench.finish(0, Outcome::Failed);
+        assert_eq!(bench.queue.phase(), Phase::Announced);
+        bench.queue.drain();
+        assert_eq!(bench.queue.phase(), Phase::Closed);
+        assert_eq!(bench.queue.take_ended().len(), 1);
+    }
+
     /// Invariant 9.
     #[test]
     fn what_ends_badly_from_the_drain_on_is_kept_for_the_report_once() {
@@ -982,11 +1083,14 @@ mod tests {
     enum Step {
         Offer,
         OfferOrWait,
+        OfferDeferred,
         OfferOutside,
+        Begin(usize),
         Ask(usize),
         Leave(usize),
         Finish(usize, Outcome),
         Remove(usize, Outcome),
+        Announce,
         Drain,
         Close,
         TakeWaiters(usize),
@@ -1009,11 +1113,14 @@ mod tests {
         prop_oneof![
             8 => Just(Step::Offer),
             10 => Just(Step::OfferOrWait),
+            4 => Just(Step::OfferDeferred),
             2 => Just(Step::OfferOutside),
+            4 => any.clone().prop_map(Step::Begin),
             8 => any.clone().prop_map(Step::Ask),
             3 => any.clone().prop_map(Step::Leave),
             12 => (any.clone(), outcome()).prop_map(|(number, outcome)| Step::Finish(number, outcome)),
             3 => (any, outcome()).prop_map(|(number, outcome)| Step::Remove(number, outcome)),
+            1 => Just(Step::Announce),
             1 => Just(Step::Drain),
             1 => Just(Step::Close),
             2 => (0..3_usize).prop_map(Step::TakeWaiters),
@@ -1026,6 +1133,7 @@ mod tests {
         limit: usize,
         pending_limit: usize,
         phase: Phase,
+        deferred: Vec<usize>,
         pending: Vec<usize>,
         active: Vec<usize>,
         outside: Vec<usize>,
@@ -1044,25 +1152,29 @@ mod tests {
         }
 
         fn free(&self) -> bool {
-            let held = self.running() + self.pending.len() + self.granted.len();
+            let jobs = self.running() + self.pending.len() + self.deferred.len();
+            let held = jobs + self.granted.len();
             self.limit.checked_add(self.pending_limit).is_none_or(|places| held < places)
         }
 
         fn idle(&self) -> bool {
             let spawners = self.waiting.len() + self.granted.len();
-            self.pending.is_empty()
+            self.deferred.is_empty()
+                && self.pending.is_empty()
                 && self.active.is_empty()
                 && (spawners == 0 || self.phase == Phase::Closed)
         }
 
-        fn accept(&mut self, number: usize, outside: bool) -> Answer {
+        fn accept(&mut self, number: usize, how: Admit) -> Answer {
             self.accepted += 1;
-            if outside {
-                self.outside.push(number);
-                self.active.push(number);
-                self.started.push(number);
-            } else {
-                self.pending.push(number);
+            match how {
+                Admit::Limited => self.pending.push(number),
+                Admit::Deferred => self.deferred.push(number),
+                Admit::Outside => {
+                    self.outside.push(number);
+                    self.active.push(number);
+                    self.started.push(number);
+                }
             }
             Taken
         }
@@ -1070,6 +1182,7 @@ mod tests {
         fn end(&mut self, number: usize, outcome: Outcome) {
             self.active.retain(|other| *other != number);
             self.pending.retain(|other| *other != number);
+            self.deferred.retain(|other| *other != number);
             self.outcomes.push(outcome);
             let well = [Outcome::Completed, Outcome::Skipped].contains(&outcome);
             if self.phase != Phase::Open && !well {
@@ -1104,6 +1217,7 @@ mod tests {
             limit: limit.unwrap_or(usize::MAX),
             pending_limit: pending_limit.unwrap_or(usize::MAX),
             phase: Phase::Open,
+            deferred: Vec::new(),
             pending: Vec::new(),
             active: Vec::new(),
             outside: Vec::new(),
@@ -1120,15 +1234,16 @@ mod tests {
         for step in steps {
             bench.now += Duration::from_secs(1);
             match step {
-                Step::Offer | Step::OfferOrWait | Step::OfferOutside => {
+                Step::Offer | Step::OfferOrWait | Step::OfferDeferred | Step::OfferOutside => {
                     let (number, bell) = (bench.jobs.len(), Arc::new(Bell::default()));
-                    let outside = matches!(step, Step::OfferOutside);
-                    let waits = matches!(step, Step::OfferOrWait);
-                    let answer = match step {
-                        Step::Offer => bench.offer(),
-                        Step::OfferOrWait => bench.offer_or_wait(&bell),
-                        _ => bench.offer_outside(),
+                    let how = match step {
+                        Step::OfferDeferred => Admit::Deferred,
+                        Step::OfferOutside => Admit::Outside,
+                        _ => Admit::Limited,
                     };
+                    let waits = matches!(step, Step::OfferOrWait);
+                    let answer =
+                        if waits { bench.offer_or_wait(&bell) } else { bench.offer_as(how) };
                     if let Waits(ticket) = answer {
                         assert!(spawners.iter().all(|(_, earlier, _)| *earlier < ticket));
                         spawners.push((number, ticket, bell));
@@ -1136,11 +1251,21 @@ mod tests {
                     }
                     match answer {
                         _ if model.phase == Phase::Closed => assert_eq!(answer, Closed),
-                        _ if outside || model.free() => {
-                            assert_eq!(answer, model.accept(number, outside));
+                        _ if how == Admit::Outside || model.free() => {
+                            assert_eq!(answer, model.accept(number, how));
                         }
                         _ if waits => assert!(matches!(answer, Waits(_))),
                         _ => assert_eq!(answer, Full),
+                    }
+                }
+                Step::Begin(at) => {
+                    let Some(number) = pick(&Vec::from_iter(0..bench.jobs.len()), at) else {
+                        continue;
+                    };
+                    bench.begin(number);
+                    if model.phase != Phase::Closed && model.deferred.contains(&number) {
+                        model.deferred.retain(|other| *other != number);
+                        model.pending.push(number);
                     }
                 }
                 Step::Ask(at) => {
@@ -1154,7 +1279,7 @@ mod tests {
                         spawners[at].2 = bell;
                         bench.leave(ticket);
                     } else if granted {
-                        assert_eq!(answer, model.accept(number, false));
+                        assert_eq!(answer, model.accept(number, Admit::Limited));
                     } else {
                         assert_eq!(answer, Waits(ticket));
                         spawners[at].2 = bell;
@@ -1185,11 +1310,16 @@ mod tests {
                     let Some(number) = pick(&Vec::from_iter(0..bench.jobs.len()), at) else {
                         continue;
                     };
-                    let pending = model.pending.contains(&number);
-                    assert_eq!(bench.remove(number, outcome), pending);
-                    if pending {
+                    let unstarted =
+                        model.pending.contains(&number) || model.deferred.contains(&number);
+                    assert_eq!(bench.remove(number, outcome), unstarted);
+                    if unstarted {
                         model.end(number, outcome);
                     }
+                }
+                Step::Announce => {
+                    bench.queue.announce();
+                    model.phase = model.phase.max(Phase::Announced);
                 }
                 Step::Drain => {
                     bench.queue.drain();
@@ -1209,7 +1339,8 @@ mod tests {
                     }
                 }
                 Step::TakeUnstarted(most) if model.phase == Phase::Closed => {
-                    let expected: Vec<_> = model.pending.iter().copied().take(most).collect();
+                    let unstarted = model.pending.iter().chain(&model.deferred);
+                    let expected: Vec<_> = unstarted.copied().take(most).collect();
                     assert_eq!(bench.take_unstarted(most), expected);
                     expected.iter().for_each(|number| model.end(*number, Outcome::NeverStarted));
                 }
@@ -1228,6 +1359,7 @@ mod tests {
             assert_eq!(bench.started, model.started); // 3, 5, 6: when, in which order
             assert!(model.running() <= model.limit); // 1
             assert_eq!(bench.counts(), (model.active.len(), model.pending.len()));
+            assert_eq!(queue.deferred_count(), model.deferred.len());
             assert!(queue.pending_count() <= model.pending_limit); // 2
             assert_eq!(queue.waiting_count(), model.waiting.len()); // 4
             assert_eq!((queue.phase(), queue.is_idle()), (model.phase, model.idle())); // 8
@@ -1248,6 +1380,8 @@ mod tests {
                 let expected = match () {
                     () if model.active.contains(&number) => JobState::Active,
                     () if model.pending.contains(&number) => JobState::Pending,
+                    () if model.deferred.contains(&number) => JobState::Deferred,
+                    // Not taken in.
                     () if job.key() == usize::MAX => JobState::Deferred,
                     () => JobState::Finished,
                 };

@@ -16,10 +16,12 @@ use crate::{
     config::SchedulerConfig,
     contain::{contain, discard, forget_panic, wake},
     error::{JobError, SpawnError},
-    job::{Failure, Header, Kind, Owner, Record, Work, lock},
+    job::{Failure, Header, Kind, Owner, Record, Work},
+    lock::lock,
     queue::{Effects, Queue, Start},
     report::DrainReport,
-    state::{JobId, Outcome},
+    request::Request,
+    state::{JobId, JobState, Outcome},
 };
 
 /// How many jobs a runner finishes before other tasks of the runtime have their turn.
@@ -116,12 +118,13 @@ impl Shared {
         &self,
         id: JobId,
         name: &dyn fmt::Display,
-        request: Option<&str>,
+        request: Option<&Request>,
     ) -> Span {
         macro_rules! job_span {
             ($($parent:tt)*) => {
                 tracing::info_span!(
-                    target: "tower_jobs", $($parent)* "job", %id, name = %name, request
+                    target: "tower_jobs", $($parent)* "job", %id, name = %name,
+                    request = request.map(|request| &**request.label())
                 )
             };
         }
@@ -151,13 +154,22 @@ impl fmt::Debug for Shared {
 }
 
 impl Owner for Shared {
+    fn close(self: Arc<Self>, job: Entry) {
+        match &job.header().kind {
+            Kind::Cooperative(_) if job.header().state() == JobState::Active => {
+                job.header().cancel();
+            }
+            _ => self.abort(job),
+        }
+    }
+
     fn abort(self: Arc<Self>, job: Entry) {
         let (key, id) = (job.header().key(), job.header().id());
         let removed = self.queue().remove(key, id, Outcome::Cancelled, Instant::now());
         match removed {
             Some((work, effects)) => {
                 self.follow(effects);
-                self.drop_unstarted(&job, work);
+                self.drop_unstarted(&job, work, JobError::cancelled());
             }
             None => job.header().stop(false),
         }
@@ -187,25 +199,42 @@ impl Owner for Shared {
 }
 
 impl Shared {
+    /// The response of a deferred job is over.
+    pub(crate) fn begin(self: &Arc<Self>, entry: &Entry) {
+        let (key, id) = (entry.header().key(), entry.header().id());
+        let effects = self.queue().begin(key, id, Instant::now());
+        self.follow(effects);
+    }
+
+    /// The response of a deferred job is over, and is not what the job waited for.
+    pub(crate) fn skip(self: &Arc<Self>, entry: &Entry) {
+        let (key, id) = (entry.header().key(), entry.header().id());
+        let removed = self.queue().remove(key, id, Outcome::Skipped, Instant::now());
+        if let Some((work, effects)) = removed {
+            self.follow(effects);
+            self.drop_unstarted(entry, work, JobError::skipped());
+        }
+    }
+
     /// The end of a job that was taken out of the queue. Its `Drop` may panic; then that is how
     /// it failed.
-    fn drop_unstarted(&self, entry: &Entry, work: Work) {
+    fn drop_unstarted(&self, entry: &Entry, work: Work, error: JobError) {
         let dropped = entry.header().span.in_scope(|| contain(|| drop(work)));
-        entry.fail(dropped.map_or_else(JobError::panicked, |()| JobError::cancelled()));
+        entry.fail(dropped.map_or_else(JobError::panicked, |()| error));
         self.settle(entry);
         entry.publish();
     }
 }
 
 fn log_failure(failure: &Failure) {
-    let Failure { job, error } = failure;
+    let Failure { job, .. } = failure;
     tracing::error!(
         job.id = %job.id,
         job.name = %job.name,
         job.request = job.request.as_deref(),
         job.location = %job.location,
-        error = error as &dyn std::error::Error,
-        "{failure}"
+        "{}",
+        failure.chain()
     );
 }
 

@@ -2,6 +2,7 @@ use std::{
     borrow::Cow,
     fmt,
     future::{Future, poll_fn},
+    marker::PhantomData,
     panic::{Location, resume_unwind},
     pin::Pin,
     sync::{
@@ -12,13 +13,15 @@ use std::{
     time::Duration,
 };
 
+use pin_project_lite::pin_project;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use crate::{
     clock, config,
     error::{JobError, SpawnError, TrySpawnError},
     job::{Cell, Header, Job, JobContext, JobOutput, Kind, Options, Owner, PassThrough, Run, Work},
-    queue::{Effects, Refusal, Ticket},
+    queue::{Admit, Effects, Refusal, Ticket},
+    request::{Request, ResponseOutcome},
     runner::{Entry, Shared},
     state::Outcome,
 };
@@ -34,14 +37,20 @@ pub(crate) type Value<F> = <<F as Future>::Output as JobOutput>::Value;
 /// [`Jobs::job`]: crate::Jobs::job
 #[derive(Clone)]
 #[must_use = "a job runs once it is spawned, with one of the spawn verbs"]
-pub struct JobBuilder<'a> {
+pub struct JobBuilder<'a, S = ()> {
     shared: &'a Arc<Shared>,
     options: Options,
+    scope: PhantomData<S>,
 }
 
-impl<'a> JobBuilder<'a> {
+/// Marks a [`JobBuilder`] made by [`Jobs::job`](crate::Jobs::job), which can also defer a job until
+/// the response is over.
+#[derive(Clone, Copy, Debug)]
+pub enum RequestScope {}
+
+impl<'a, S: 'static> JobBuilder<'a, S> {
     pub(crate) fn new(shared: &'a Arc<Shared>, options: Options) -> Self {
-        Self { shared, options }
+        Self { shared, options, scope: PhantomData }
     }
 
     /// The job's name in logs, listings and reports. Defaults to where it is spawned.
@@ -88,23 +97,11 @@ impl<'a> JobBuilder<'a> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        if self.shared.bind_runtime().is_err() {
-            return Err(TrySpawnError::NoRuntime(future));
-        }
         let cell = self.cell(Kind::Plain);
-        let entry: Entry = cell.clone();
-        // Pinned only once it is accepted, so that a refused future can be given back.
-        let mut run = Some(Box::new(Run::new(future, cell.clone(), self.options.timeout)));
-        let pin = || -> Work { run.take().map(Box::into_pin).expect("a job is admitted once") };
-        let admitted = self.shared.queue().admit(&entry, pin, cell.header.spawned());
-        match (admitted, run) {
-            (Ok(effects), _) => {
-                self.shared.follow(effects);
-                Ok(Job::new(cell, self.shared.clone()))
-            }
-            (Err(Refusal::Full), Some(run)) => Err(TrySpawnError::Full(run.into_future())),
-            (Err(Refusal::Closed), Some(run)) => Err(TrySpawnError::Closed(run.into_future())),
-            (Err(_), None) => unreachable!("a refused job has not been pinned"),
+        let run = Run::new(future, cell.clone(), self.options.timeout);
+        match self.admit_now(&cell, run, Admit::Limited) {
+            Ok(()) => Ok(Job::new(cell, self.shared.clone())),
+            Err(error) => Err(error.map(Run::into_future)),
         }
     }
 
@@ -118,7 +115,7 @@ impl<'a> JobBuilder<'a> {
         self,
         timeout: Duration,
         future: F,
-    ) -> impl Future<Output = Result<Job<Value<F>>, SpawnError>> + Send + 'static + use<F>
+    ) -> impl Future<Output = Result<Job<Value<F>>, SpawnError>> + Send + 'static + use<F, S>
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
@@ -169,7 +166,7 @@ impl<'a> JobBuilder<'a> {
     pub fn shield<F>(
         self,
         future: F,
-    ) -> impl Future<Output = Result<F::Output, JobError>> + Send + 'static + use<F>
+    ) -> impl Future<Output = Result<F::Output, JobError>> + Send + 'static + use<F, S>
     where
         F: Future<Output: JobOutput + Send + 'static> + Send + 'static,
     {
@@ -179,7 +176,7 @@ impl<'a> JobBuilder<'a> {
         async move {
             shared.bind_runtime().map_err(JobError::refused)?;
             let entry: Entry = cell.clone();
-            let admitted = shared.queue().admit_outside(&entry, || work, Instant::now());
+            let admitted = shared.queue().admit(Admit::Outside, &entry, || work, Instant::now());
             let effects = admitted.map_err(|refusal| JobError::refused(refusal.into()))?;
             shared.follow(effects);
             let mut shielded = Shielded(Job::new(cell, shared));
@@ -191,19 +188,168 @@ impl<'a> JobBuilder<'a> {
         }
     }
 
+    /// Admits the job without waiting, or gives it back.
+    fn admit_now<T, R>(
+        &self,
+        cell: &Arc<Cell<T>>,
+        run: R,
+        how: Admit,
+    ) -> Result<(), TrySpawnError<R>>
+    where
+        T: Send + 'static,
+        R: Future<Output = Outcome> + Send + 'static,
+    {
+        if self.shared.bind_runtime().is_err() {
+            return Err(TrySpawnError::NoRuntime(run));
+        }
+        let entry: Entry = cell.clone();
+        // Pinned only once it is accepted, so that a refused future can be given back.
+        let mut run = Some(Box::new(run));
+        let pin = || -> Work { run.take().map(Box::into_pin).expect("admitted once") };
+        let admitted = self.shared.queue().admit(how, &entry, pin, cell.header.spawned());
+        match (admitted, run) {
+            (Ok(effects), _) => {
+                self.shared.follow(effects);
+                Ok(())
+            }
+            (Err(Refusal::Full), Some(run)) => Err(TrySpawnError::Full(*run)),
+            (Err(Refusal::Closed), Some(run)) => Err(TrySpawnError::Closed(*run)),
+            (Err(_), None) => unreachable!("a refused job has not been pinned"),
+        }
+    }
+
     #[track_caller]
     fn cell<T>(&self, kind: Kind) -> Arc<Cell<T>> {
-        let new_span = |id, name: &dyn fmt::Display, request: Option<&str>| {
-            self.shared.new_span(id, name, request)
-        };
-        let header = Header::new(self.options.clone(), kind, Location::caller(), new_span);
+        let shared = self.shared;
+        let header =
+            Header::new(self.options.clone(), kind, Location::caller(), |id, name, request| {
+                shared.new_span(id, name, request)
+            });
         Arc::new(Cell::new(header))
     }
 }
 
-impl fmt::Debug for JobBuilder<'_> {
+/// Jobs that start when the response is over.
+impl JobBuilder<'_, RequestScope> {
+    /// Like [`Jobs::after_response`](crate::Jobs::after_response).
+    ///
+    /// # Errors
+    ///
+    /// Like [`Scheduler::try_spawn`](crate::Scheduler::try_spawn).
+    #[track_caller]
+    pub fn after_response<F>(self, future: F) -> Result<Job<Value<F>>, TrySpawnError<F>>
+    where
+        F: Future<Output: JobOutput> + Send + 'static,
+    {
+        let cell = self.cell(Kind::Plain);
+        let run = Run::new(future, cell.clone(), self.options.timeout);
+        self.defer(cell, run, |_| true).map_err(|error| error.map(Run::into_future))
+    }
+
+    /// Like [`Jobs::after_response_with`](crate::Jobs::after_response_with).
+    ///
+    /// # Errors
+    ///
+    /// Like [`Scheduler::try_spawn`](crate::Scheduler::try_spawn).
+    #[track_caller]
+    pub fn after_response_with<C, F>(self, make: C) -> Result<Job<Value<F>>, TrySpawnError<C>>
+    where
+        C: FnOnce(ResponseOutcome) -> F + Send + 'static,
+        F: Future<Output: JobOutput> + Send + 'static,
+    {
+        let cell = self.cell(Kind::Plain);
+        let told = Told::Make { make: Some(make), request: self.request().clone() };
+        let run = Run::new(told, cell.clone(), self.options.timeout);
+        self.defer(cell, run, |_| true)
+            .map_err(|error| error.map(|run| run.into_future().into_make()))
+    }
+
+    /// Like [`Jobs::after_success`](crate::Jobs::after_success).
+    ///
+    /// # Errors
+    ///
+    /// Like [`Scheduler::try_spawn`](crate::Scheduler::try_spawn).
+    #[track_caller]
+    pub fn after_success<F>(self, future: F) -> Result<Job<Value<F>>, TrySpawnError<F>>
+    where
+        F: Future<Output: JobOutput> + Send + 'static,
+    {
+        let cell = self.cell(Kind::Plain);
+        let run = Run::new(future, cell.clone(), self.options.timeout);
+        self.defer(cell, run, ResponseOutcome::is_success)
+            .map_err(|error| error.map(Run::into_future))
+    }
+
+    fn defer<T, R>(
+        &self,
+        cell: Arc<Cell<T>>,
+        run: R,
+        wanted: fn(ResponseOutcome) -> bool,
+    ) -> Result<Job<T>, TrySpawnError<R>>
+    where
+        T: Send + 'static,
+        R: Future<Output = Outcome> + Send + 'static,
+    {
+        self.admit_now(&cell, run, Admit::Deferred)?;
+        let entry: Entry = cell.clone();
+        let shared = self.shared.clone();
+        self.request().when_over(Box::new(move |outcome| {
+            if wanted(outcome) { shared.begin(&entry) } else { shared.skip(&entry) }
+        }));
+        Ok(Job::new(cell, self.shared.clone()))
+    }
+
+    fn request(&self) -> &Arc<Request> {
+        self.options.request.as_ref().expect("a request's builder has one")
+    }
+}
+
+pin_project! {
+    /// A job's future that is made once the response is over, and told how it ended.
+    #[project = ToldProjection]
+    enum Told<C, F> {
+        Make { make: Option<C>, request: Arc<Request> },
+        Made { #[pin] future: F },
+    }
+}
+
+impl<C, F> Told<C, F> {
+    fn into_make(self) -> C {
+        match self {
+            Self::Make { make: Some(make), .. } => make,
+            _ => unreachable!("a job that was not accepted has not run"),
+        }
+    }
+}
+
+impl<C, F> Future for Told<C, F>
+where
+    C: FnOnce(ResponseOutcome) -> F,
+    F: Future,
+{
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        loop {
+            let future = match self.as_mut().project() {
+                ToldProjection::Made { future } => return future.poll(cx),
+                ToldProjection::Make { make, request } => {
+                    let outcome =
+                        request.outcome().expect("a deferred job starts after its response");
+                    make.take().expect("made once")(outcome)
+                }
+            };
+            self.set(Self::Made { future });
+        }
+    }
+}
+
+impl<S> fmt::Debug for JobBuilder<'_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JobBuilder").field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("JobBuilder")
+            .field("name", &self.options.name)
+            .field("timeout", &self.options.timeout)
+            .finish_non_exhaustive()
     }
 }
 
@@ -218,7 +364,9 @@ where
 {
     let began = Instant::now();
     let in_thread = cell.clone();
-    let mut thread = Handle::current().spawn_blocking(move || {
+    #[expect(clippy::disallowed_methods, reason = "a job is polled inside its runtime")]
+    let runtime = Handle::current();
+    let mut thread = runtime.spawn_blocking(move || {
         let header = &in_thread.header;
         if header.must_stop() {
             return None;
@@ -298,7 +446,7 @@ impl<T> Spawn<T> {
         let mut work = || self.work.take().expect("a job is admitted once");
         let Some(ticket) = self.ticket else {
             let spawned = entry.header().spawned();
-            let admitted = self.shared.queue().admit(entry, &mut work, spawned);
+            let admitted = self.shared.queue().admit(Admit::Limited, entry, &mut work, spawned);
             if !matches!(admitted, Err(Refusal::Full))
                 || self.shared.config.pending_limit == Some(0)
             {
@@ -307,7 +455,7 @@ impl<T> Spawn<T> {
             // A waker is not ours, and is not cloned under the lock.
             let waker = cx.waker().clone();
             let mut queue = self.shared.queue();
-            let admitted = queue.admit(entry, work, spawned);
+            let admitted = queue.admit(Admit::Limited, entry, work, spawned);
             if !matches!(admitted, Err(Refusal::Full)) {
                 return Poll::Ready(admitted.map_err(SpawnError::from));
             }
