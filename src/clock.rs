@@ -28,7 +28,9 @@ pub(crate) async fn timeout_at<F: Future>(
             time::timeout_at(deadline, future).await.map_err(|_| Elapsed)
         }
         Some(runtime) => {
-            let mut timer = AbortOnDrop(runtime.spawn(time::sleep_until(deadline)));
+            // Made inside the task: a timer cannot be made outside a runtime either.
+            let timer = async move { time::sleep_until(deadline).await };
+            let mut timer = AbortOnDrop(runtime.spawn(timer));
             first(future, pin!(async move { (&mut timer.0).await.is_ok() })).await
         }
         None => Ok(future.await),
