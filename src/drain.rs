@@ -58,7 +58,8 @@ impl Shared {
         });
         if !self.idle_by(Some(deadline)).await {
             self.for_each_job(|entry| entry.header().stop(true));
-            if !self.idle_by(Some(deadline + LANDING)).await {
+            // Not from the deadline on: a call that was given up may have let that pass long ago.
+            if !self.idle_by(Some(Instant::now() + LANDING)).await {
                 self.abandon();
             }
         }
