@@ -15,7 +15,7 @@ use std::{
     mem,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::{Pin, pin},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -634,6 +634,15 @@ impl Oracle {
 
 // The real jobs.
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics under a lock")
+}
+
+/// Jobs are named by their number.
+fn number(name: &str) -> usize {
+    name.parse().expect("a number")
+}
+
 #[derive(Debug)]
 struct Oops;
 
@@ -702,9 +711,9 @@ impl Future for Puppet {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Output> {
         assert!(!self.done, "polled after its end");
-        let mut strings = self.strings.lock().unwrap();
+        let mut strings = lock(&self.strings);
         if !mem::replace(&mut strings.started, true) {
-            self.starts.lock().unwrap().push(self.number);
+            lock(&self.starts).push(self.number);
         }
         strings.waker = Some(cx.waker().clone());
         let order = strings.order.take();
@@ -722,7 +731,7 @@ impl Future for Puppet {
 
 impl Drop for Puppet {
     fn drop(&mut self) {
-        let mut strings = self.strings.lock().unwrap();
+        let mut strings = lock(&self.strings);
         strings.drops += 1;
         let panics = strings.drop_panics;
         drop(strings);
@@ -801,8 +810,8 @@ impl Real {
             .pending_limit(setup.pending_limit)
             .close_timeout(Duration::from_millis(setup.close_timeout))
             .on_failure(move |failure| {
-                let number = failure.job.name.parse().unwrap();
-                heard.lock().unwrap().push((number, seen_error(&failure.error)));
+                let told = (number(&failure.job.name), seen_error(&failure.error));
+                lock(&heard).push(told);
             })
             .build();
         Self {
@@ -849,7 +858,7 @@ impl Real {
         };
         let seen = self.poll(number, plan);
         if plan.verb == Verb::Shield && seen == Seen::Waiting {
-            self.strings[number].lock().unwrap().drop_panics = plan.drop_panics;
+            lock(&self.strings[number]).drop_panics = plan.drop_panics;
         }
         seen
     }
@@ -875,7 +884,7 @@ impl Real {
     }
 
     fn accepted(&mut self, number: usize, plan: Plan, job: Job<usize>) {
-        self.strings[number].lock().unwrap().drop_panics = plan.drop_panics;
+        lock(&self.strings[number]).drop_panics = plan.drop_panics;
         self.held[number] = Held::Handle(task::spawn(job));
     }
 
@@ -931,7 +940,7 @@ impl Real {
     }
 
     fn is_running(&self, number: usize) -> bool {
-        self.strings[number].lock().unwrap().drops == 0
+        lock(&self.strings[number]).drops == 0
     }
 
     fn answer(&mut self, number: usize, seen: Seen) -> Seen {
@@ -940,7 +949,7 @@ impl Real {
     }
 
     fn order(&self, number: usize, order: Order) {
-        let mut strings = self.strings[number].lock().unwrap();
+        let mut strings = lock(&self.strings[number]);
         strings.order = Some(order);
         if let Some(waker) = strings.waker.take() {
             waker.wake();
@@ -1040,13 +1049,13 @@ impl History {
 
     async fn step(&mut self, step: Step) {
         let was_closed = self.real.scheduler.is_closed();
-        let started = self.real.starts.lock().unwrap().len();
+        let started = lock(&self.real.starts).len();
         self.act(step).await;
         self.real.settle().await;
         self.oracle.settle();
         self.compare();
         if was_closed {
-            assert_eq!(self.real.starts.lock().unwrap().len(), started, "nothing starts any more");
+            assert_eq!(lock(&self.real.starts).len(), started, "nothing starts any more");
         }
     }
 
@@ -1137,12 +1146,12 @@ impl History {
             };
             let strings = puppet.strings.clone();
             let answer = job.try_spawn(puppet);
-            strings.lock().unwrap().drop_panics = plan.drop_panics && answer.is_ok();
-            *answers.lock().unwrap() = Some(answer);
+            lock(&strings).drop_panics = plan.drop_panics && answer.is_ok();
+            *lock(&answers) = Some(answer);
         };
         self.real.order(parent, Order::SpawnAndEnd(Box::new(spawn)));
         self.real.settle().await;
-        let answer = answer.lock().unwrap().take().expect("the parent has run");
+        let answer = lock(&answer).take().expect("the parent has run");
         let seen = self.real.have(child, plan, answer);
         assert_eq!(seen, self.oracle.offer(plan), "spawned inside a job");
         self.oracle.jobs[parent].fate = Some(Fate::Ends(End::Value));
@@ -1168,7 +1177,7 @@ impl History {
         let mut expected: Vec<(usize, Outcome)> =
             ended.iter().filter(|job| !is_good(job)).copied().collect();
         let mut named: Vec<(usize, Outcome)> =
-            report.jobs().map(|(outcome, job)| (job.name.parse().unwrap(), outcome)).collect();
+            report.jobs().map(|(outcome, job)| (number(&job.name), outcome)).collect();
         expected.sort_unstable_by_key(|(number, _)| *number);
         named.sort_unstable_by_key(|(number, _)| *number);
         assert_eq!(named, expected);
@@ -1196,7 +1205,7 @@ impl History {
         assert_eq!(scheduler.is_draining(), oracle.phase != Phase::Open);
 
         let listed: Vec<(usize, JobState)> =
-            scheduler.jobs().iter().map(|job| (job.name.parse().unwrap(), job.state)).collect();
+            scheduler.jobs().iter().map(|job| (number(&job.name), job.state)).collect();
         let state = |(number, job): (usize, &Expected)| match job.at {
             Where::Pending => Some((number, JobState::Pending)),
             Where::Active => Some((number, JobState::Active)),
@@ -1205,14 +1214,14 @@ impl History {
         let expected: Vec<_> = oracle.jobs.iter().enumerate().filter_map(state).collect();
         assert_eq!(listed, expected);
 
-        assert_eq!(*real.starts.lock().unwrap(), oracle.starts, "who started, in which order");
-        let mut told = real.told.lock().unwrap();
+        assert_eq!(*lock(&real.starts), oracle.starts, "who started, in which order");
+        let mut told = lock(&real.told);
         told.sort_unstable();
         oracle.told.sort_unstable();
         assert_eq!(*told, oracle.told, "what on_failure heard");
 
         for (number, job) in oracle.jobs.iter().enumerate() {
-            let strings = real.strings[number].lock().unwrap();
+            let strings = lock(&real.strings[number]);
             let is_over = matches!(job.at, Where::Ended(_) | Where::Refused);
             assert_eq!(strings.drops, u32::from(is_over), "how often job {number} was dropped");
             assert_eq!(strings.started, job.started, "whether job {number} was run");
@@ -1257,7 +1266,7 @@ impl History {
         self.real.settle().await;
         self.compare();
         assert!(self.real.scheduler.is_empty());
-        let told = self.real.told.lock().unwrap();
+        let told = lock(&self.real.told);
         for (number, job) in self.oracle.jobs.iter().enumerate() {
             let heard = told.iter().filter(|(other, _)| *other == number).count();
             let times = heard + self.real.answered[number] as usize;
@@ -1271,7 +1280,7 @@ fn check(setup: Setup, steps: Vec<Step>) {
         .enable_time()
         .start_paused(true)
         .build()
-        .unwrap();
+        .expect("a runtime");
     runtime.block_on(async {
         let mut history = History::new(&setup);
         for step in steps {
