@@ -15,7 +15,7 @@ use std::{
     mem,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::{Pin, pin},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -81,6 +81,7 @@ enum Step {
     Close,
     PollDrain(usize),
     DropDrain(usize),
+    Announce,
     Advance(u64),
 }
 
@@ -123,6 +124,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Close),
         8 => at.clone().prop_map(Step::PollDrain),
         2 => at.prop_map(Step::DropDrain),
+        1 => Just(Step::Announce),
         12 => (1..4_u64).prop_map(Step::Advance),
     ]
 }
@@ -142,8 +144,9 @@ fn spawn_timeout(seconds: u64) -> u64 {
 }
 
 const CLOSE_TIMEOUTS: [u64; 3] = [0, 400, 1400];
-/// How long after its deadline a close waits for aborted futures to be dropped.
-const LANDING: u64 = 100;
+/// How long a close waits, after its deadline, for aborted futures to be dropped. Here they always
+/// are: what may outlast that (a blocking thread) moves no paused clock.
+const LANDING: u64 = 20;
 
 /// What polling a future gave, or how a failure was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -219,6 +222,7 @@ struct ExpectedDrain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Open,
+    Announced,
     Draining,
     Closed,
 }
@@ -513,16 +517,22 @@ impl Oracle {
         self.poll(job)
     }
 
-    fn begin_drain(&mut self) {
+    fn announce(&mut self) {
         self.drain_began.get_or_insert(self.now);
         if self.phase == Phase::Open {
             self.ended_before_drain = self.ended.len();
-            self.phase = if self.is_idle() { Phase::Closed } else { Phase::Draining };
+            self.phase = Phase::Announced;
         }
     }
 
+    fn begin_drain(&mut self) {
+        self.announce();
+        self.phase = self.phase.max(Phase::Draining);
+        self.settle();
+    }
+
     fn close(&mut self) {
-        self.begin_drain();
+        self.announce();
         self.phase = Phase::Closed;
         self.close_deadline.get_or_insert(self.now + self.close_timeout);
         self.line.clear();
@@ -549,15 +559,12 @@ impl Oracle {
                         self.jobs[job].fate = Some(Fate::Overdue);
                     }
                 }
-                2 => {
-                    for job in self.active.clone() {
-                        self.end(job, Outcome::Abandoned, Seen::Overdue);
-                    }
-                }
-                _ => {}
+                _ => assert!(self.is_idle(), "all have had the time to be dropped"),
             }
-            let close_deadline = self.close_deadline.expect("it is closing");
-            drain.deadline = close_deadline + if drain.stage == 0 { 0 } else { LANDING };
+            drain.deadline = match drain.stage {
+                0 => self.close_deadline.expect("it is closing"),
+                _ => self.now + LANDING,
+            };
             drain.stage += 1;
         }
         true
@@ -627,6 +634,15 @@ impl Oracle {
 
 // The real jobs.
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics under a lock")
+}
+
+/// Jobs are named by their number.
+fn number(name: &str) -> usize {
+    name.parse().expect("a number")
+}
+
 #[derive(Debug)]
 struct Oops;
 
@@ -695,9 +711,9 @@ impl Future for Puppet {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Output> {
         assert!(!self.done, "polled after its end");
-        let mut strings = self.strings.lock().unwrap();
+        let mut strings = lock(&self.strings);
         if !mem::replace(&mut strings.started, true) {
-            self.starts.lock().unwrap().push(self.number);
+            lock(&self.starts).push(self.number);
         }
         strings.waker = Some(cx.waker().clone());
         let order = strings.order.take();
@@ -715,7 +731,7 @@ impl Future for Puppet {
 
 impl Drop for Puppet {
     fn drop(&mut self) {
-        let mut strings = self.strings.lock().unwrap();
+        let mut strings = lock(&self.strings);
         strings.drops += 1;
         let panics = strings.drop_panics;
         drop(strings);
@@ -794,8 +810,8 @@ impl Real {
             .pending_limit(setup.pending_limit)
             .close_timeout(Duration::from_millis(setup.close_timeout))
             .on_failure(move |failure| {
-                let number = failure.job.name.parse().unwrap();
-                heard.lock().unwrap().push((number, seen_error(&failure.error)));
+                let told = (number(&failure.job.name), seen_error(&failure.error));
+                lock(&heard).push(told);
             })
             .build();
         Self {
@@ -842,7 +858,7 @@ impl Real {
         };
         let seen = self.poll(number, plan);
         if plan.verb == Verb::Shield && seen == Seen::Waiting {
-            self.strings[number].lock().unwrap().drop_panics = plan.drop_panics;
+            lock(&self.strings[number]).drop_panics = plan.drop_panics;
         }
         seen
     }
@@ -868,7 +884,7 @@ impl Real {
     }
 
     fn accepted(&mut self, number: usize, plan: Plan, job: Job<usize>) {
-        self.strings[number].lock().unwrap().drop_panics = plan.drop_panics;
+        lock(&self.strings[number]).drop_panics = plan.drop_panics;
         self.held[number] = Held::Handle(task::spawn(job));
     }
 
@@ -924,7 +940,7 @@ impl Real {
     }
 
     fn is_running(&self, number: usize) -> bool {
-        self.strings[number].lock().unwrap().drops == 0
+        lock(&self.strings[number]).drops == 0
     }
 
     fn answer(&mut self, number: usize, seen: Seen) -> Seen {
@@ -933,7 +949,7 @@ impl Real {
     }
 
     fn order(&self, number: usize, order: Order) {
-        let mut strings = self.strings[number].lock().unwrap();
+        let mut strings = lock(&self.strings[number]);
         strings.order = Some(order);
         if let Some(waker) = strings.waker.take() {
             waker.wake();
@@ -1033,13 +1049,13 @@ impl History {
 
     async fn step(&mut self, step: Step) {
         let was_closed = self.real.scheduler.is_closed();
-        let started = self.real.starts.lock().unwrap().len();
+        let started = lock(&self.real.starts).len();
         self.act(step).await;
         self.real.settle().await;
         self.oracle.settle();
         self.compare();
         if was_closed {
-            assert_eq!(self.real.starts.lock().unwrap().len(), started, "nothing starts any more");
+            assert_eq!(lock(&self.real.starts).len(), started, "nothing starts any more");
         }
     }
 
@@ -1088,7 +1104,6 @@ impl History {
             }
             Step::Close => {
                 real.drain(None);
-                oracle.begin_drain();
                 oracle.drains.push(Some(ExpectedDrain { stage: 0, deadline: 0 }));
                 self.poll_drain(self.oracle.drains.len() - 1);
             }
@@ -1100,6 +1115,10 @@ impl History {
                 let Some(drain) = pick(&oracle.open_drains(), at) else { return };
                 real.drains[drain] = None;
                 oracle.drains[drain] = None;
+            }
+            Step::Announce => {
+                real.scheduler.start_draining();
+                oracle.announce();
             }
             Step::Advance(seconds) => {
                 let to = oracle.now + seconds * 1000;
@@ -1127,12 +1146,12 @@ impl History {
             };
             let strings = puppet.strings.clone();
             let answer = job.try_spawn(puppet);
-            strings.lock().unwrap().drop_panics = plan.drop_panics && answer.is_ok();
-            *answers.lock().unwrap() = Some(answer);
+            lock(&strings).drop_panics = plan.drop_panics && answer.is_ok();
+            *lock(&answers) = Some(answer);
         };
         self.real.order(parent, Order::SpawnAndEnd(Box::new(spawn)));
         self.real.settle().await;
-        let answer = answer.lock().unwrap().take().expect("the parent has run");
+        let answer = lock(&answer).take().expect("the parent has run");
         let seen = self.real.have(child, plan, answer);
         assert_eq!(seen, self.oracle.offer(plan), "spawned inside a job");
         self.oracle.jobs[parent].fate = Some(Fate::Ends(End::Value));
@@ -1158,7 +1177,7 @@ impl History {
         let mut expected: Vec<(usize, Outcome)> =
             ended.iter().filter(|job| !is_good(job)).copied().collect();
         let mut named: Vec<(usize, Outcome)> =
-            report.jobs().map(|(outcome, job)| (job.name.parse().unwrap(), outcome)).collect();
+            report.jobs().map(|(outcome, job)| (number(&job.name), outcome)).collect();
         expected.sort_unstable_by_key(|(number, _)| *number);
         named.sort_unstable_by_key(|(number, _)| *number);
         assert_eq!(named, expected);
@@ -1186,7 +1205,7 @@ impl History {
         assert_eq!(scheduler.is_draining(), oracle.phase != Phase::Open);
 
         let listed: Vec<(usize, JobState)> =
-            scheduler.jobs().iter().map(|job| (job.name.parse().unwrap(), job.state)).collect();
+            scheduler.jobs().iter().map(|job| (number(&job.name), job.state)).collect();
         let state = |(number, job): (usize, &Expected)| match job.at {
             Where::Pending => Some((number, JobState::Pending)),
             Where::Active => Some((number, JobState::Active)),
@@ -1195,14 +1214,14 @@ impl History {
         let expected: Vec<_> = oracle.jobs.iter().enumerate().filter_map(state).collect();
         assert_eq!(listed, expected);
 
-        assert_eq!(*real.starts.lock().unwrap(), oracle.starts, "who started, in which order");
-        let mut told = real.told.lock().unwrap();
+        assert_eq!(*lock(&real.starts), oracle.starts, "who started, in which order");
+        let mut told = lock(&real.told);
         told.sort_unstable();
         oracle.told.sort_unstable();
         assert_eq!(*told, oracle.told, "what on_failure heard");
 
         for (number, job) in oracle.jobs.iter().enumerate() {
-            let strings = real.strings[number].lock().unwrap();
+            let strings = lock(&real.strings[number]);
             let is_over = matches!(job.at, Where::Ended(_) | Where::Refused);
             assert_eq!(strings.drops, u32::from(is_over), "how often job {number} was dropped");
             assert_eq!(strings.started, job.started, "whether job {number} was run");
@@ -1247,7 +1266,7 @@ impl History {
         self.real.settle().await;
         self.compare();
         assert!(self.real.scheduler.is_empty());
-        let told = self.real.told.lock().unwrap();
+        let told = lock(&self.real.told);
         for (number, job) in self.oracle.jobs.iter().enumerate() {
             let heard = told.iter().filter(|(other, _)| *other == number).count();
             let times = heard + self.real.answered[number] as usize;
@@ -1261,7 +1280,7 @@ fn check(setup: Setup, steps: Vec<Step>) {
         .enable_time()
         .start_paused(true)
         .build()
-        .unwrap();
+        .expect("a runtime");
     runtime.block_on(async {
         let mut history = History::new(&setup);
         for step in steps {

@@ -141,18 +141,14 @@ impl Bench {
     }
 
     fn offer(&mut self) -> Answer {
-        let job = Job::new();
-        self.jobs.push(job.clone());
-        let number = self.jobs.len() - 1;
-        let result = self.queue.admit(Admit::Limited, &job, || Task(number, false), self.now);
-        self.answer(result)
+        self.offer_as(Admit::Limited)
     }
 
-    fn offer_outside(&mut self) -> Answer {
+    fn offer_as(&mut self, how: Admit) -> Answer {
         let job = Job::new();
         self.jobs.push(job.clone());
         let number = self.jobs.len() - 1;
-        let result = self.queue.admit(Admit::Outside, &job, || Task(number, false), self.now);
+        let result = self.queue.admit(how, &job, || Task(number, false), self.now);
         self.answer(result)
     }
 
@@ -178,6 +174,12 @@ impl Bench {
                 Waits(ticket)
             }
         }
+    }
+
+    fn begin(&mut self, number: usize) {
+        let job = self.jobs[number].clone();
+        let effects = self.queue.begin(job.slot(), job.id(), self.now);
+        self.follow(effects);
     }
 
     fn leave(&mut self, ticket: Ticket) {
@@ -243,13 +245,54 @@ fn no_more_than_limit_jobs_run() {
 fn shielded_work_holds_no_place() {
     let mut bench = Bench::new(1, 0);
     assert_eq!(bench.offer_all(), [Taken, Full]);
-    assert_eq!(bench.offer_outside(), Taken);
+    assert_eq!(bench.offer_as(Admit::Outside), Taken);
     assert_eq!(bench.started, [0, 2]);
     bench.finish(2, Outcome::Completed);
     assert_eq!(bench.offer(), Full);
     bench.finish(0, Outcome::Completed);
-    assert_eq!(bench.offer_outside(), Taken);
+    assert_eq!(bench.offer_as(Admit::Outside), Taken);
     assert_eq!(bench.offer(), Taken);
+}
+
+/// Invariant 2: a deferred job has its place from the start, and needs no other.
+#[test]
+fn a_deferred_job_is_refused_at_once_or_never() {
+    let mut bench = Bench::new(2, 0);
+    assert_eq!([(); 3].map(|()| bench.offer_as(Admit::Deferred)), [Taken, Taken, Full]);
+    assert_eq!(bench.offer(), Full);
+    assert_eq!(bench.counts(), (0, 0));
+    bench.begin(1);
+    bench.begin(0);
+    bench.begin(0);
+    assert_eq!(bench.started, [1, 0]);
+    assert_eq!(bench.counts(), (2, 0));
+}
+
+/// Invariants 3 and 10.
+#[test]
+fn a_job_starts_at_once_though_deferred_ones_have_places() {
+    let mut bench = Bench::new(1, 2);
+    assert_eq!([(); 3].map(|()| bench.offer_as(Admit::Deferred)), [Taken, Taken, Full]);
+    assert_eq!(bench.offer_all(), [Taken, Full]);
+    assert_eq!(bench.started, [3]);
+    bench.begin(0);
+    assert_eq!((bench.counts(), bench.queue.deferred_count()), ((1, 1), 1));
+    assert!(bench.remove(1, Outcome::Skipped));
+    assert_eq!(bench.offer_all(), [Taken, Full]);
+    bench.finish(3, Outcome::Completed);
+    assert_eq!(bench.started, [3, 0]);
+}
+
+/// Invariant 6.
+#[test]
+fn a_deferred_job_does_not_begin_once_the_queue_is_closed() {
+    let mut bench = Bench::new(2, None);
+    assert_eq!(bench.offer_as(Admit::Deferred), Taken);
+    bench.queue.close();
+    bench.begin(0);
+    assert!(bench.started.is_empty());
+    assert_eq!(bench.take_unstarted(9), [0]);
+    assert!(bench.queue.is_idle());
 }
 
 /// Invariant 2.
@@ -363,12 +406,12 @@ fn a_closed_queue_admits_grants_and_starts_nothing() {
     let [Waits(first), Waits(second)] = [0, 1].map(|n| bench.offer_or_wait(&bells[n])) else {
         panic!("both must wait");
     };
-    bench.offer_outside();
+    bench.offer_as(Admit::Outside);
     bench.finish(0, Outcome::Completed);
     assert!(granted(&bells[0]));
     bench.queue.close();
     assert_eq!(bench.offer(), Closed);
-    assert_eq!(bench.offer_outside(), Closed);
+    assert_eq!(bench.offer_as(Admit::Outside), Closed);
     assert_eq!(bench.ask(2, first, &bells[0]), Closed, "even with a place");
     bench.leave(first);
     assert!(!granted(&bells[1]), "not even when a place comes free");
@@ -472,6 +515,19 @@ fn a_draining_queue_closes_when_its_last_spawner_leaves_or_there_is_none() {
     assert_eq!(empty.queue.phase(), Phase::Closed);
 }
 
+/// Invariant 8: an announced end changes nothing, but the report begins there (9).
+#[test]
+fn an_announced_end_does_not_close_an_idle_queue() {
+    let mut bench = Bench::new(1, None);
+    bench.queue.announce();
+    assert_eq!(bench.offer(), Taken);
+    bench.finish(0, Outcome::Failed);
+    assert_eq!(bench.queue.phase(), Phase::Announced);
+    bench.queue.drain();
+    assert_eq!(bench.queue.phase(), Phase::Closed);
+    assert_eq!(bench.queue.take_ended().len(), 1);
+}
+
 /// Invariant 9.
 #[test]
 fn what_ends_badly_from_the_drain_on_is_kept_for_the_report_once() {
@@ -517,11 +573,14 @@ fn paging_lists_every_job() {
 enum Step {
     Offer,
     OfferOrWait,
+    OfferDeferred,
     OfferOutside,
+    Begin(usize),
     Ask(usize),
     Leave(usize),
     Finish(usize, Outcome),
     Remove(usize, Outcome),
+    Announce,
     Drain,
     Close,
     TakeWaiters(usize),
@@ -544,11 +603,14 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => Just(Step::Offer),
         10 => Just(Step::OfferOrWait),
+        4 => Just(Step::OfferDeferred),
         2 => Just(Step::OfferOutside),
+        4 => any.clone().prop_map(Step::Begin),
         8 => any.clone().prop_map(Step::Ask),
         3 => any.clone().prop_map(Step::Leave),
         12 => (any.clone(), outcome()).prop_map(|(number, outcome)| Step::Finish(number, outcome)),
         3 => (any, outcome()).prop_map(|(number, outcome)| Step::Remove(number, outcome)),
+        1 => Just(Step::Announce),
         1 => Just(Step::Drain),
         1 => Just(Step::Close),
         2 => (0..3_usize).prop_map(Step::TakeWaiters),
@@ -561,6 +623,7 @@ struct Model {
     limit: usize,
     pending_limit: usize,
     phase: Phase,
+    deferred: Vec<usize>,
     pending: Vec<usize>,
     active: Vec<usize>,
     outside: Vec<usize>,
@@ -579,25 +642,41 @@ impl Model {
     }
 
     fn free(&self) -> bool {
-        let held = self.running() + self.pending.len() + self.granted.len();
+        let jobs = self.running() + self.pending.len() + self.deferred.len();
+        let held = jobs + self.granted.len();
         self.limit.checked_add(self.pending_limit).is_none_or(|places| held < places)
+    }
+
+    fn has_room(&self, how: Admit) -> bool {
+        match how {
+            Admit::Outside => true,
+            Admit::Limited => self.free(),
+            Admit::Deferred if self.pending_limit == 0 => self.free(),
+            Admit::Deferred => {
+                let waiting = self.pending.len() + self.deferred.len() + self.granted.len();
+                waiting < self.pending_limit // 10
+            }
+        }
     }
 
     fn idle(&self) -> bool {
         let spawners = self.waiting.len() + self.granted.len();
-        self.pending.is_empty()
+        self.deferred.is_empty()
+            && self.pending.is_empty()
             && self.active.is_empty()
             && (spawners == 0 || self.phase == Phase::Closed)
     }
 
-    fn accept(&mut self, number: usize, outside: bool) -> Answer {
+    fn accept(&mut self, number: usize, how: Admit) -> Answer {
         self.accepted += 1;
-        if outside {
-            self.outside.push(number);
-            self.active.push(number);
-            self.started.push(number);
-        } else {
-            self.pending.push(number);
+        match how {
+            Admit::Limited => self.pending.push(number),
+            Admit::Deferred => self.deferred.push(number),
+            Admit::Outside => {
+                self.outside.push(number);
+                self.active.push(number);
+                self.started.push(number);
+            }
         }
         Taken
     }
@@ -605,6 +684,7 @@ impl Model {
     fn end(&mut self, number: usize, outcome: Outcome) {
         self.active.retain(|other| *other != number);
         self.pending.retain(|other| *other != number);
+        self.deferred.retain(|other| *other != number);
         self.outcomes.push(outcome);
         let well = [Outcome::Completed, Outcome::Skipped].contains(&outcome);
         if self.phase != Phase::Open && !well {
@@ -639,6 +719,7 @@ fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
         limit: limit.unwrap_or(usize::MAX),
         pending_limit: pending_limit.unwrap_or(usize::MAX),
         phase: Phase::Open,
+        deferred: Vec::new(),
         pending: Vec::new(),
         active: Vec::new(),
         outside: Vec::new(),
@@ -655,15 +736,15 @@ fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
     for step in steps {
         bench.now += Duration::from_secs(1);
         match step {
-            Step::Offer | Step::OfferOrWait | Step::OfferOutside => {
+            Step::Offer | Step::OfferOrWait | Step::OfferDeferred | Step::OfferOutside => {
                 let (number, bell) = (bench.jobs.len(), Arc::new(Bell::default()));
-                let outside = matches!(step, Step::OfferOutside);
-                let waits = matches!(step, Step::OfferOrWait);
-                let answer = match step {
-                    Step::Offer => bench.offer(),
-                    Step::OfferOrWait => bench.offer_or_wait(&bell),
-                    _ => bench.offer_outside(),
+                let how = match step {
+                    Step::OfferDeferred => Admit::Deferred,
+                    Step::OfferOutside => Admit::Outside,
+                    _ => Admit::Limited,
                 };
+                let waits = matches!(step, Step::OfferOrWait);
+                let answer = if waits { bench.offer_or_wait(&bell) } else { bench.offer_as(how) };
                 if let Waits(ticket) = answer {
                     assert!(spawners.iter().all(|(_, earlier, _)| *earlier < ticket));
                     spawners.push((number, ticket, bell));
@@ -671,11 +752,21 @@ fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
                 }
                 match answer {
                     _ if model.phase == Phase::Closed => assert_eq!(answer, Closed),
-                    _ if outside || model.free() => {
-                        assert_eq!(answer, model.accept(number, outside));
+                    _ if model.has_room(how) => {
+                        assert_eq!(answer, model.accept(number, how));
                     }
                     _ if waits => assert!(matches!(answer, Waits(_))),
                     _ => assert_eq!(answer, Full),
+                }
+            }
+            Step::Begin(at) => {
+                let Some(number) = pick(&Vec::from_iter(0..bench.jobs.len()), at) else {
+                    continue;
+                };
+                bench.begin(number);
+                if model.phase != Phase::Closed && model.deferred.contains(&number) {
+                    model.deferred.retain(|other| *other != number);
+                    model.pending.push(number);
                 }
             }
             Step::Ask(at) => {
@@ -689,7 +780,7 @@ fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
                     spawners[at].2 = bell;
                     bench.leave(ticket);
                 } else if granted {
-                    assert_eq!(answer, model.accept(number, false));
+                    assert_eq!(answer, model.accept(number, Admit::Limited));
                 } else {
                     assert_eq!(answer, Waits(ticket));
                     spawners[at].2 = bell;
@@ -720,11 +811,15 @@ fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
                 let Some(number) = pick(&Vec::from_iter(0..bench.jobs.len()), at) else {
                     continue;
                 };
-                let pending = model.pending.contains(&number);
-                assert_eq!(bench.remove(number, outcome), pending);
-                if pending {
+                let unstarted = model.pending.contains(&number) || model.deferred.contains(&number);
+                assert_eq!(bench.remove(number, outcome), unstarted);
+                if unstarted {
                     model.end(number, outcome);
                 }
+            }
+            Step::Announce => {
+                bench.queue.announce();
+                model.phase = model.phase.max(Phase::Announced);
             }
             Step::Drain => {
                 bench.queue.drain();
@@ -744,7 +839,8 @@ fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
                 }
             }
             Step::TakeUnstarted(most) if model.phase == Phase::Closed => {
-                let expected: Vec<_> = model.pending.iter().copied().take(most).collect();
+                let unstarted = model.pending.iter().chain(&model.deferred);
+                let expected: Vec<_> = unstarted.copied().take(most).collect();
                 assert_eq!(bench.take_unstarted(most), expected);
                 expected.iter().for_each(|number| model.end(*number, Outcome::NeverStarted));
             }
@@ -763,6 +859,7 @@ fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
         assert_eq!(bench.started, model.started); // 3, 5, 6: when, in which order
         assert!(model.running() <= model.limit); // 1
         assert_eq!(bench.counts(), (model.active.len(), model.pending.len()));
+        assert_eq!(queue.deferred_count(), model.deferred.len());
         assert!(queue.pending_count() <= model.pending_limit); // 2
         assert_eq!(queue.waiting_count(), model.waiting.len()); // 4
         assert_eq!((queue.phase(), queue.is_idle()), (model.phase, model.idle())); // 8
@@ -783,6 +880,8 @@ fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
             let expected = match () {
                 () if model.active.contains(&number) => JobState::Active,
                 () if model.pending.contains(&number) => JobState::Pending,
+                () if model.deferred.contains(&number) => JobState::Deferred,
+                // Not taken in.
                 () if job.slot() == usize::MAX => JobState::Deferred,
                 () => JobState::Finished,
             };
