@@ -8,6 +8,7 @@ use std::{
     env,
     future::pending,
     hash::{BuildHasher, RandomState},
+    iter::repeat_n,
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
@@ -199,9 +200,10 @@ async fn whenever_a_client_leaves_each_job_starts_or_is_skipped_once() {
             connections += usize::from(length > 0);
             let sending = (0..=request(shape, 0, protocol).len()).map(Leaves::AfterSending);
             let reading = (0..=length).map(Leaves::AfterReading);
+            let at_once = repeat_n(Leaves::AfterReading(0), 25);
             let ends = !matches!(shape, "endless" | "hanging");
             let satisfied = [Leaves::Satisfied; 4].into_iter().filter(|_| ends);
-            for leaves in sending.chain(reading).chain(satisfied) {
+            for leaves in sending.chain(reading).chain(at_once).chain(satisfied) {
                 visits.extend([false, true].map(|abruptly| Visit {
                     protocol,
                     shape,
