@@ -1,5 +1,7 @@
 //! Clients that leave at every byte of the request and of the response, in random order.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
+#![allow(clippy::print_stdout, reason = "a failure is to be repeated")]
 
 mod wire;
 
@@ -182,7 +184,7 @@ async fn whenever_a_client_leaves_each_job_starts_or_is_skipped_once() {
         let record = record.clone();
         Router::new()
             .route("/{shape}/{id}", any(answer))
-            .route("/hanging/{id}", any(|| pending::<()>()))
+            .route("/hanging/{id}", any(pending::<()>))
             .layer(MapRequestLayer::new(move |request| {
                 defer(&record, &request);
                 request

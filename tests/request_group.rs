@@ -1,4 +1,5 @@
 //! One request's jobs as a group, found in its response.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
@@ -105,9 +106,9 @@ async fn every_kind_of_job_is_counted_until_it_ends_in_whatever_way() {
     let gate = go.clone();
     jobs.try_spawn(async move {
         gate.notified().await;
-        panic!("a job panics");
-        #[allow(unreachable_code, reason = "a panic has no type of its own")]
-        ()
+        if true {
+            panic!("a job panics");
+        }
     })
     .unwrap();
     let pending_job = jobs.try_spawn(pending::<()>()).unwrap();

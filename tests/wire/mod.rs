@@ -1,5 +1,6 @@
 //! Servers on real sockets, and clients that control every byte they send and read.
 #![allow(dead_code, reason = "no test uses all of it")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
 
 use std::{
