@@ -1,4 +1,5 @@
 //! When an `after_response` job starts and what it is told: response shape by protocol by client.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
 
 mod wire;
@@ -242,6 +243,10 @@ async fn every_shape_of_response_that_is_read_to_its_end_is_complete() {
             stage.jobs(answer((StatusCode::NOT_MODIFIED, "hello")))
         }),
         row("HEAD", Complete(OK), |stage| stage.jobs(answer("hello"))).method("HEAD"),
+        row("HEAD with content-length", Complete(OK), |stage| {
+            stage.jobs(answer(([("content-length", "5")], ())))
+        })
+        .method("HEAD"),
         row("HEAD of a stream", Complete(OK), move |stage| stage.jobs(body(streamed)))
             .method("HEAD"),
         row("fixed", Complete(OK), |stage| stage.jobs(answer("hello"))),
@@ -289,6 +294,12 @@ async fn a_response_that_breaks_off_is_aborted_and_one_that_never_was_is_none() 
         row("body that fails at once", Aborted(OK), |stage| stage.jobs(body(|| vec![Step::Fail]))),
         row("body that panics half-way", Aborted(OK), |stage| {
             stage.jobs(body(|| vec![data("hel"), Step::Panic]))
+        }),
+        row("body that ends before its content-length", Aborted(OK), |stage| {
+            stage.jobs(route(|| async {
+                let body = Body::new(Script::new([data("hel"), data("lo")]));
+                ([("content-length", "6")], body)
+            }))
         }),
         row("handler that panics", NoResponse, |stage| stage.jobs(panics())),
         row("handler that panics, caught outside", NoResponse, |stage| {
@@ -584,12 +595,14 @@ streamed with content-length    Http2: polls 3, None yes, end after data no, at 
 HEAD                            Http2: polls 1, None no, end after data yes, at drop yes
 ";
 
+type Make = fn() -> Response<Body>;
+
 #[tokio::test]
 async fn how_a_body_ends_depends_on_its_shape_and_on_the_protocol() {
     fn streamed() -> Body {
         Body::new(Script::new([data("hel"), data("lo")]))
     }
-    let shapes: [(&str, &str, fn() -> Response<Body>); 6] = [
+    let shapes: [(&str, &str, Make); 6] = [
         ("empty", "GET", || ().into_response()),
         ("204", "GET", || StatusCode::NO_CONTENT.into_response()),
         ("fixed", "GET", || "hello".into_response()),

@@ -1,4 +1,5 @@
 //! `after_response` jobs and the response's bytes: neither too early, nor in their way.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(
     clippy::disallowed_methods,
     reason = "servers run in threads of their own, and jobs block on purpose"

@@ -1,5 +1,6 @@
 //! Servers on real sockets, and clients that control every byte they send and read.
 #![allow(dead_code, reason = "no test uses all of it")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
 
 use std::{
@@ -196,6 +197,8 @@ pub(crate) struct Client {
     pub(crate) stream: TcpStream,
     protocol: Protocol,
     unread: Vec<u8>,
+    /// How many bytes have been read.
+    pub(crate) read: usize,
     /// The response's body so far. (Over HTTP/1.1 as it is on the wire: chunks are not undone.)
     pub(crate) body: Vec<u8>,
 }
@@ -218,7 +221,7 @@ impl Client {
     }
 
     pub(crate) fn over(stream: TcpStream, protocol: Protocol) -> Self {
-        Self { stream, protocol, unread: Vec::new(), body: Vec::new() }
+        Self { stream, protocol, unread: Vec::new(), read: 0, body: Vec::new() }
     }
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
@@ -271,9 +274,11 @@ impl Client {
             while !self.unread.ends_with(b"\r\n\r\n") {
                 self.unread.push(self.stream.read_u8().await?);
             }
+            self.read = self.unread.len();
             return Ok(Event::Head);
         }
         let read = self.stream.read_buf(&mut self.body).await?;
+        self.read += read;
         Ok(if read == 0 { Event::End } else { Event::Data })
     }
 
@@ -285,6 +290,7 @@ impl Client {
             let (kind, flags, stream) = (head[3], head[4], head[8]);
             let mut payload = vec![0; length];
             self.stream.read_exact(&mut payload).await?;
+            self.read += head.len() + length;
             if kind == DATA && flags & END_STREAM == 0 {
                 self.widen(stream, length).await;
             }
@@ -320,6 +326,8 @@ impl Client {
 pub(crate) enum Step {
     Data(Bytes),
     Wait(Arc<Notify>),
+    /// Lets other tasks go first.
+    Yield,
     Fail,
     Panic,
 }
@@ -356,6 +364,10 @@ impl Body for Script {
                 Some(Step::Panic) => panic!("the body panics"),
                 Some(Step::Wait(signal)) => {
                     self.waiting = Some(Box::pin(async move { signal.notified().await }));
+                    continue;
+                }
+                Some(Step::Yield) => {
+                    self.waiting = Some(Box::pin(tokio::task::yield_now()));
                     continue;
                 }
             });
