@@ -778,9 +778,11 @@ async fn shielded_work_whose_caller_is_dropped_goes_on_as_a_job_of_its_request()
 #[tokio::test(start_paused = true)]
 async fn shielded_work_that_panics_panics_in_its_caller() {
     let (scheduler, mut failures) = reporting(Scheduler::builder());
-    let call = with_jobs(&scheduler, |jobs| async move {
-        jobs.shield(async { panic!("no money") }).await.unwrap()
-    });
+    let call =
+        with_jobs(
+            &scheduler,
+            |jobs| async move { jobs.shield(no_money()).await.unwrap().to_string() },
+        );
     let payload = tokio::spawn(call).await.unwrap_err().into_panic();
     assert_eq!(payload.downcast_ref(), Some(&"no money"));
     assert_eq!(scheduler.stats().panicked, 1);
@@ -792,7 +794,7 @@ async fn shielded_work_of_a_closed_scheduler_is_refused_unrun() {
     let scheduler = Scheduler::new();
     scheduler.close().await;
     let response = with_jobs(&scheduler, |jobs| async move {
-        let error = jobs.shield(async { unreachable!("never polled") }).await.unwrap_err();
+        let error = jobs.shield(no_money()).await.unwrap_err();
         format!("{} {error}: {}", error.is_cancelled(), std::error::Error::source(&error).unwrap())
     });
     let text = text(response.await).await;
