@@ -388,8 +388,8 @@ async fn a_closed_scheduler_answers_503_with_retry_after_and_the_handler_does_no
     let (handler, mut events) = handler();
     let scheduler = Scheduler::new();
     scheduler.close().await;
-    let response = handler.app(atomic(&scheduler)).oneshot(pay()).await.unwrap();
-    assert_refused(response).await;
+    let response = handler.app(atomic(&scheduler)).oneshot(pay());
+    assert_refused(within("a response", response).await.unwrap()).await;
     assert_eq!(events.so_far(), []);
     assert_eq!(scheduler.stats().accepted, 0);
 }
@@ -520,12 +520,14 @@ async fn a_failure_is_told_exactly_once_whenever_the_client_leaves() {
     handler.go.add_permits(2_000);
     let mut told = 0;
     for n in 0..2_000 {
-        let call = tokio::spawn(service.clone().oneshot(pay()));
-        for _ in 0..n % 7 {
-            tokio::task::yield_now().await;
+        let mut call = task::spawn(service.clone().oneshot(pay()));
+        let mut polled = call.poll();
+        for _ in 0..n % 50 {
+            if polled.is_pending() {
+                polled = call.poll();
+            }
         }
-        call.abort();
-        told += usize::from(matches!(call.await, Ok(Err(_))));
+        told += usize::from(polled.is_ready());
     }
     within("the jobs", scheduler.wait_idle()).await;
     let stats = scheduler.stats();
@@ -698,9 +700,10 @@ async fn a_concurrency_limit_further_in_counts_the_handlers_that_run_on() {
     assert_pending!(next.poll().map_ok(|_| ()));
     handler.go_on();
     assert_eq!(events.next().await, Ended);
-    while !next.is_woken() {
+    for _ in 0..10 {
         tokio::task::yield_now().await;
     }
+    assert!(next.is_woken());
     assert!(assert_ready!(next.poll()).is_ok());
 }
 
@@ -778,9 +781,11 @@ async fn shielded_work_whose_caller_is_dropped_goes_on_as_a_job_of_its_request()
 #[tokio::test(start_paused = true)]
 async fn shielded_work_that_panics_panics_in_its_caller() {
     let (scheduler, mut failures) = reporting(Scheduler::builder());
-    let call = with_jobs(&scheduler, |jobs| async move {
-        jobs.shield(async { panic!("no money") }).await.unwrap()
-    });
+    let call =
+        with_jobs(
+            &scheduler,
+            |jobs| async move { jobs.shield(no_money()).await.unwrap().to_string() },
+        );
     let payload = tokio::spawn(call).await.unwrap_err().into_panic();
     assert_eq!(payload.downcast_ref(), Some(&"no money"));
     assert_eq!(scheduler.stats().panicked, 1);
@@ -792,7 +797,7 @@ async fn shielded_work_of_a_closed_scheduler_is_refused_unrun() {
     let scheduler = Scheduler::new();
     scheduler.close().await;
     let response = with_jobs(&scheduler, |jobs| async move {
-        let error = jobs.shield(async { unreachable!("never polled") }).await.unwrap_err();
+        let error = jobs.shield(no_money()).await.unwrap_err();
         format!("{} {error}: {}", error.is_cancelled(), std::error::Error::source(&error).unwrap())
     });
     let text = text(response.await).await;
