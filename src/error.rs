@@ -128,8 +128,8 @@ pub struct JobError(Kind);
 
 enum Kind {
     Failed(BoxError),
-    // A panic's payload is `Send` only; the mutex, never locked, makes the error `Sync`.
-    Panicked(Mutex<Panic>, Option<String>),
+    // Boxed, since every job has room for its error.
+    Panicked(Box<Panicked>),
     RunTimeout(Duration),
     WaitTimeout(Duration),
     CloseTimeout(Duration),
@@ -139,6 +139,12 @@ enum Kind {
     Taken,
 }
 
+struct Panicked {
+    // It is `Send` only; the mutex, never locked, makes the error `Sync`.
+    payload: Mutex<Panic>,
+    text: Option<String>,
+}
+
 impl JobError {
     pub(crate) fn failed(error: BoxError) -> Self {
         Self(Kind::Failed(error))
@@ -146,7 +152,7 @@ impl JobError {
 
     pub(crate) fn panicked(payload: Panic) -> Self {
         let text = panic_text(payload.as_ref());
-        Self(Kind::Panicked(Mutex::new(payload), text))
+        Self(Kind::Panicked(Box::new(Panicked { payload: Mutex::new(payload), text })))
     }
 
     pub(crate) fn run_timeout(after: Duration) -> Self {
@@ -217,8 +223,8 @@ impl JobError {
     /// Gives the error back if it is not a panic.
     pub fn into_panic(self) -> Result<Box<dyn Any + Send>, Self> {
         match self.0 {
-            Kind::Panicked(payload, _) => {
-                Ok(payload.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+            Kind::Panicked(panicked) => {
+                Ok(panicked.payload.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
             }
             kind => Err(Self(kind)),
         }
@@ -251,8 +257,10 @@ impl fmt::Display for JobError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Failed(_) => f.write_str("the job failed"),
-            Kind::Panicked(_, Some(text)) => write!(f, "the job panicked: {text}"),
-            Kind::Panicked(_, None) => f.write_str("the job panicked"),
+            Kind::Panicked(panicked) => match &panicked.text {
+                Some(text) => write!(f, "the job panicked: {text}"),
+                None => f.write_str("the job panicked"),
+            },
             Kind::RunTimeout(after) => {
                 write!(f, "the job ran longer than its timeout of {after:?}")
             }
