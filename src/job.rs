@@ -32,7 +32,7 @@ use crate::{
     error::{BoxError, JobError},
     lock::lock,
     queue::{Entry, Unique},
-    request::Request,
+    request::{Request, ResponseOutcome},
     state::{JobId, JobState, Outcome},
 };
 
@@ -134,7 +134,7 @@ plain_values! {
     <T> Option<T>; <T> Vec<T>; <T> VecDeque<T>; <T> Box<[T]>;
     <T> BTreeSet<T>; <T, S> HashSet<T, S>; <K, V> BTreeMap<K, V>; <K, V, S> HashMap<K, V, S>;
     <A> (A,); <A, B> (A, B); <A, B, C> (A, B, C); <A, B, C, D> (A, B, C, D);
-    <> http::StatusCode; <> http::HeaderMap; <B> http::Request<B>; <B> http::Response<B>;
+    <> ResponseOutcome; <> http::StatusCode; <> http::HeaderMap; <B> http::Request<B>; <B> http::Response<B>;
 }
 
 impl<T: ?Sized> JobOutput for Arc<T>
