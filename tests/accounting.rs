@@ -15,7 +15,7 @@ use std::{
     mem,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -635,7 +635,8 @@ impl Oracle {
 // The real jobs.
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("nothing panics under a lock")
+    // Poisoned by an assertion, it must still let the future it belongs to be dropped.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Jobs are named by their number.
@@ -757,6 +758,17 @@ enum Held {
 }
 
 impl Held {
+    /// Into another task, so that it must be woken by another waker than before.
+    fn moved(self) -> Self {
+        match self {
+            Held::Nobody => Held::Nobody,
+            Held::Spawner(spawner) => Held::Spawner(task::spawn(spawner.into_inner())),
+            Held::Handle(job) => Held::Handle(task::spawn(job.into_inner())),
+            Held::Closer(closer) => Held::Closer(task::spawn(closer.into_inner())),
+            Held::Shield(shield) => Held::Shield(task::spawn(shield.into_inner())),
+        }
+    }
+
     fn is_woken(&self) -> bool {
         match self {
             Held::Nobody => false,
@@ -889,7 +901,7 @@ impl Real {
     }
 
     fn poll(&mut self, number: usize, plan: Plan) -> Seen {
-        let mut held = mem::replace(&mut self.held[number], Held::Nobody);
+        let mut held = mem::replace(&mut self.held[number], Held::Nobody).moved();
         let seen = match &mut held {
             Held::Nobody => unreachable!("nobody polls"),
             Held::Spawner(spawner) => match spawner.poll() {
@@ -989,11 +1001,13 @@ impl Real {
     }
 
     fn poll_drain(&mut self, at: usize) -> Option<DrainReport> {
-        match self.drains[at].as_mut().expect("a drain that is there").poll() {
-            Poll::Pending => None,
-            Poll::Ready(report) => {
-                self.drains[at] = None;
-                Some(report)
+        let drain = self.drains[at].take().expect("a drain that is there");
+        let mut drain = task::spawn(drain.into_inner());
+        match drain.poll() {
+            Poll::Ready(report) => Some(report),
+            Poll::Pending => {
+                self.drains[at] = Some(drain);
+                None
             }
         }
     }

@@ -1,9 +1,10 @@
-//! Hundreds of threads spawn while another closes: nothing is lost, and the law holds throughout.
+//! What real threads do at the same time. Above all: hundreds spawn while another closes; nothing
+//! is lost, and the law holds throughout.
 #![allow(clippy::disallowed_methods, reason = "real threads are the subject")]
 
 use std::{
     collections::HashMap,
-    future::Future,
+    future::{Future, poll_fn},
     panic::resume_unwind,
     pin::pin,
     sync::{
@@ -30,7 +31,7 @@ const JOBS_PER_THREAD: usize = 10;
 const LIMIT: usize = 4;
 const PENDING_LIMIT: usize = 8;
 /// For what takes no time unless it hangs.
-const LONG: Duration = Duration::from_secs(120);
+const LONG: Duration = Duration::from_secs(60);
 
 struct Parked(thread::Thread);
 
@@ -285,4 +286,26 @@ fn nothing_is_lost_when_threads_spawn_while_one_drains() {
 #[test]
 fn nothing_is_lost_when_threads_spawn_while_one_drains_on_a_current_thread_runtime() {
     play(Builder::new_current_thread(), wait_and_close);
+}
+
+/// The abort finds a job that is being polled, and nobody to wake yet.
+#[test]
+fn a_job_aborted_while_it_is_first_polled_is_dropped() {
+    let runtime = two_workers().build().expect("a runtime");
+    let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
+    let (polled, is_polled) = mpsc::channel();
+    let (aborted, is_aborted) = mpsc::channel();
+    let (dropped, is_dropped) = mpsc::channel::<()>();
+    let future = poll_fn(move |_| {
+        let _dropped = &dropped;
+        polled.send(()).expect("the test waits");
+        is_aborted.recv_timeout(LONG).expect("the test aborts");
+        Poll::<()>::Pending
+    });
+    let job = block_on(scheduler.spawn(future)).expect("there is a place");
+    is_polled.recv_timeout(LONG).expect("the job runs");
+    job.abort();
+    aborted.send(()).expect("the job waits");
+    assert_eq!(is_dropped.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected));
+    assert!(block_on(job).is_err_and(|error| error.is_cancelled()));
 }
