@@ -438,17 +438,20 @@ async fn axums_own_server_tells_the_end_of_a_response_too() {
 type Answer = Response<tower_jobs::ResponseBody<Body>>;
 
 /// A service around `routes`, and a request to it.
-async fn call<S>(stage: &Stage, inner: S) -> impl Future<Output = Result<Answer, S::Error>>
+async fn call<S>(
+    stage: &Stage,
+    inner: S,
+    method: &str,
+) -> impl Future<Output = Result<Answer, S::Error>>
 where
     S: Service<Request<Body>, Response = Response<Body>> + Clone,
 {
-    let service = tower::ServiceBuilder::new()
+    let mut service = tower::ServiceBuilder::new()
         .layer(JobsLayer::new(stage.scheduler.clone()))
         .map_request(stage.recorder.clone().defer_for())
         .service(inner);
-    let mut service = service;
     poll_fn(|cx| service.poll_ready(cx)).await.map_err(drop).unwrap();
-    service.call(Request::new(Body::empty()))
+    service.call(Request::builder().method(method).body(Body::empty()).unwrap())
 }
 
 async fn check(stage: &Stage, expected: ResponseOutcome) {
@@ -459,7 +462,7 @@ async fn check(stage: &Stage, expected: ResponseOutcome) {
 #[tokio::test]
 async fn a_response_future_that_is_dropped_unpolled_gives_no_response() {
     let stage = Stage::default();
-    let response = call(&stage, answer("hello")).await;
+    let response = call(&stage, answer("hello"), "GET").await;
     assert_eq!(stage.scheduler.stats().deferred, 3);
     drop(response);
     check(&stage, NoResponse).await;
@@ -468,7 +471,7 @@ async fn a_response_future_that_is_dropped_unpolled_gives_no_response() {
 #[tokio::test]
 async fn a_response_future_that_is_dropped_after_one_poll_gives_no_response() {
     let stage = Stage::default();
-    let mut response = poll_by_hand(call(&stage, stage.waiting()).await);
+    let mut response = poll_by_hand(call(&stage, stage.waiting(), "GET").await);
     assert!(response.poll().is_pending());
     assert_eq!(stage.scheduler.stats().deferred, 3);
     drop(response);
@@ -484,7 +487,7 @@ async fn a_service_that_panics_when_it_is_called_gives_no_response() {
         });
     let calling = {
         let stage = stage.clone();
-        tokio::spawn(async move { call(&stage, inner).await.await.map(drop) })
+        tokio::spawn(async move { call(&stage, inner, "GET").await.await.map(drop) })
     };
     assert!(calling.await.unwrap_err().is_panic());
     check(&stage, NoResponse).await;
@@ -494,7 +497,7 @@ async fn a_service_that_panics_when_it_is_called_gives_no_response() {
 async fn a_response_that_is_dropped_unread_is_aborted_unless_it_has_no_body() {
     for (routes, expected) in [(answer("hello"), Aborted(OK)), (answer(()), Complete(OK))] {
         let stage = Stage::default();
-        let response = call(&stage, routes).await.await.unwrap();
+        let response = call(&stage, routes, "GET").await.await.unwrap();
         assert_eq!(stage.scheduler.stats().deferred, 3);
         drop(response);
         check(&stage, expected).await;
@@ -504,7 +507,7 @@ async fn a_response_that_is_dropped_unread_is_aborted_unless_it_has_no_body() {
 #[tokio::test]
 async fn jobs_start_when_the_body_is_dropped_and_not_when_its_last_frame_was_read() {
     let stage = Stage::default();
-    let response = call(&stage, answer("hello")).await.await.unwrap();
+    let response = call(&stage, answer("hello"), "GET").await.await.unwrap();
     let mut body = response.into_body();
     let last = body.frame().await.unwrap().unwrap();
     assert_eq!(last.into_data().unwrap(), "hello");
@@ -515,10 +518,22 @@ async fn jobs_start_when_the_body_is_dropped_and_not_when_its_last_frame_was_rea
 }
 
 #[tokio::test]
+async fn the_declared_length_of_a_body_that_is_not_sent_is_not_waited_for() {
+    let stage = Stage::default();
+    let inner = service_fn(async |_: Request<Body>| {
+        let body = Body::new(Script::new([]));
+        Ok::<_, wire::Never>(([("content-length", "5")], body).into_response())
+    });
+    let response = call(&stage, inner, "HEAD").await.await.unwrap();
+    assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
+    check(&stage, Complete(OK)).await;
+}
+
+#[tokio::test]
 async fn a_body_that_is_dropped_after_some_of_its_frames_is_aborted() {
     let stage = Stage::default();
     let routes = body(|| vec![data("hel"), data("lo")]);
-    let mut body = call(&stage, routes).await.await.unwrap().into_body();
+    let mut body = call(&stage, routes, "GET").await.await.unwrap().into_body();
     body.frame().await.unwrap().unwrap();
     drop(body);
     check(&stage, Aborted(OK)).await;

@@ -415,7 +415,8 @@ impl Recorder {
         scheduler: &Scheduler,
         expected: Option<ResponseOutcome>,
     ) -> Result<(), String> {
-        let is_success = expected.is_some_and(ResponseOutcome::is_success);
+        let is_success =
+            matches!(expected, Some(ResponseOutcome::Complete(status)) if status.as_u16() < 400);
         let requests = usize::from(expected.is_some());
         let seen = (
             self.outcomes(),
