@@ -225,7 +225,7 @@ pub(crate) enum Kind {
     Plain,
     /// By telling it, and dropping its future when it does not listen.
     Cooperative(Box<Notify>),
-    /// Not at all, once its thread has begun.
+    /// Not at all, once it has been [taken up](Header::take_up) by a thread.
     Blocking(AtomicBool),
 }
 
@@ -331,6 +331,14 @@ impl Header {
         let runner = lock(&self.runner).take();
         if let Some(runner) = runner {
             runner.wake();
+        }
+    }
+
+    /// Whether the caller is the first to take up this blocking job, to run it or to give it up.
+    pub(crate) fn take_up(&self) -> bool {
+        match &self.kind {
+            Kind::Blocking(taken_up) => !taken_up.swap(true, Ordering::AcqRel),
+            Kind::Plain | Kind::Cooperative(_) => false,
         }
     }
 

@@ -4,10 +4,7 @@ use std::{
     future::{Future, poll_fn},
     panic::{Location, resume_unwind},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -221,17 +218,14 @@ where
     let in_thread = cell.clone();
     let mut thread = Handle::current().spawn_blocking(move || {
         let header = &in_thread.header;
-        if header.must_stop() {
-            return None;
-        }
-        if let Kind::Blocking(begun) = &header.kind {
-            begun.store(true, Ordering::Release);
-        }
-        Some(header.span.in_scope(closure))
+        let runs = !header.must_stop() && header.take_up();
+        runs.then(|| header.span.in_scope(closure))
     });
     let ended = poll_fn(|cx| {
-        if cell.header.must_stop() {
-            thread.abort(); // Heeded only while no thread has taken it up.
+        if cell.header.must_stop() && cell.header.take_up() {
+            // No thread will run it, but its handle resolves only when one has had a look.
+            thread.abort();
+            return Poll::Ready(Ok(None));
         }
         Pin::new(&mut thread).poll(cx)
     })
