@@ -31,7 +31,13 @@ fn one_at_a_time() -> Scheduler {
 /// Holds the only place until it is let go, so that jobs pile up behind it.
 async fn hold(scheduler: &Scheduler) -> oneshot::Sender<()> {
     let (open, opened) = oneshot::channel();
-    scheduler.spawn(async { drop(opened.await) }).await.unwrap();
+    let (begun, begins) = oneshot::channel();
+    let holding = async {
+        begun.send(()).expect("heard");
+        drop(opened.await);
+    };
+    scheduler.spawn(holding).await.unwrap();
+    begins.await.unwrap();
     open
 }
 
