@@ -539,7 +539,7 @@ async fn a_shield_passes_its_result_through_and_survives_its_caller() {
     let (tell, told) = oneshot::channel();
     let shield = scheduler.shield(async move {
         opened.await;
-        tell.send("done").expect("heard")
+        tell.send("done").expect("heard");
     });
     let caller = tokio::spawn(shield);
     turn().await;
@@ -630,7 +630,7 @@ async fn dropping_the_last_handle_warns_and_leaves_its_jobs_running() {
     scheduler
         .spawn(async move {
             opened.await;
-            tell.send("done").expect("heard")
+            tell.send("done").expect("heard");
         })
         .await
         .unwrap();

@@ -379,7 +379,7 @@ async fn returned<T: JobOutput + Send + 'static>(
     value: T,
 ) -> Result<T::Value, tower_jobs::JobError> {
     let scheduler = Scheduler::new();
-    let job = scheduler.spawn(async { value }).await.unwrap();
+    let job = scheduler.spawn(async { value }).await.expect("there is a place");
     job.await
 }
 

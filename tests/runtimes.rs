@@ -24,11 +24,16 @@ const SHORT: Duration = Duration::from_millis(20);
 const PLENTY: Duration = Duration::from_secs(60);
 
 fn multi(name: &str) -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).thread_name(name).enable_all().build().unwrap()
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .expect("a runtime")
 }
 
 fn single() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
 struct Unpark(Thread);
@@ -210,13 +215,13 @@ fn busy(runtime: &Runtime) -> Left {
     let scheduler = Scheduler::builder().limit(3).pending_limit(2).build();
     runtime.block_on(async {
         let active = vec![
-            scheduler.spawn(pending::<()>()).await.unwrap(),
-            scheduler.spawn_with(|_| pending::<()>()).await.unwrap(),
-            scheduler.spawn(async { sleep(PLENTY).await }).await.unwrap(),
+            scheduler.spawn(pending::<()>()).await.expect("there is a place"),
+            scheduler.spawn_with(|_| pending::<()>()).await.expect("there is a place"),
+            scheduler.spawn(async { sleep(PLENTY).await }).await.expect("there is a place"),
         ];
         let queued = vec![
-            scheduler.spawn(async { it_ran() }).await.unwrap(),
-            scheduler.spawn_blocking(it_ran).await.unwrap(),
+            scheduler.spawn(async { it_ran() }).await.expect("there is a place"),
+            scheduler.spawn_blocking(it_ran).await.expect("there is a place"),
         ];
         for _ in 0..10 {
             yield_now().await;
@@ -226,7 +231,7 @@ fn busy(runtime: &Runtime) -> Left {
 }
 
 fn assert_cancelled(result: Result<(), JobError>) {
-    assert!(result.unwrap_err().is_cancelled());
+    assert!(result.expect_err("a failure").is_cancelled());
 }
 
 #[test]
