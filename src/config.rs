@@ -31,6 +31,9 @@ pub struct SchedulerConfig {
     /// queue, `None` = any number. Defaults to 10 000.
     #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
     pub pending_limit: Option<usize>,
+    /// How many jobs of one key run at once; `None` = any number. Defaults to `None`.
+    #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
+    pub limit_per_key: Option<usize>,
     /// How long a job that is told to end may take. Defaults to 100 ms.
     #[cfg_attr(feature = "serde", serde(with = "fields::duration"))]
     pub close_timeout: Duration,
@@ -44,6 +47,7 @@ impl Default for SchedulerConfig {
         Self {
             limit: Some(100),
             pending_limit: Some(10_000),
+            limit_per_key: None,
             close_timeout: Duration::from_millis(100),
             wait_timeout: Duration::from_secs(60),
         }
@@ -60,19 +64,19 @@ impl SchedulerConfig {
     ///
     /// Names the first field whose value makes no sense, the value, and what to write instead.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        limit(self.limit)?;
+        limit("limit", self.limit)?;
+        limit("limit_per_key", self.limit_per_key)?;
         timeout("close_timeout", self.close_timeout)?;
         timeout("wait_timeout", self.wait_timeout)
     }
 }
 
-pub(crate) fn limit(limit: Option<usize>) -> Result<(), ConfigError> {
+pub(crate) fn limit(field: &str, limit: Option<usize>) -> Result<(), ConfigError> {
     match limit {
-        Some(0) => Err(ConfigError(
-            "limit is 0, so no job would ever run: set it to at least 1, or to none (\"unlimited\") \
-             for no limit"
-                .into(),
-        )),
+        Some(0) => Err(ConfigError(format!(
+            "{field} is 0, so no job would ever run: set it to at least 1, or to none \
+             (\"unlimited\") for no limit"
+        ))),
         _ => Ok(()),
     }
 }
@@ -115,6 +119,8 @@ mod fields {
         limit: Option<usize>,
         #[serde(deserialize_with = "pending_limit")]
         pending_limit: Option<usize>,
+        #[serde(deserialize_with = "limit_per_key")]
+        limit_per_key: Option<usize>,
         #[serde(deserialize_with = "close_timeout")]
         close_timeout: Duration,
         #[serde(deserialize_with = "wait_timeout")]
@@ -135,15 +141,21 @@ mod fields {
     named! {
         limit: Option<usize> = count;
         pending_limit: Option<usize> = count;
+        limit_per_key: Option<usize> = count;
         close_timeout: Duration = duration;
         wait_timeout: Duration = duration;
     }
 
     impl Default for Fields {
         fn default() -> Self {
-            let SchedulerConfig { limit, pending_limit, close_timeout, wait_timeout } =
-                SchedulerConfig::default();
-            Self { limit, pending_limit, close_timeout, wait_timeout }
+            let SchedulerConfig {
+                limit,
+                pending_limit,
+                limit_per_key,
+                close_timeout,
+                wait_timeout,
+            } = SchedulerConfig::default();
+            Self { limit, pending_limit, limit_per_key, close_timeout, wait_timeout }
         }
     }
 
@@ -151,8 +163,9 @@ mod fields {
         type Error = ConfigError;
 
         fn try_from(fields: Fields) -> Result<Self, ConfigError> {
-            let Fields { limit, pending_limit, close_timeout, wait_timeout } = fields;
-            let config = Self { limit, pending_limit, close_timeout, wait_timeout };
+            let Fields { limit, pending_limit, limit_per_key, close_timeout, wait_timeout } =
+                fields;
+            let config = Self { limit, pending_limit, limit_per_key, close_timeout, wait_timeout };
             config.validate().map(|()| config)
         }
     }

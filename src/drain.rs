@@ -7,9 +7,9 @@ use tokio::{task, time::Instant};
 
 use crate::{
     clock,
-    contain::discard,
     error::JobError,
     job::{Kind, Owner, Work},
+    queue::Queue,
     report::DrainReport,
     runner::{Entry, Shared},
     state::Outcome,
@@ -18,24 +18,34 @@ use crate::{
 /// How many jobs or spawners are handled under one hold of the lock.
 pub(crate) const PAGE: usize = 128;
 /// How long aborted futures may take to be dropped before their jobs count as abandoned.
-const LANDING: Duration = Duration::from_millis(100);
+const LANDING: Duration = Duration::from_millis(20);
 
 impl Shared {
     /// Resolves when nothing runs or waits.
     pub(crate) async fn wait_idle(&self) {
+        self.wait_until(Queue::is_idle).await;
+    }
+
+    /// Resolves when `done`, which is asked whenever the queue has become idle.
+    pub(crate) async fn wait_until(&self, done: impl Fn(&Queue<Entry, Work>) -> bool) {
         loop {
             let mut idle = pin!(self.idle.notified());
             idle.as_mut().enable();
-            if self.queue().is_idle() {
+            if done(&self.queue()) {
                 return;
             }
             idle.await;
         }
     }
 
+    pub(crate) fn start_draining(&self) {
+        self.drain_began.get_or_init(Instant::now);
+        self.queue().announce();
+    }
+
     pub(crate) async fn wait_and_close(self: &Arc<Self>, timeout: Duration) -> DrainReport {
+        self.start_draining();
         let now = Instant::now();
-        self.drain_began.get_or_init(|| now);
         self.queue().drain();
         // Whether all jobs ended or the time did, what is left is closed.
         self.idle_by(now.checked_add(timeout)).await;
@@ -43,9 +53,9 @@ impl Shared {
     }
 
     pub(crate) async fn close(self: &Arc<Self>) -> DrainReport {
-        let now = Instant::now();
-        self.drain_began.get_or_init(|| now);
-        let deadline = *self.close_deadline.get_or_init(|| now + self.config.close_timeout);
+        self.start_draining();
+        let close_timeout = self.config.close_timeout;
+        let deadline = *self.close_deadline.get_or_init(|| Instant::now() + close_timeout);
         self.close_now();
         self.for_each_job(|entry| match &entry.header().kind {
             Kind::Cooperative(_) => entry.header().cancel(),
@@ -90,12 +100,14 @@ impl Shared {
 
     /// Drops what will never run in a task of its own: that is user code, and may block.
     fn drop_apart(&self, mut remains: Remains) {
-        let Some(runtime) = self.runtime() else { return };
+        let Some(runtime) = self.runtime() else {
+            return;
+        };
         if !remains.0.is_empty() {
             // Nobody waits for it, and a runtime that has gone drops it here.
             drop(runtime.spawn(async move {
                 while let Some(work) = remains.0.pop() {
-                    discard(work);
+                    work.discard();
                     task::coop::consume_budget().await;
                 }
             }));
@@ -109,8 +121,8 @@ impl Shared {
 
     pub(crate) fn for_each_job(&self, mut visit: impl FnMut(Entry)) {
         let mut from = Some(0);
-        while let Some(key) = from {
-            let (page, next) = self.queue().page(key, PAGE);
+        while let Some(slot) = from {
+            let (page, next) = self.queue().page(slot, PAGE);
             page.into_iter().for_each(&mut visit);
             from = next;
         }
@@ -119,8 +131,9 @@ impl Shared {
     fn abandon(&self) {
         self.for_each_job(|entry| {
             let header = entry.header();
-            let key = header.key();
-            let effects = self.queue().finish(key, header.id(), Outcome::Abandoned, Instant::now());
+            let slot = header.slot();
+            let effects =
+                self.queue().finish(slot, header.id(), Outcome::Abandoned, Instant::now());
             entry.fail(JobError::close_timeout(self.config.close_timeout));
             self.settle(&entry);
             entry.publish();
@@ -154,6 +167,6 @@ struct Remains(Vec<Work>);
 
 impl Drop for Remains {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(discard);
+        self.0.drain(..).for_each(Work::discard);
     }
 }

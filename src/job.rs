@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker, ready},
@@ -30,18 +30,35 @@ use crate::{
     clock,
     contain::{discard, wake},
     error::{BoxError, JobError},
-    queue::Entry,
+    lock::lock,
+    queue::{Entry, Unique},
+    request::{Request, ResponseOutcome},
     state::{JobId, JobState, Outcome},
 };
 
 /// A job's future, with everything that is typed inside. It has stored its result when it is ready.
-pub(crate) type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+pub(crate) type JobFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// What a job has to do, and the span to do it in. It leaves the job as it ends, so that the span
+/// closes then, whoever still holds a handle.
+pub(crate) struct Work {
+    pub(crate) future: JobFuture,
+    pub(crate) span: Span,
+}
+
+impl Work {
+    /// Drops what will never run, where it belongs.
+    pub(crate) fn discard(self) {
+        let Self { future, span } = self;
+        span.in_scope(|| discard(future));
+    }
+}
 
 /// What a job may return, so that a failure is told from a value.
 ///
 /// `Result<T, E>` fails with its `Err`, for every `E` that converts into a boxed error (so
 /// `anyhow::Error` and `eyre::Report` do). Everything else is a plain value: the implementations
-/// cover `()`, `!` and the types of the standard library; for one of your own write
+/// cover `()`, `!` and the usual types of the standard library; for one of your own write
 ///
 /// ```
 /// use tower_jobs::{BoxError, JobOutput};
@@ -59,7 +76,8 @@ pub(crate) type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
     message = "a job cannot return `{Self}`",
     note = "a job returns `()`, a plain value, or a `Result` whose error converts into \
             `Box<dyn Error + Send + Sync>`",
-    note = "implement `tower_jobs::JobOutput` for a type of your own, or end the job with `;`"
+    note = "implement `tower_jobs::JobOutput` for a type of your own, or end the job with `;`",
+    note = "a loop without an end has the type `!`: end it when its `JobContext` is cancelled"
 )]
 pub trait JobOutput {
     /// What awaiting the job gives.
@@ -116,7 +134,7 @@ plain_values! {
     <T> Option<T>; <T> Vec<T>; <T> VecDeque<T>; <T> Box<[T]>;
     <T> BTreeSet<T>; <T, S> HashSet<T, S>; <K, V> BTreeMap<K, V>; <K, V, S> HashMap<K, V, S>;
     <A> (A,); <A, B> (A, B); <A, B, C> (A, B, C); <A, B, C, D> (A, B, C, D);
-    <> http::StatusCode; <> http::HeaderMap; <B> http::Request<B>; <B> http::Response<B>;
+    <> ResponseOutcome; <> http::StatusCode; <> http::HeaderMap; <B> http::Request<B>; <B> http::Response<B>;
 }
 
 impl<T: ?Sized> JobOutput for Arc<T>
@@ -157,6 +175,8 @@ pub struct JobInfo {
     pub state: JobState,
     /// The request that spawned it, as `METHOD /path`; none if it was spawned on the scheduler.
     pub request: Option<Arc<str>>,
+    /// The key it shares with others: see [`JobBuilder::key`](crate::JobBuilder::key).
+    pub key: Option<Arc<str>>,
     /// Where in the source it was spawned, as `file:line:column`.
     #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_display"))]
     pub location: &'static Location<'static>,
@@ -198,25 +218,48 @@ pub struct Failure {
     pub error: JobError,
 }
 
+impl Failure {
+    /// The error and what caused it, in one line.
+    pub(crate) fn chain(&self) -> String {
+        let mut chain = self.error.to_string();
+        let mut cause = self.error.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Many errors repeat their cause in their own text.
+            if !chain.ends_with(&text) {
+                chain = format!("{chain}: {text}");
+            }
+            cause = error.source();
+        }
+        chain
+    }
+}
+
 impl fmt::Display for Failure {
     /// The job, its error and what caused that, in one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.job, self.error)?;
-        let mut cause = self.error.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
+        write!(f, "{}: {}", self.job, self.chain())
     }
 }
 
 /// What a job is given when it is made.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Options {
     pub(crate) name: Option<Cow<'static, str>>,
-    pub(crate) request: Option<Arc<str>>,
+    pub(crate) request: Option<Arc<Request>>,
     pub(crate) timeout: Option<Duration>,
+    /// Not one of its request's own jobs, but what serves the request.
+    pub(crate) serves: bool,
+    pub(crate) keys: Keys,
+    /// Where it is spawned, unless that is the caller.
+    pub(crate) location: Option<&'static Location<'static>>,
+}
+
+/// Which other jobs a job must not run beside.
+#[derive(Clone, Default)]
+pub(crate) struct Keys {
+    pub(crate) key: Option<Arc<str>>,
+    pub(crate) unique: Option<Unique>,
 }
 
 /// How a job can be made to end.
@@ -238,13 +281,16 @@ const OVERDUE: u8 = 2;
 pub(crate) struct Header {
     id: JobId,
     name: Option<Cow<'static, str>>,
-    request: Option<Arc<str>>,
+    request: Option<Arc<Request>>,
+    serves: bool,
+    // Boxed, since most jobs have none.
+    keys: Option<Box<Keys>>,
     location: &'static Location<'static>,
     spawned: Instant,
-    pub(crate) span: Span,
     pub(crate) kind: Kind,
     state: AtomicU8,
-    key: AtomicUsize,
+    /// Where the queue keeps the job; `usize::MAX` before it is accepted.
+    slot: AtomicUsize,
     stop: AtomicU8,
     cancelled: AtomicBool,
     /// Wakes whoever polls the job, once that has returned `Pending`.
@@ -252,28 +298,21 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    pub(crate) fn new(
-        options: Options,
-        kind: Kind,
-        location: &'static Location<'static>,
-        span: impl FnOnce(JobId, &dyn fmt::Display, Option<&str>) -> Span,
-    ) -> Self {
-        let Options { name, request, timeout: _ } = options;
-        let id = JobId::next();
-        let span = match &name {
-            Some(name) => span(id, name, request.as_deref()),
-            None => span(id, location, request.as_deref()),
-        };
+    pub(crate) fn new(options: Options, kind: Kind, caller: &'static Location<'static>) -> Self {
+        let Options { name, request, serves, keys, location, timeout: _ } = options;
+        let has_keys = keys.key.is_some() || keys.unique.is_some();
+        let location = location.unwrap_or(caller);
         Self {
-            id,
+            id: JobId::next(),
             name,
             request,
+            serves,
+            keys: has_keys.then(|| Box::new(keys)),
             location,
             spawned: Instant::now(),
-            span,
             kind,
             state: AtomicU8::new(JobState::Pending as u8),
-            key: AtomicUsize::new(usize::MAX),
+            slot: AtomicUsize::new(usize::MAX),
             stop: AtomicU8::new(RUN_ON),
             cancelled: AtomicBool::new(false),
             runner: Mutex::new(None),
@@ -284,15 +323,27 @@ impl Header {
         self.id
     }
 
-    pub(crate) fn key(&self) -> usize {
-        self.key.load(Ordering::Relaxed)
+    pub(crate) fn slot(&self) -> usize {
+        self.slot.load(Ordering::Relaxed)
     }
 
     pub(crate) fn spawned(&self) -> Instant {
         self.spawned
     }
 
-    fn name(&self) -> Cow<'static, str> {
+    pub(crate) fn belongs_to(&self, request: &Arc<Request>) -> bool {
+        self.own_request().is_some_and(|own| Arc::ptr_eq(own, request))
+    }
+
+    pub(crate) fn request_label(&self) -> Option<&Arc<str>> {
+        self.request.as_ref().map(|request| request.label())
+    }
+
+    fn own_request(&self) -> Option<&Arc<Request>> {
+        self.request.as_ref().filter(|_| !self.serves)
+    }
+
+    pub(crate) fn name(&self) -> Cow<'static, str> {
         self.name.clone().unwrap_or_else(|| Cow::Owned(self.location.to_string()))
     }
 
@@ -305,12 +356,17 @@ impl Header {
         }
     }
 
+    pub(crate) fn is_finished(&self) -> bool {
+        self.state() == JobState::Finished
+    }
+
     pub(crate) fn info(&self, now: Instant) -> JobInfo {
         JobInfo {
             id: self.id,
             name: self.name(),
             state: self.state(),
-            request: self.request.clone(),
+            request: self.request_label().cloned(),
+            key: self.keys.as_ref().and_then(|keys| keys.key.clone()),
             location: self.location,
             age: now.saturating_duration_since(self.spawned),
         }
@@ -374,9 +430,27 @@ impl Entry for Arc<dyn Record> {
         self.header().id
     }
 
-    fn moved(&self, state: JobState, key: usize) {
-        self.header().key.store(key, Ordering::Relaxed);
-        self.header().state.store(state as u8, Ordering::Release);
+    fn key(&self) -> Option<&Arc<str>> {
+        self.header().keys.as_ref()?.key.as_ref()
+    }
+
+    fn unique(&self) -> Option<&Unique> {
+        self.header().keys.as_ref()?.unique.as_ref()
+    }
+
+    fn moved(&self, state: JobState, slot: usize) {
+        let header = self.header();
+        // Written under the queue's lock only, so this need not be one step.
+        let first = header.slot.load(Ordering::Relaxed) == usize::MAX;
+        header.slot.store(slot, Ordering::Relaxed);
+        header.state.store(state as u8, Ordering::Release);
+        if let Some(request) = header.own_request() {
+            if first {
+                request.job_joined();
+            } else if state == JobState::Finished {
+                request.job_left();
+            }
+        }
     }
 }
 
@@ -465,9 +539,11 @@ impl<T> Cell<T> {
     fn take(&self) -> Result<T, JobError> {
         let mut output = lock(&self.output);
         match output.result.take() {
-            Some(Err(error)) if !error.is_failure() => {
-                // Being cancelled can be told any number of times.
-                output.result = Some(Err(JobError::cancelled()));
+            Some(Err(error)) if error.is_cancelled() => {
+                // This can be told any number of times.
+                let again =
+                    if error.is_skipped() { JobError::skipped() } else { JobError::cancelled() };
+                output.result = Some(Err(again));
                 Err(error)
             }
             Some(result) => result,
@@ -503,6 +579,9 @@ impl<T: Send> Record for Cell<T> {
         drop(output);
         if let Some(waiter) = waiter {
             wake(waiter);
+        }
+        if let Some(request) = self.header.own_request() {
+            request.notify_ended();
         }
     }
 }
@@ -552,7 +631,9 @@ impl<F: Future, C: Complete<F::Output>> Future for Run<F, C> {
         if let Poll::Ready(output) = this.future.poll(cx) {
             return Poll::Ready(this.complete.complete(output));
         }
-        let Some(timer) = this.timer else { return Poll::Pending };
+        let Some(timer) = this.timer else {
+            return Poll::Pending;
+        };
         ready!(timer.poll(cx));
         Poll::Ready(this.complete.time_out(timer.after))
     }
@@ -598,6 +679,8 @@ impl<T: JobOutput + Send> Complete<T> for PassThrough<T> {
 
 /// What a handle asks of the scheduler that runs its job.
 pub(crate) trait Owner: Send + Sync {
+    /// Tells the job to end; drops it if it has not started, or cannot be told.
+    fn close(self: Arc<Self>, job: Arc<dyn Record>);
     /// Ends the job as soon as possible, started or not.
     fn abort(self: Arc<Self>, job: Arc<dyn Record>);
     fn report(&self, job: &Header, error: JobError);
@@ -631,6 +714,11 @@ impl<T> Job<T> {
 
     pub(crate) fn take_unread(&self) -> Option<Result<T, JobError>> {
         self.cell.detach().0
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.cell.poll_published(cx)
     }
 
     /// Reports what its taker has no use for.
@@ -750,11 +838,7 @@ impl<T: Send + 'static> Job<T> {
     ///
     /// Like [`close`](Self::close).
     pub async fn close_timeout(&mut self, timeout: Duration) -> Result<(), JobError> {
-        self.cell.header.cancel();
-        let listens = matches!(self.cell.header.kind, Kind::Cooperative(_));
-        if !(listens && self.is_active()) {
-            self.abort();
-        }
+        self.owner.clone().close(self.cell.clone());
         if self.ended_within(timeout).await {
             return self.cell.take_failure().map_or(Ok(()), Err);
         }
@@ -861,9 +945,4 @@ impl fmt::Debug for JobContext {
             .field("is_cancelled", &self.is_cancelled())
             .finish()
     }
-}
-
-/// No user code runs under our locks, so a poisoned one is still in order.
-pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

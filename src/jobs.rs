@@ -1,19 +1,15 @@
-use std::{
-    borrow::Cow,
-    fmt,
-    future::Future,
-    marker::PhantomData,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{borrow::Cow, fmt, future::Future, marker::PhantomData, sync::Arc, time::Duration};
 
-use http::{Extensions, Method, Uri};
+use tokio::time::Instant;
 
 use crate::{
+    clock,
     error::{JobError, SpawnError, TrySpawnError},
-    job::{Job, JobContext, JobOutput, Options},
+    job::{Job, JobContext, JobInfo, JobOutput, Options, Owner},
+    request::{Request, ResponseOutcome},
+    runner::Entry,
     scheduler::Scheduler,
-    spawn::{JobBuilder, Spawn, Value},
+    spawn::{JobBuilder, RequestScope, Spawn, Value},
 };
 
 /// One request's view of the [`Scheduler`]: through it a handler leaves work behind.
@@ -44,70 +40,35 @@ use crate::{
 /// Where the scheduler is missing, the extractor rejects with status 500 and a text that says what
 /// to do; `Option<Jobs>` is `None` there.
 pub struct Jobs<M = ()> {
-    scope: Arc<Scope>,
+    scheduler: Scheduler,
+    request: Arc<Request>,
     marker: PhantomData<fn() -> M>,
 }
 
-struct Scope {
-    scheduler: Scheduler,
-    origin: Origin,
-    label: OnceLock<Arc<str>>,
-}
-
-/// What a label is made of, if it is ever asked for.
-pub(crate) enum Origin {
-    Path(Method, Uri),
-    #[cfg(feature = "matched-path")]
-    MatchedPath(Method, axum::extract::MatchedPath),
-    Label(Arc<str>),
-}
-
-impl Origin {
-    pub(crate) fn new(method: &Method, uri: &Uri, extensions: &Extensions) -> Self {
-        #[cfg(feature = "matched-path")]
-        if let Some(path) = extensions.get::<axum::extract::MatchedPath>() {
-            return Self::MatchedPath(method.clone(), path.clone());
-        }
-        #[cfg(not(feature = "matched-path"))]
-        let _ = extensions;
-        Self::Path(method.clone(), uri.clone())
-    }
-
-    fn label(&self) -> Arc<str> {
-        match self {
-            Self::Path(method, uri) => format!("{method} {}", uri.path()).into(),
-            #[cfg(feature = "matched-path")]
-            Self::MatchedPath(method, path) => format!("{method} {}", path.as_str()).into(),
-            Self::Label(label) => label.clone(),
-        }
-    }
-}
-
 impl<M> Jobs<M> {
-    pub(crate) fn new(scheduler: Scheduler, origin: Origin) -> Self {
-        let scope = Scope { scheduler, origin, label: OnceLock::new() };
-        Self { scope: Arc::new(scope), marker: PhantomData }
+    pub(crate) fn new(scheduler: Scheduler, request: Arc<Request>) -> Self {
+        Self { scheduler, request, marker: PhantomData }
     }
 
-    /// The scheduler behind it. Jobs spawned there carry no request's label.
+    /// The scheduler behind it. Jobs spawned there are not this request's.
     pub fn scheduler(&self) -> &Scheduler {
-        &self.scope.scheduler
+        &self.scheduler
     }
 
     /// What this request's jobs are labelled with: method and path. The path is axum's matched
     /// path (`/users/{id}`) with the feature `matched-path`, else the request's own, unless
     /// [`JobsLayer::label`](crate::JobsLayer::label) says otherwise.
     pub fn label(&self) -> &str {
-        self.shared_label()
+        self.request.label()
     }
 
-    fn shared_label(&self) -> &Arc<str> {
-        self.scope.label.get_or_init(|| self.scope.origin.label())
+    pub(crate) fn request(&self) -> &Arc<Request> {
+        &self.request
     }
 
-    fn builder(&self) -> JobBuilder<'_> {
-        let request = Some(self.shared_label().clone());
-        self.scope.scheduler.with_options(Options { request, ..Options::default() })
+    fn builder(&self) -> JobBuilder<'_, RequestScope> {
+        let request = Some(self.request.clone());
+        JobBuilder::new(self.scheduler.shared(), Options { request, ..Options::default() })
     }
 
     /// Spawns a job, waiting for a place if there is none: like [`Scheduler::spawn`].
@@ -208,14 +169,163 @@ impl<M> Jobs<M> {
     }
 
     /// Begins a job with options: like [`Scheduler::job`].
-    pub fn job(&self, name: impl Into<Cow<'static, str>>) -> JobBuilder<'_> {
+    pub fn job(&self, name: impl Into<Cow<'static, str>>) -> JobBuilder<'_, RequestScope> {
         self.builder().name(name)
+    }
+}
+
+/// Jobs that start when the response is over.
+///
+/// A job is *deferred* from the call on: it has its place already, in the queue or, where that is
+/// full or there is none (`pending_limit` 0), among the running. So it can be refused now, and
+/// never later. It starts when the response has been handed to the server in full, **or** can no
+/// longer be: the client left, a timeout struck, the handler panicked or returned an error, the
+/// body was dropped half-way. It starts exactly once, or is accounted for as never started if the
+/// scheduler closes first.
+///
+/// "Handed to the server" is not "received by the client", nor even "written to the socket": no
+/// server tells. A job lets the tasks that are ready go first, so the server writes what the socket
+/// takes before the job runs. But a server takes a frame of any size, and while a job blocks the
+/// only thread of a runtime, the rest of a big one waits.
+///
+/// Called when the response is already over, from a job for example, these start the job at once.
+impl<M> Jobs<M> {
+    /// Spawns a job that starts when the response is over, however it ended.
+    ///
+    /// Does not wait for a place: the places it could wait for may be held by deferred jobs whose
+    /// responses wait for it.
+    ///
+    /// ```
+    /// # #[cfg(feature = "axum")] {
+    /// # use tower_jobs::{Jobs, SpawnError};
+    /// # async fn count_download() {}
+    /// async fn download(jobs: Jobs) -> Result<&'static str, SpawnError> {
+    ///     jobs.after_response(count_download())?;
+    ///     Ok("the file")
+    /// }
+    /// # let _: axum::routing::MethodRouter = axum::routing::get(download);
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Like [`Scheduler::try_spawn`].
+    #[track_caller]
+    pub fn after_response<F>(&self, future: F) -> Result<Job<Value<F>>, TrySpawnError<F>>
+    where
+        F: Future<Output: JobOutput> + Send + 'static,
+    {
+        self.builder().after_response(future)
+    }
+
+    /// Spawns a job that starts when the response is over, and is told how it ended.
+    ///
+    /// # Errors
+    ///
+    /// Like [`Scheduler::try_spawn`].
+    #[track_caller]
+    pub fn after_response_with<C, F>(&self, make: C) -> Result<Job<Value<F>>, TrySpawnError<C>>
+    where
+        C: FnOnce(ResponseOutcome) -> F + Send + 'static,
+        F: Future<Output: JobOutput> + Send + 'static,
+    {
+        self.builder().after_response_with(make)
+    }
+
+    /// Spawns a job that starts only if the response
+    /// [is a success](ResponseOutcome::is_success): handed over in full, with a status below 400.
+    /// Otherwise it is dropped and counts as *skipped*, which is not a failure; its handle gives an
+    /// error that [`is_skipped`](JobError::is_skipped).
+    ///
+    /// # Errors
+    ///
+    /// Like [`Scheduler::try_spawn`].
+    #[track_caller]
+    pub fn after_success<F>(&self, future: F) -> Result<Job<Value<F>>, TrySpawnError<F>>
+    where
+        F: Future<Output: JobOutput> + Send + 'static,
+    {
+        self.builder().after_success(future)
+    }
+
+    /// How the response ended, if it has.
+    pub fn response(&self) -> Option<ResponseOutcome> {
+        self.request.outcome()
+    }
+}
+
+/// This request's jobs, as a group: what was spawned through this `Jobs` and its clones.
+///
+/// The same `Jobs` is in the extensions of the response, so a test can wait for one request's jobs
+/// and no others: `response.extensions().get::<Jobs>()`.
+impl<M> Jobs<M> {
+    /// How many jobs this request has: deferred, pending and active.
+    pub fn len(&self) -> usize {
+        self.request.jobs()
+    }
+
+    /// Whether this request has no jobs.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// This request's jobs, oldest first. Looks through all jobs of the scheduler, piece by piece.
+    pub fn jobs(&self) -> Vec<JobInfo> {
+        let now = Instant::now();
+        self.entries().iter().map(|entry| entry.header().info(now)).collect()
+    }
+
+    /// Resolves when this request has no jobs. Deferred ones count: awaited before the response is
+    /// over, by its own handler above all, this waits for ever.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any point.
+    pub async fn wait_idle(&self) {
+        self.request.wait_until(|| self.request.jobs() == 0).await;
+    }
+
+    /// Ends this request's jobs, as [`Job::close`] ends one: those that have not started never do,
+    /// those of `spawn_with` have the scheduler's `close_timeout` to end, the others are dropped at
+    /// their next `await`. Gives the jobs that had not ended by then; they have been aborted.
+    ///
+    /// The scheduler stays open, for this request too.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the jobs have been told. Dropped after that, it does not see to it that they
+    /// heed.
+    pub async fn close(&self) -> Vec<JobInfo> {
+        let shared = self.scheduler.shared();
+        let entries = self.entries();
+        entries.iter().for_each(|entry| shared.clone().close(entry.clone()));
+        let deadline = Instant::now() + self.scheduler.close_timeout();
+        let all_ended =
+            self.request.wait_until(|| entries.iter().all(|entry| entry.header().is_finished()));
+        if clock::timeout_at(shared.runtime(), Some(deadline), all_ended).await.is_ok() {
+            return Vec::new();
+        }
+        let late: Vec<_> =
+            entries.into_iter().filter(|entry| !entry.header().is_finished()).collect();
+        late.iter().for_each(|entry| shared.clone().abort(entry.clone()));
+        late.iter().map(|entry| entry.header().info(Instant::now())).collect()
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        self.scheduler.shared().for_each_job(|entry| {
+            if entry.header().belongs_to(&self.request) {
+                entries.push(entry);
+            }
+        });
+        entries.sort_unstable_by_key(|entry| entry.header().id());
+        entries
     }
 }
 
 impl<M> Clone for Jobs<M> {
     fn clone(&self) -> Self {
-        Self { scope: self.scope.clone(), marker: PhantomData }
+        Self::new(self.scheduler.clone(), self.request.clone())
     }
 }
 
@@ -223,7 +333,8 @@ impl<M> fmt::Debug for Jobs<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Jobs")
             .field("request", &self.label())
-            .field("scheduler", self.scheduler())
+            .field("len", &self.len())
+            .field("scheduler", &self.scheduler)
             .finish()
     }
 }

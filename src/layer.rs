@@ -5,12 +5,15 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Extensions, Method, Request, Uri};
+use http::{Extensions, Method, Request, Response, Uri};
+use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    jobs::{Jobs, Origin},
+    jobs::Jobs,
+    request::{self, Origin},
+    response::{ResponseBody, ResponseFuture, ResponseGuard},
     scheduler::Scheduler,
 };
 
@@ -33,7 +36,8 @@ type LabelFn = dyn Fn(&Method, &Uri, &Extensions) -> Option<String> + Send + Syn
 ///
 /// A route sees the layers that are added *after* it: add this one last, or at least after the
 /// routes that need it. Where layers are nested the innermost wins, so a nested router may have a
-/// scheduler of its own, and has its parent's otherwise.
+/// scheduler of its own, and has its parent's otherwise. Which side other middleware belongs on is
+/// told in [Middleware order](crate::docs::middleware_order).
 ///
 /// # Two schedulers on one route
 ///
@@ -42,7 +46,7 @@ type LabelFn = dyn Fn(&Method, &Uri, &Extensions) -> Option<String> + Send + Syn
 ///
 /// # Without axum
 ///
-/// It works under any tower HTTP stack, and needs nothing of the body:
+/// It works under any tower HTTP stack:
 ///
 /// ```
 /// # use std::convert::Infallible;
@@ -98,6 +102,16 @@ impl<M> JobsLayer<M> {
     }
 }
 
+impl<M> JobsLayer<M> {
+    fn origin<B>(&self, request: &Request<B>) -> Origin {
+        let (method, uri, extensions) = (request.method(), request.uri(), request.extensions());
+        match self.label.as_ref().and_then(|label| label(method, uri, extensions)) {
+            Some(label) => Origin::Label(label.into()),
+            None => Origin::new(method, uri, extensions),
+        }
+    }
+}
+
 impl<S, M> Layer<S> for JobsLayer<M> {
     type Service = JobsService<S, M>;
 
@@ -131,28 +145,27 @@ impl<S: Clone, M> Clone for JobsService<S, M> {
     }
 }
 
-impl<S, M, B> Service<Request<B>> for JobsService<S, M>
+impl<S, M, ReqBody, ResBody> Service<Request<ReqBody>> for JobsService<S, M>
 where
-    S: Service<Request<B>>,
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: Body,
     M: 'static,
 {
-    type Response = S::Response;
+    type Response = Response<ResponseBody<ResBody>>;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = ResponseFuture<S::Future, M>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> S::Future {
-        let (method, uri) = (request.method(), request.uri());
-        let own = self.layer.label.as_ref();
-        let origin = match own.and_then(|label| label(method, uri, request.extensions())) {
-            Some(label) => Origin::Label(label.into()),
-            None => Origin::new(method, uri, request.extensions()),
-        };
-        let jobs = Jobs::<M>::new(self.layer.scheduler.clone(), origin);
-        request.extensions_mut().insert(jobs);
-        self.inner.call(request)
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        let method = request.method().clone();
+        let scope = Arc::new(request::Request::new(self.layer.origin(&request)));
+        // From here on the response ends somehow, even if the inner service panics in `call`.
+        let guard = ResponseGuard::new(scope.clone());
+        let jobs = Jobs::<M>::new(self.layer.scheduler.clone(), scope);
+        request.extensions_mut().insert(jobs.clone());
+        ResponseFuture::new(self.inner.call(request), jobs, guard, &method)
     }
 }

@@ -5,41 +5,71 @@
 //! who does so after unlocking. (Who ends a job holds a clone of its entry, so the table's clone
 //! is never the last.)
 //!
-//! A job holds a *running* place, a *queue* place, or (shielded work) none. `R` is what the table
-//! keeps of a job for its whole life, `W` its work, which leaves when the job starts.
+//! There are `limit + pending_limit` places. A job holds one from when it is accepted until it
+//! ends, and so does a spawner from when it is granted one until it takes its turn; shielded work
+//! holds none. `R` is what the table keeps of a job for its whole life, `W` its work, which leaves
+//! when the job starts.
+//!
+//! A job with a key runs only while fewer than `limit_per_key` of that key are *let in*: see
+//! [`lanes`](crate::lanes).
 //!
 //! # Invariants
 //!
-//! 1. `running <= limit`: at most `limit` running places are held.
-//! 2. `queued <= pending_limit`: at most `pending_limit` queue places are held.
-//! 3. A job is pending only while all running places are held (nothing idles beside a backlog).
-//! 4. A spawner waits without a grant only while all places of both kinds are held, so nobody can
-//!    overtake it.
-//! 5. Pending jobs start in the order in which they became pending; waiting spawners are granted
-//!    places in the order in which they came.
+//! 1. At most `limit` jobs run (shielded work aside), and at most `limit_per_key` of one key.
+//! 2. At most `pending_limit` jobs are pending, and no more places are held than there are.
+//! 3. A job is pending only while `limit` jobs run or `limit_per_key` of its key are let in:
+//!    nothing idles beside a backlog, not even for a spawner that has been granted a place and is
+//!    slow to use it.
+//! 4. A spawner waits without a grant only while all places are held, or, if its key is at its
+//!    limit, all places to wait in: nobody who could not start at once overtakes it.
+//! 5. Of the pending jobs that may start, the one that has been pending longest starts first;
+//!    waiting spawners are granted places likewise.
 //! 6. `Closed` is final: nothing is admitted, granted or started any more.
 //! 7. `accepted` = jobs in the table + the sum of the outcomes.
 //! 8. A draining queue closes in the very step that leaves it idle.
-//! 9. From the start of a drain on, a job that ends otherwise than completed or skipped is kept
-//!    in `ended` until the report takes it.
+//! 9. From the announcement of the end on, a job that ends otherwise than completed or skipped is
+//!    kept in `ended` until the report takes it.
+//! 10. Deferred and pending jobs together are at most `pending_limit` (if that is not 0): jobs
+//!     that wait for their responses do not keep others from running.
+//! 11. At most one job of a unique key is in the table.
 
-use std::{collections::BTreeMap, mem, task::Waker};
+use std::{collections::BTreeMap, mem, sync::Arc, task::Waker};
 
 use slab::Slab;
 use tokio::time::Instant;
 
-use crate::state::{JobId, JobState, Outcome};
+use crate::{
+    lanes::{Lanes, Ticket},
+    state::{JobId, JobState, Outcome},
+};
+
+#[cfg(test)]
+mod tests;
 
 /// What the queue asks of the part of a job that stays in its table.
 pub(crate) trait Entry: Clone {
     fn id(&self) -> JobId;
-    /// The job is in `state` now, at `key` until it is finished.
-    fn moved(&self, state: JobState, key: usize);
+    /// Jobs of one key share `limit_per_key`.
+    fn key(&self) -> Option<&Arc<str>>;
+    fn unique(&self) -> Option<&Unique>;
+    /// The job is in `state` now, in this slot until it is finished.
+    fn moved(&self, state: JobState, slot: usize);
+}
+
+/// There is to be one job of this key.
+#[derive(Clone, Debug)]
+pub(crate) struct Unique {
+    pub(crate) key: Arc<str>,
+    /// What to do where there is one that has not started: take its place, or be refused.
+    pub(crate) replace: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Open,
+    /// The end is announced, and nothing else has changed.
+    Announced,
+    /// Open until idle.
     Draining,
     Closed,
 }
@@ -48,14 +78,18 @@ pub(crate) enum Phase {
 pub(crate) enum Refusal {
     Full,
     Closed,
+    /// There is a job of the same unique key.
+    Duplicate(JobId),
 }
 
-/// The place a job or a spawner holds.
+/// In which way a job asks to be taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    Running,
-    Queue,
-    /// Outside the limit: shielded work.
+pub(crate) enum Admit {
+    /// To run as soon as it may.
+    Limited,
+    /// To wait for [`Queue::begin`] first.
+    Deferred,
+    /// To run now, outside all limits.
     Outside,
 }
 
@@ -69,14 +103,12 @@ pub(crate) struct Start<R, W> {
 #[must_use]
 pub(crate) struct Effects<R, W> {
     pub(crate) start: Option<Start<R, W>>,
-    pub(crate) wake: Option<Waker>,
+    pub(crate) wake: Vec<Waker>,
+    /// A job whose unique key another has taken over. It has ended as cancelled.
+    pub(crate) replaced: Option<(R, W)>,
     /// The step left nothing in the queue.
     pub(crate) idle: bool,
 }
-
-/// The number of a waiting spawner; smaller numbers came earlier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ticket(u64);
 
 /// Counts of a moment: how many jobs were ever accepted, and how those that ended did.
 #[derive(Clone, Copy, Debug, Default)]
@@ -97,9 +129,13 @@ impl Totals {
 
 struct Slot<R, W> {
     entry: R,
+    state: JobState,
     /// Present until the job starts.
     work: Option<W>,
-    place: Place,
+    /// Shielded work holds no place.
+    has_place: bool,
+    /// Pending since the how-manieth time that a job became pending.
+    turn: u64,
     /// When the job came into its present state.
     since: Instant,
     previous: Option<usize>,
@@ -144,32 +180,48 @@ pub(crate) struct Queue<R, W> {
     pending_limit: usize,
     phase: Phase,
     slots: Slab<Slot<R, W>>,
-    pending: List,
+    deferred: List,
+    /// Pending, without a key.
+    line: List,
     active: List,
+    /// The pending jobs with a key, and the line of spawners.
+    lanes: Lanes,
+    /// Active jobs that hold a place.
     running: usize,
-    queued: usize,
-    waiting: BTreeMap<Ticket, Waker>,
-    granted: BTreeMap<Ticket, Place>,
-    last_ticket: u64,
+    /// Spawners that hold a place.
+    granted: BTreeMap<Ticket, Grant>,
+    uniques: BTreeMap<Arc<str>, usize>,
+    last_turn: u64,
     totals: Totals,
     at_drain: Totals,
     ended: Vec<(R, Outcome)>,
 }
 
+/// A place for a spawner, and whether its key has been let in along with it.
+struct Grant {
+    key: Option<Arc<str>>,
+    let_in: bool,
+}
+
 impl<R: Entry, W> Queue<R, W> {
-    pub(crate) fn new(limit: Option<usize>, pending_limit: Option<usize>) -> Self {
+    pub(crate) fn new(
+        limit: Option<usize>,
+        pending_limit: Option<usize>,
+        limit_per_key: Option<usize>,
+    ) -> Self {
         Self {
             limit: limit.unwrap_or(usize::MAX),
             pending_limit: pending_limit.unwrap_or(usize::MAX),
             phase: Phase::Open,
             slots: Slab::new(),
-            pending: List::default(),
+            deferred: List::default(),
+            line: List::default(),
             active: List::default(),
+            lanes: Lanes::new(limit_per_key),
             running: 0,
-            queued: 0,
-            waiting: BTreeMap::new(),
             granted: BTreeMap::new(),
-            last_ticket: 0,
+            uniques: BTreeMap::new(),
+            last_turn: 0,
             totals: Totals::default(),
             at_drain: Totals::default(),
             ended: Vec::new(),
@@ -178,36 +230,54 @@ impl<R: Entry, W> Queue<R, W> {
 
     // Admission. `work` is called under the lock, and only if the job is taken in.
 
-    /// Takes the job in if there is a place.
+    /// Takes the job in if there is a place for it.
     pub(crate) fn admit(
         &mut self,
+        how: Admit,
         entry: &R,
         work: impl FnOnce() -> W,
         now: Instant,
     ) -> Result<Effects<R, W>, Refusal> {
-        self.refuse_if_closed()?;
-        let place = self.take_place().ok_or(Refusal::Full)?;
-        Ok(self.accept(place, entry, work(), now))
+        let replaced = self.check(entry)?;
+        // A job that takes over from another has that one's place.
+        let has_room = match how {
+            Admit::Outside => true,
+            _ if replaced.is_some() => true,
+            Admit::Limited if self.lanes.is_open(entry.key()) => !self.is_full(),
+            Admit::Limited => self.has_room_to_wait(),
+            Admit::Deferred if self.pending_limit == 0 => !self.is_full(),
+            Admit::Deferred => self.has_room_to_wait(),
+        };
+        if !has_room {
+            return Err(Refusal::Full);
+        }
+        let replaced = replaced.and_then(|slot| self.take_over(slot));
+        let slot = self.insert(entry, work(), how != Admit::Outside, now);
+        let start = match how {
+            Admit::Limited => self.enter(slot, false, now),
+            Admit::Deferred => {
+                self.put(slot, JobState::Deferred, now);
+                None
+            }
+            Admit::Outside => Some(self.start(slot, now)),
+        };
+        Ok(Effects { replaced, ..self.effects(start, now) })
     }
 
-    /// Takes the job in outside the limit.
-    pub(crate) fn admit_outside(
-        &mut self,
-        entry: &R,
-        work: impl FnOnce() -> W,
-        now: Instant,
-    ) -> Result<Effects<R, W>, Refusal> {
-        self.refuse_if_closed()?;
-        Ok(self.accept(Place::Outside, entry, work(), now))
+    /// The deferred job `id` in `slot` may start.
+    pub(crate) fn begin(&mut self, slot: usize, id: JobId, now: Instant) -> Effects<R, W> {
+        if self.phase == Phase::Closed || !self.is_at(slot, id, JobState::Deferred) {
+            return self.effects(None, now);
+        }
+        self.deferred.unlink(&mut self.slots, slot);
+        let start = self.enter(slot, false, now);
+        self.effects(start, now)
     }
 
     /// Joins the line of spawners. Only for one that was refused as `Full` under this same hold of
     /// the lock (4).
-    pub(crate) fn wait(&mut self, waker: Waker) -> Ticket {
-        self.last_ticket += 1;
-        let ticket = Ticket(self.last_ticket);
-        self.waiting.insert(ticket, waker);
-        ticket
+    pub(crate) fn wait(&mut self, entry: &R, waker: Waker) -> Ticket {
+        self.lanes.join(entry.key(), waker)
     }
 
     /// Takes in the job of a spawner that has been granted a place; `None` if it has not.
@@ -218,216 +288,300 @@ impl<R: Entry, W> Queue<R, W> {
         work: impl FnOnce() -> W,
         now: Instant,
     ) -> Option<Result<Effects<R, W>, Refusal>> {
-        if let Err(refusal) = self.refuse_if_closed() {
-            return Some(Err(refusal));
+        if self.phase < Phase::Closed && !self.granted.contains_key(&ticket) {
+            return None;
         }
-        let place = self.granted.remove(&ticket)?;
-        Some(Ok(self.accept(place, entry, work(), now)))
+        // A refused spawner gives its place back when it leaves.
+        let replaced = match self.check(entry) {
+            Ok(replaced) => replaced.and_then(|slot| self.take_over(slot)),
+            Err(refusal) => return Some(Err(refusal)),
+        };
+        let grant = self.granted.remove(&ticket)?;
+        let slot = self.insert(entry, work(), true, now);
+        let start = self.enter(slot, grant.let_in, now);
+        Some(Ok(Effects { replaced, ..self.effects(start, now) }))
     }
 
     /// Goes on waiting, after `take_turn` gave `None` under this same hold of the lock. The waker
     /// that comes back is for the caller to drop.
     pub(crate) fn wait_on(&mut self, ticket: Ticket, waker: Waker) -> Option<Waker> {
-        self.waiting.insert(ticket, waker)
+        self.lanes.wait_on(ticket, waker)
     }
 
     /// Leaves the line, whether granted or not. The waker is for the caller to drop.
-    pub(crate) fn leave(
-        &mut self,
-        ticket: Ticket,
-        now: Instant,
-    ) -> (Option<Effects<R, W>>, Option<Waker>) {
-        let waker = self.waiting.remove(&ticket);
-        let place = self.granted.remove(&ticket);
-        (place.map(|place| self.free(place, now)), waker)
-    }
-
-    fn refuse_if_closed(&self) -> Result<(), Refusal> {
-        if self.phase == Phase::Closed { Err(Refusal::Closed) } else { Ok(()) }
-    }
-
-    fn take_place(&mut self) -> Option<Place> {
-        if self.running < self.limit {
-            self.running += 1;
-            Some(Place::Running)
-        } else if self.queued < self.pending_limit {
-            self.queued += 1;
-            Some(Place::Queue)
-        } else {
-            None
+    pub(crate) fn leave(&mut self, ticket: Ticket, now: Instant) -> (Effects<R, W>, Option<Waker>) {
+        let waker = self.lanes.leave(ticket);
+        if let Some(Grant { key, let_in: true }) = self.granted.remove(&ticket) {
+            self.lanes.let_out(key.as_ref());
         }
+        (self.effects(None, now), waker)
     }
 
-    fn accept(&mut self, place: Place, entry: &R, work: W, now: Instant) -> Effects<R, W> {
+    /// Whether the job may be taken in, and the slot of the one that it replaces.
+    fn check(&self, entry: &R) -> Result<Option<usize>, Refusal> {
+        if self.phase == Phase::Closed {
+            return Err(Refusal::Closed);
+        }
+        let Some(unique) = entry.unique() else { return Ok(None) };
+        let Some(&slot) = self.uniques.get(&unique.key) else { return Ok(None) };
+        let other = &self.slots[slot];
+        if unique.replace && other.state < JobState::Active {
+            return Ok(Some(slot));
+        }
+        Err(Refusal::Duplicate(other.entry.id()))
+    }
+
+    fn is_full(&self) -> bool {
+        self.running + self.waiting_for_something() >= self.limit.saturating_add(self.pending_limit)
+    }
+
+    /// Whether one more job may wait although jobs could run (10).
+    fn has_room_to_wait(&self) -> bool {
+        self.waiting_for_something() < self.pending_limit
+    }
+
+    fn waiting_for_something(&self) -> usize {
+        self.deferred.len + self.pending_count() + self.granted.len()
+    }
+
+    fn insert(&mut self, entry: &R, work: W, has_place: bool, now: Instant) -> usize {
         self.totals.accepted += 1;
-        let key = self.slots.insert(Slot {
+        let slot = self.slots.insert(Slot {
             entry: entry.clone(),
+            // Until `put` says otherwise, in the same step.
+            state: JobState::Deferred,
             work: Some(work),
-            place,
+            has_place,
+            turn: 0,
             since: now,
             previous: None,
             next: None,
         });
-        // A place granted in the queue may find, when it is used, that running places have come
-        // free meanwhile; then nothing is pending (3), and the job starts.
-        if place == Place::Queue && self.running == self.limit {
-            self.pending.push(&mut self.slots, key);
-            self.slots[key].entry.moved(JobState::Pending, key);
-            return self.effects(None, None);
+        if let Some(unique) = entry.unique() {
+            self.uniques.insert(unique.key.clone(), slot);
         }
-        let wake = match place {
-            Place::Queue => self.promote(key),
-            Place::Running | Place::Outside => None,
-        };
-        let start = self.start(key, now);
-        self.effects(Some(start), wake)
+        slot
+    }
+
+    /// Starts the job if it may, or has it wait.
+    fn enter(&mut self, slot: usize, let_in: bool, now: Instant) -> Option<Start<R, W>> {
+        let key = self.slots[slot].entry.key().cloned();
+        let let_in = let_in || self.lanes.let_in(key.as_ref());
+        if let_in && self.running < self.limit {
+            return Some(self.start(slot, now));
+        }
+        self.put(slot, JobState::Pending, now);
+        self.last_turn += 1;
+        self.slots[slot].turn = self.last_turn;
+        match key.as_ref().filter(|_| self.lanes.are_limited()) {
+            None => self.line.push(&mut self.slots, slot),
+            Some(key) => self.lanes.push(key, self.last_turn, slot, let_in),
+        }
+        None
+    }
+
+    fn put(&mut self, slot: usize, state: JobState, now: Instant) {
+        match state {
+            JobState::Deferred => self.deferred.push(&mut self.slots, slot),
+            JobState::Active => self.active.push(&mut self.slots, slot),
+            // In the line or its lane, as `enter` says.
+            JobState::Pending => {}
+            JobState::Finished => unreachable!("a finished job leaves the table"),
+        }
+        let job = &mut self.slots[slot];
+        job.state = state;
+        job.since = now;
+        job.entry.moved(state, slot);
+    }
+
+    fn start(&mut self, slot: usize, now: Instant) -> Start<R, W> {
+        self.put(slot, JobState::Active, now);
+        let job = &mut self.slots[slot];
+        if job.has_place {
+            self.running += 1;
+        }
+        let work = job.work.take().expect("a job starts once");
+        Start { entry: job.entry.clone(), work }
     }
 
     // Leaving.
 
-    /// The running job `id` at `key` has ended. Its place goes to the next pending job, which the
-    /// caller must start.
+    /// The active job `id` in `slot` has ended. Its place goes to the next that may start, which
+    /// the caller must see to.
     pub(crate) fn finish(
         &mut self,
-        key: usize,
+        slot: usize,
         id: JobId,
         outcome: Outcome,
         now: Instant,
     ) -> Effects<R, W> {
-        if !self.is_at(key, id, JobState::Active) {
-            return self.effects(None, None);
+        if self.is_at(slot, id, JobState::Active) {
+            self.active.unlink(&mut self.slots, slot);
+            let job = self.end(slot, outcome);
+            if job.has_place {
+                self.running -= 1;
+                self.lanes.let_out(job.entry.key());
+            }
         }
-        self.active.unlink(&mut self.slots, key);
-        let slot = self.end(key, outcome);
-        self.free(slot.place, now)
+        self.effects(None, now)
     }
 
     /// Takes a job that has not started out of the queue.
     pub(crate) fn remove(
         &mut self,
-        key: usize,
+        slot: usize,
         id: JobId,
         outcome: Outcome,
         now: Instant,
     ) -> Option<(W, Effects<R, W>)> {
-        if !self.is_at(key, id, JobState::Pending) {
+        let job = self.slots.get(slot).filter(|job| job.entry.id() == id)?;
+        if job.state >= JobState::Active {
             return None;
         }
-        self.pending.unlink(&mut self.slots, key);
-        let mut slot = self.end(key, outcome);
-        let work = slot.work.take()?;
-        Some((work, self.free(slot.place, now)))
+        let work = self.take_out(slot, outcome)?.work?;
+        Some((work, self.effects(None, now)))
     }
 
-    fn is_at(&self, key: usize, id: JobId, state: JobState) -> bool {
-        self.slots.get(key).is_some_and(|slot| slot.entry.id() == id && slot.state() == state)
+    /// Ends a job that another replaces.
+    fn take_over(&mut self, slot: usize) -> Option<(R, W)> {
+        let job = self.take_out(slot, Outcome::Cancelled)?;
+        Some((job.entry, job.work?))
     }
 
-    fn end(&mut self, key: usize, outcome: Outcome) -> Slot<R, W> {
-        let slot = self.slots.remove(key);
-        slot.entry.moved(JobState::Finished, key);
+    fn take_out(&mut self, slot: usize, outcome: Outcome) -> Option<Slot<R, W>> {
+        let job = self.slots.get(slot)?;
+        match (job.state, job.entry.key().filter(|_| self.lanes.are_limited())) {
+            (JobState::Deferred, _) => self.deferred.unlink(&mut self.slots, slot),
+            (JobState::Pending, None) => self.line.unlink(&mut self.slots, slot),
+            (JobState::Pending, Some(key)) => self.lanes.remove(key, job.turn),
+            _ => return None,
+        }
+        Some(self.end(slot, outcome))
+    }
+
+    fn is_at(&self, slot: usize, id: JobId, state: JobState) -> bool {
+        self.slots.get(slot).is_some_and(|job| job.entry.id() == id && job.state == state)
+    }
+
+    fn end(&mut self, slot: usize, outcome: Outcome) -> Slot<R, W> {
+        let job = self.slots.remove(slot);
+        job.entry.moved(JobState::Finished, slot);
+        if let Some(unique) = job.entry.unique() {
+            self.uniques.remove(&unique.key);
+        }
         self.totals.count(outcome);
         if self.phase > Phase::Open && !matches!(outcome, Outcome::Completed | Outcome::Skipped) {
-            self.ended.push((slot.entry.clone(), outcome));
+            self.ended.push((job.entry.clone(), outcome));
         }
-        slot
+        job
     }
 
-    fn free(&mut self, place: Place, now: Instant) -> Effects<R, W> {
-        match place {
-            Place::Running => self.running -= 1,
-            Place::Queue => self.queued -= 1,
-            Place::Outside => {}
-        }
-        if self.phase == Phase::Closed || place == Place::Outside {
-            return self.effects(None, None);
-        }
-        match self.pending.first {
-            Some(key) if self.running < self.limit => {
-                self.pending.unlink(&mut self.slots, key);
-                let wake = self.promote(key);
-                let start = self.start(key, now);
-                self.effects(Some(start), wake)
-            }
-            _ => {
-                let wake = self.grant();
-                self.effects(None, wake)
-            }
-        }
-    }
+    // The end of every step.
 
-    /// Exchanges a queue place for a running one; the queue place goes to a waiting spawner.
-    fn promote(&mut self, key: usize) -> Option<Waker> {
-        self.queued -= 1;
-        self.running += 1;
-        self.slots[key].place = Place::Running;
-        self.grant()
-    }
-
-    fn grant(&mut self) -> Option<Waker> {
-        if self.waiting.is_empty() {
-            return None;
-        }
-        let place = self.take_place()?;
-        let (ticket, waker) = self.waiting.pop_first()?;
-        self.granted.insert(ticket, place);
-        Some(waker)
-    }
-
-    fn start(&mut self, key: usize, now: Instant) -> Start<R, W> {
-        self.active.push(&mut self.slots, key);
-        let slot = &mut self.slots[key];
-        slot.since = now;
-        slot.entry.moved(JobState::Active, key);
-        let work = slot.work.take().expect("a job starts once");
-        Start { entry: slot.entry.clone(), work }
-    }
-
-    fn effects(&mut self, start: Option<Start<R, W>>, wake: Option<Waker>) -> Effects<R, W> {
+    /// At most one more job can start now than before the step; and the places that have come free
+    /// go to waiting spawners.
+    fn effects(&mut self, start: Option<Start<R, W>>, now: Instant) -> Effects<R, W> {
+        let open = self.phase < Phase::Closed;
+        let start = start.or_else(|| if open { self.start_next(now) } else { None });
+        let wake = if open { self.grant() } else { Vec::new() };
         let idle = self.is_idle();
         if idle && self.phase == Phase::Draining {
             self.phase = Phase::Closed; // 8
         }
-        Effects { start, wake, idle }
+        Effects { start, wake, replaced: None, idle }
+    }
+
+    fn start_next(&mut self, now: Instant) -> Option<Start<R, W>> {
+        if self.running >= self.limit {
+            return None;
+        }
+        let first = self.line.first.map(|slot| (self.slots[slot].turn, slot));
+        let slot = match (first, self.lanes.first_let_in()) {
+            (Some((turn, slot)), let_in) if let_in.is_none_or(|(other, _)| turn < other) => {
+                self.line.unlink(&mut self.slots, slot);
+                slot
+            }
+            (_, let_in) => {
+                let (turn, slot) = let_in?;
+                self.lanes.start(turn);
+                slot
+            }
+        };
+        Some(self.start(slot, now))
+    }
+
+    fn grant(&mut self) -> Vec<Waker> {
+        let mut wake = Vec::new();
+        while !self.lanes.nobody_waits() && !self.is_full() {
+            let Some(granted) = self.lanes.call_next(self.has_room_to_wait()) else { break };
+            let (ticket, key, let_in, waker) = granted;
+            self.granted.insert(ticket, Grant { key, let_in });
+            wake.push(waker);
+        }
+        wake
     }
 
     // Closing.
 
-    /// Begins to drain, or closes at once if there is nothing to drain.
-    pub(crate) fn drain(&mut self) {
+    pub(crate) fn announce(&mut self) {
         if self.phase == Phase::Open {
             self.at_drain = self.totals;
+            self.phase = Phase::Announced;
+        }
+    }
+
+    /// Begins to drain, or closes at once if there is nothing to drain.
+    pub(crate) fn drain(&mut self) {
+        self.announce();
+        if self.phase == Phase::Announced {
             self.phase = if self.is_idle() { Phase::Closed } else { Phase::Draining };
         }
     }
 
     pub(crate) fn close(&mut self) {
-        self.drain();
+        self.announce();
         self.phase = Phase::Closed;
     }
 
     /// After closing: up to `most` waiting spawners, to be woken.
     pub(crate) fn take_waiters(&mut self, most: usize) -> Vec<Waker> {
-        let count = most.min(self.waiting.len());
-        (0..count).filter_map(|_| self.waiting.pop_first()).map(|(_, waker)| waker).collect()
+        self.lanes.take_waiters(most)
     }
 
     /// After closing: up to `most` jobs that will never start.
     pub(crate) fn take_unstarted(&mut self, most: usize) -> Vec<(R, W)> {
-        let mut taken = Vec::with_capacity(most.min(self.pending.len));
+        let mut taken = Vec::with_capacity(most.min(self.pending_count() + self.deferred.len));
         while taken.len() < most {
-            let Some(key) = self.pending.first else { break };
-            self.pending.unlink(&mut self.slots, key);
-            self.queued -= 1;
-            let slot = self.end(key, Outcome::NeverStarted);
-            taken.extend(slot.work.map(|work| (slot.entry, work)));
+            let first = self.line.first.or_else(|| self.lanes.first()).or(self.deferred.first);
+            let Some(job) = first.and_then(|slot| self.take_out(slot, Outcome::NeverStarted))
+            else {
+                break;
+            };
+            taken.extend(job.work.map(|work| (job.entry, work)));
         }
         taken
     }
 
-    /// What ended otherwise than completed or skipped since the drain began (9), once.
+    /// What ended otherwise than completed or skipped since the end was announced (9), once.
     pub(crate) fn take_ended(&mut self) -> Vec<(R, Outcome)> {
         mem::take(&mut self.ended)
+    }
+
+    // Tests of applications.
+
+    /// From here on nothing starts by itself.
+    #[cfg(feature = "testing")]
+    pub(crate) fn hold(&mut self) {
+        self.limit = 0;
+    }
+
+    /// Starts one job although the queue is on hold.
+    #[cfg(feature = "testing")]
+    pub(crate) fn start_one(&mut self, now: Instant) -> Effects<R, W> {
+        let limit = mem::replace(&mut self.limit, self.running + 1);
+        let effects = self.effects(None, now);
+        self.limit = limit;
+        effects
     }
 
     // Looking.
@@ -436,10 +590,10 @@ impl<R: Entry, W> Queue<R, W> {
         self.phase
     }
 
-    /// Nothing runs or waits, and no spawner is between its place and its job.
-    /// A closed queue does not wait for spawners: it refuses them.
+    /// Nothing runs or waits, and no spawner is between its place and its job. A closed queue does
+    /// not wait for spawners: it refuses them.
     pub(crate) fn is_idle(&self) -> bool {
-        let nobody_is_spawning = self.granted.is_empty() && self.waiting.is_empty();
+        let nobody_is_spawning = self.granted.is_empty() && self.lanes.nobody_waits();
         self.slots.is_empty() && (nobody_is_spawning || self.phase == Phase::Closed)
     }
 
@@ -447,8 +601,12 @@ impl<R: Entry, W> Queue<R, W> {
         self.slots.len()
     }
 
+    pub(crate) fn deferred_count(&self) -> usize {
+        self.deferred.len
+    }
+
     pub(crate) fn pending_count(&self) -> usize {
-        self.pending.len
+        self.line.len + self.lanes.len()
     }
 
     pub(crate) fn active_count(&self) -> usize {
@@ -456,7 +614,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     pub(crate) fn waiting_count(&self) -> usize {
-        self.waiting.len()
+        self.lanes.waiting_count()
     }
 
     pub(crate) fn totals(&self) -> Totals {
@@ -469,23 +627,15 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// Since when the longest pending job has waited, and the longest active one has run.
     pub(crate) fn oldest(&self) -> (Option<Instant>, Option<Instant>) {
-        let since = |list: &List| list.first.map(|key| self.slots[key].since);
-        (since(&self.pending), since(&self.active))
+        let since = |slot: usize| self.slots[slot].since;
+        let pending = self.line.first.into_iter().chain(self.lanes.first()).map(since).min();
+        (pending, self.active.first.map(since))
     }
 
-    /// The jobs at up to `most` keys from `from` on, and where to go on.
+    /// The jobs in up to `most` slots from `from` on, and where to go on.
     pub(crate) fn page(&self, from: usize, most: usize) -> (Vec<R>, Option<usize>) {
         let to = from.saturating_add(most).min(self.slots.capacity());
-        let jobs = (from..to).filter_map(|key| self.slots.get(key)).map(|slot| slot.entry.clone());
+        let jobs = (from..to).filter_map(|slot| self.slots.get(slot)).map(|job| job.entry.clone());
         (jobs.collect(), (to < self.slots.capacity()).then_some(to))
-    }
-}
-
-impl<R, W> Slot<R, W> {
-    fn state(&self) -> JobState {
-        match self.work {
-            Some(_) => JobState::Pending,
-            None => JobState::Active,
-        }
     }
 }

@@ -62,11 +62,9 @@ use crate::{
 /// # Ok(()) }
 /// ```
 ///
-/// The idea, its defaults and most of the names are aiojobs'; [`TaskTracker`] and [`JoinSet`] are
-/// the nearest relatives in Rust, without the limit, the queue and the reports.
-///
-/// [`TaskTracker`]: https://docs.rs/tokio-util/latest/tokio_util/task/task_tracker/struct.TaskTracker.html
-/// [`JoinSet`]: tokio::task::JoinSet
+/// The idea, its defaults and most of the names are aiojobs'. The nearest relatives in Rust are
+/// tokio-util's `TaskTracker` and tokio's [`JoinSet`](tokio::task::JoinSet), without the limit, the
+/// queue and the reports.
 #[derive(Clone)]
 pub struct Scheduler {
     handle: Arc<Handle>,
@@ -104,10 +102,10 @@ impl Scheduler {
     }
 
     pub(crate) fn with_options(&self, options: Options) -> JobBuilder<'_> {
-        JobBuilder::new(&self.handle.shared, options)
+        JobBuilder::new(self.shared(), options)
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.handle.shared
     }
 }
@@ -300,8 +298,8 @@ impl Scheduler {
     /// New jobs are refused from here on, and so are spawners that wait for a place. Pending jobs
     /// are dropped. Running jobs are told to end: those of [`spawn_with`](Self::spawn_with) have
     /// [`close_timeout`](Self::close_timeout) to do so, all others are dropped at their next
-    /// `await`. What has not ended at the deadline, and for some 100 ms more after it was dropped,
-    /// is abandoned.
+    /// `await`. What has not ended at the deadline is dropped too, and has some 20 ms to be so; a
+    /// job that then still holds on, since it does not await or blocks a thread, is *abandoned*.
     ///
     /// Closing again is fine: every caller gets the report of the first.
     ///
@@ -311,6 +309,14 @@ impl Scheduler {
     /// does not see to it that they heed; calling `close` again does.
     pub async fn close(&self) -> DrainReport {
         self.shared().close().await
+    }
+
+    /// Says that the end is near, and changes nothing else: [`is_draining`](Self::is_draining) is
+    /// true from here on, so that a readiness probe fails, and the report of the later
+    /// [`wait_and_close`](Self::wait_and_close) or [`close`](Self::close) begins here. Jobs are
+    /// accepted as before. For the time between a signal and the end of the last connection.
+    pub fn start_draining(&self) {
+        self.shared().start_draining();
     }
 
     /// Lets jobs finish for up to [`wait_timeout`](Self::wait_timeout), then [closes](Self::close).
@@ -380,8 +386,8 @@ impl Scheduler {
         self.shared().config.wait_timeout
     }
 
-    /// Whether the end has begun: true from the first call of `wait_and_close` or `close` on, and
-    /// for good. What a readiness probe asks.
+    /// Whether the end has begun: true from the first call of `start_draining`, `wait_and_close` or
+    /// `close` on, and for good. What a readiness probe asks.
     pub fn is_draining(&self) -> bool {
         self.shared().queue().phase() != Phase::Open
     }
@@ -409,7 +415,7 @@ impl Scheduler {
         let (pending, active) = queue.oldest();
         Stats {
             accepted: totals.accepted,
-            deferred: 0,
+            deferred: queue.deferred_count() as u64,
             pending: queue.pending_count() as u64,
             active: queue.active_count() as u64,
             completed: totals.of(Outcome::Completed),

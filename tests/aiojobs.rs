@@ -178,8 +178,9 @@ async fn a_full_queue_makes_spawners_wait_in_turn() {
         turn().await;
         // Nobody overtakes the first in the line, not even one who comes only now.
         assert!(waiting[0].is_woken());
-        let latecomer = scheduler.try_spawn(started.clone().job(9, async {}));
-        assert!(waiting.len() == 1 || latecomer.is_err());
+        if waiting.len() > 1 {
+            scheduler.try_spawn(async {}).expect_err("its place is taken");
+        }
         assert_ready_ok!(waiting.remove(0).poll());
     }
     scheduler.wait_idle().await;

@@ -165,13 +165,15 @@ mod with_serde {
         assert_eq!(
             written,
             json!({
-                "limit": 100, "pending_limit": 10_000, "close_timeout": "100ms", "wait_timeout": "1m",
+                "limit": 100, "pending_limit": 10_000, "limit_per_key": "unlimited",
+                "close_timeout": "100ms", "wait_timeout": "1m",
             })
         );
         for (limit, timeout) in
             [(None, Duration::ZERO), (Some(1), YEAR), (Some(usize::MAX), Duration::from_nanos(1))]
         {
             (config.limit, config.pending_limit) = (limit, limit);
+            config.limit_per_key = limit;
             (config.close_timeout, config.wait_timeout) = (timeout, timeout);
             let written = to_value(&config).unwrap();
             assert_eq!(from_value::<SchedulerConfig>(written).unwrap(), config);
@@ -198,6 +200,7 @@ mod with_serde {
                 "name": "mail",
                 "state": "active",
                 "request": null,
+                "key": null,
                 "location": job.info().location.to_string(),
                 "age": { "secs": 1, "nanos": 500_000_000 },
             })

@@ -1,0 +1,89 @@
+//! A mail server for tests: aiosmtpd, in a process of its own.
+
+use std::{
+    env,
+    io::{self, Write},
+    process::Stdio,
+};
+
+use serde::Deserialize;
+use tokio::{
+    io::AsyncWriteExt,
+    process::{ChildStdin, Command},
+};
+
+use super::Process;
+
+pub(crate) struct MailServer {
+    /// As the example wants it in `SMTP_URL`.
+    pub(crate) url: String,
+    commands: ChildStdin,
+    process: Process,
+}
+
+/// A message that the server took.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Delivered {
+    pub(crate) from: String,
+    pub(crate) to: Vec<String>,
+    /// Headers and body.
+    pub(crate) text: String,
+}
+
+impl MailServer {
+    /// A server that begins by obeying `command`: see `smtp_server.py`. `None`, and a line that
+    /// says so, where aiosmtpd is not installed; in CI that is a failure.
+    pub(crate) async fn start(command: &str) -> Option<Self> {
+        let Some(python) = python_with_aiosmtpd().await else {
+            let cure = "install Debian's python3-aiosmtpd, or aiosmtpd from PyPI";
+            assert!(env::var_os("CI").is_none(), "no mail server to test with: {cure}");
+            // Not eprintln!, whose output a test that passes does not show.
+            let line = format!("skipped, no mail server to test with: {cure}\n");
+            io::stderr().write_all(line.as_bytes()).expect("standard error is open");
+            return None;
+        };
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/smtp_server.py");
+        let mut process = Process::start(
+            Command::new(python)
+                .args([script, command])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .kill_on_drop(true),
+        );
+        let commands = process.child.stdin.take().expect("standard input is piped");
+        let port = process.stdout.line_with("port ").await;
+        Some(Self { url: port.replace("port ", "smtp://127.0.0.1:"), commands, process })
+    }
+
+    /// Tells the server what to do with messages from now on. Each command once: its answer is
+    /// awaited.
+    pub(crate) async fn obey(&mut self, command: &str) {
+        let line = format!("{command}\n");
+        self.commands.write_all(line.as_bytes()).await.expect("the mail server still runs");
+        self.process.stdout.line_with(&format!("obeys {command}")).await;
+    }
+
+    /// Ends the server and gives the messages that it took, in the order in which they came.
+    pub(crate) async fn delivered(self) -> Vec<Delivered> {
+        drop(self.commands);
+        let lines = self.process.ended().await.stdout;
+        let messages = lines.lines().filter(|line| line.starts_with('{'));
+        messages.map(|line| serde_json::from_str(line).expect("one message a line")).collect()
+    }
+}
+
+/// The interpreter that has aiosmtpd: the one on the path, or Debian's own.
+async fn python_with_aiosmtpd() -> Option<&'static str> {
+    for python in ["python3", "/usr/bin/python3"] {
+        let found = Command::new(python)
+            .args(["-c", "import aiosmtpd.smtp"])
+            .stderr(Stdio::null())
+            .status()
+            .await;
+        if found.is_ok_and(|status| status.success()) {
+            return Some(python);
+        }
+    }
+    None
+}

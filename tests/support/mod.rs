@@ -1,0 +1,189 @@
+//! For tests that run an example as its users do: as a process, over TCP.
+//!
+//! `cargo test` builds the examples first. `cargo test --test NAME` alone does not: after a change
+//! it would run the example as it was before.
+#![allow(dead_code, reason = "no test uses all of it")]
+#![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
+
+use std::{
+    env,
+    error::Error,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use hyper::{
+    HeaderMap, Request, StatusCode,
+    body::{Body, Bytes},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+    sync::watch,
+};
+
+pub(crate) mod mail;
+
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
+
+/// What `future` gives, or a failed test: nothing here takes a minute unless it never comes.
+pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
+    match tokio::time::timeout(Duration::from_secs(60), future).await {
+        Ok(output) => output,
+        Err(_) => panic!("waited 60 s in vain for {what}"),
+    }
+}
+
+/// An empty folder for the test of that name.
+pub(crate) fn empty_folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    if folder.exists() {
+        fs::remove_dir_all(&folder).expect("an earlier run's folder can be removed");
+    }
+    fs::create_dir_all(&folder).expect("a folder can be made in the target directory");
+    folder
+}
+
+/// A command that runs an example of this crate on a free port, in a folder of its own.
+pub(crate) fn example(name: &str, folder: &Path) -> Command {
+    // Cargo puts tests into target/PROFILE/deps and examples into target/PROFILE/examples.
+    let test = env::current_exe().expect("a test knows its own path");
+    let profile = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps");
+    let program = profile.join("examples").join(name).with_extension(env::consts::EXE_EXTENSION);
+    assert!(
+        program.exists(),
+        "{} does not exist: build it with `cargo build --examples --all-features`",
+        program.display()
+    );
+    let mut command = Command::new(program);
+    command
+        .current_dir(folder)
+        .env("ADDR", "127.0.0.1:0")
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// A started process and what it prints.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) stdout: Lines,
+    pub(crate) stderr: Lines,
+}
+
+/// How a process ended, and all that it printed.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// `None` if a signal ended it.
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Process {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command.spawn().expect("the program starts");
+        let stdout = Lines::of(child.stdout.take().expect("standard output is piped"));
+        let stderr = Lines::of(child.stderr.take().expect("standard error is piped"));
+        Self { child, stdout, stderr }
+    }
+
+    /// Where the program says that it listens.
+    pub(crate) async fn address(&self) -> SocketAddr {
+        let line = self.stdout.line_with("listening on http://").await;
+        let address = line.trim_start_matches("listening on http://").parse();
+        address.expect("the program prints an address")
+    }
+
+    /// Sends SIGTERM.
+    #[cfg(unix)]
+    pub(crate) async fn terminate(&self) {
+        let pid = self.child.id().expect("the program still runs");
+        let kill = format!("kill -TERM {pid}");
+        let status = Command::new("sh").args(["-c", &kill]).status().await;
+        assert!(status.expect("sh runs").success(), "{kill} failed");
+    }
+
+    pub(crate) async fn ended(mut self) -> Ended {
+        let status = within("the program's end", self.child.wait()).await;
+        Ended {
+            code: status.expect("a child can be waited for").code(),
+            stdout: self.stdout.all().await.join("\n"),
+            stderr: self.stderr.all().await.join("\n"),
+        }
+    }
+}
+
+/// The lines that a process prints, as they come.
+#[derive(Clone)]
+pub(crate) struct Lines(watch::Receiver<Vec<String>>);
+
+impl Lines {
+    pub(crate) fn of(pipe: impl AsyncRead + Unpin + Send + 'static) -> Self {
+        let (sender, receiver) = watch::channel(Vec::new());
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(pipe).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                sender.send_modify(|lines| lines.push(line));
+            }
+        });
+        Self(receiver)
+    }
+
+    /// The lines so far.
+    pub(crate) fn so_far(&self) -> Vec<String> {
+        self.0.borrow().clone()
+    }
+
+    /// The first line with that text in it, printed already or not yet.
+    pub(crate) async fn line_with(&self, text: &str) -> String {
+        let mut lines = self.0.clone();
+        let found = |lines: &Vec<String>| lines.iter().any(|line| line.contains(text));
+        let what = format!("a line with {text:?}");
+        let ended = within(&what, lines.wait_for(found)).await.is_err();
+        let line = self.so_far().into_iter().find(|line| line.contains(text));
+        assert!(line.is_some() || !ended, "no {what} among {:#?}", self.so_far());
+        line.unwrap_or_default()
+    }
+
+    /// All lines, once the process has ended.
+    pub(crate) async fn all(&self) -> Vec<String> {
+        let mut lines = self.0.clone();
+        within("the end of the output", async { while lines.changed().await.is_ok() {} }).await;
+        self.so_far()
+    }
+}
+
+/// What a server answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+}
+
+/// Sends one request over a connection of its own.
+pub(crate) async fn send<B>(to: SocketAddr, mut request: Request<B>) -> Result<Answer, BoxError>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    let host = to.to_string().parse().expect("an address is a header value");
+    request.headers_mut().insert("host", host);
+    let stream = TcpStream::connect(to).await?;
+    let (mut client, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let response = within("a response", client.send_request(request)).await?;
+    let (head, body) = response.into_parts();
+    let body = http_body_util::BodyExt::collect(body).await?.to_bytes();
+    let text = String::from_utf8(body.into())?;
+    Ok(Answer { status: head.status, headers: head.headers, text })
+}

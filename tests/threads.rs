@@ -1,0 +1,288 @@
+//! Hundreds of threads spawn while another closes: nothing is lost, and the law holds throughout.
+#![allow(clippy::disallowed_methods, reason = "real threads are the subject")]
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    panic::resume_unwind,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+        mpsc,
+    },
+    task::{Context, Poll, Wake},
+    thread,
+    time::Duration,
+};
+
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::oneshot,
+    task::yield_now,
+    time::Instant,
+};
+use tower_jobs::{DrainReport, Job, Outcome, Scheduler, Stats};
+
+const ROUNDS: usize = 32;
+const THREADS: usize = 200;
+const JOBS_PER_THREAD: usize = 10;
+const LIMIT: usize = 4;
+const PENDING_LIMIT: usize = 8;
+/// For what takes no time unless it hangs.
+const LONG: Duration = Duration::from_secs(120);
+
+struct Parked(thread::Thread);
+
+impl Wake for Parked {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits on a plain thread, outside any runtime.
+fn block_on<F: Future>(future: F) -> F::Output {
+    let waker = Arc::new(Parked(thread::current())).into();
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park_timeout(LONG),
+        }
+    }
+}
+
+/// Jobs are named by their number.
+fn number(name: &str) -> usize {
+    name.parse().expect("a number")
+}
+
+/// What happened to one job.
+#[derive(Default)]
+struct Trace {
+    made: AtomicBool,
+    accepted: AtomicBool,
+    begun: AtomicU32,
+    finished: AtomicU32,
+    dropped: AtomicU32,
+    told: AtomicU32,
+}
+
+struct Round {
+    traces: Vec<Trace>,
+    /// The scheduler has said that it is closed, and handed over its report.
+    over: AtomicBool,
+    started_late: AtomicU32,
+}
+
+/// Ends the looking on, also when the round fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+struct OnDrop(Arc<Round>, usize);
+
+impl OnDrop {
+    fn new(round: &Arc<Round>, number: usize) -> Self {
+        round.traces[number].made.store(true, SeqCst);
+        Self(round.clone(), number)
+    }
+}
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.traces[self.1].dropped.fetch_add(1, SeqCst);
+    }
+}
+
+fn fails(number: usize) -> bool {
+    number % 7 == 0 || number % 11 == 0
+}
+
+async fn work(guard: OnDrop) -> Result<(), &'static str> {
+    let OnDrop(round, number) = &guard;
+    round.traces[*number].begun.fetch_add(1, SeqCst);
+    round.started_late.fetch_add(u32::from(round.over.load(SeqCst)), SeqCst);
+    for _ in 0..number % 20 {
+        yield_now().await;
+    }
+    round.traces[*number].finished.fetch_add(1, SeqCst);
+    match number {
+        number if number % 7 == 0 => Err("sevenfold"),
+        number if number % 11 == 0 => resume_unwind(Box::new("a panic that is not printed")),
+        _ => Ok(()),
+    }
+}
+
+/// Spawns jobs until it has none left or is refused for good. Every other thread keeps its handles.
+fn spawner(scheduler: &Scheduler, round: &Arc<Round>, thread: usize, news: &mpsc::Sender<()>) {
+    let mut handles: Vec<Job<()>> = Vec::new();
+    for number in thread * JOBS_PER_THREAD..(thread + 1) * JOBS_PER_THREAD {
+        let job = scheduler.job(number.to_string());
+        let future = work(OnDrop::new(round, number));
+        let handle = match thread % 3 {
+            0 => match job.try_spawn(future) {
+                Ok(handle) => handle,
+                Err(error) if error.is_closed() => return,
+                Err(_) => continue,
+            },
+            _ => match block_on(job.spawn(future)) {
+                Ok(handle) => handle,
+                Err(_) => return,
+            },
+        };
+        round.traces[number].accepted.store(true, SeqCst);
+        news.send(()).expect("the closer listens");
+        if thread % 2 == 0 {
+            handles.push(handle);
+        }
+    }
+}
+
+fn sum(stats: &Stats) -> u64 {
+    let there = stats.deferred + stats.pending + stats.active;
+    let ended = stats.completed + stats.failed + stats.panicked + stats.timed_out;
+    there + ended + stats.cancelled + stats.skipped + stats.never_started + stats.abandoned
+}
+
+/// Looks on until the round is over.
+fn watch(scheduler: &Scheduler, round: &Round) {
+    while !round.over.load(SeqCst) {
+        let stats = scheduler.stats();
+        assert_eq!(stats.accepted, sum(&stats));
+        assert!(stats.active <= LIMIT as u64);
+        assert!(stats.pending <= PENDING_LIMIT as u64);
+        thread::yield_now();
+    }
+}
+
+fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> DrainReport) {
+    let traces = (0..THREADS * JOBS_PER_THREAD).map(|_| Trace::default()).collect();
+    let (over, started_late) = (AtomicBool::new(false), AtomicU32::new(0));
+    let round = Arc::new(Round { traces, over, started_late });
+    let told = round.clone();
+    let scheduler = Scheduler::builder()
+        .limit(LIMIT)
+        .pending_limit(PENDING_LIMIT)
+        .close_timeout(LONG)
+        .wait_timeout(LONG)
+        .runtime(runtime.handle().clone())
+        .on_failure(move |failure| {
+            let number = number(&failure.job.name);
+            told.traces[number].told.fetch_add(1, SeqCst);
+        })
+        .build();
+    let (news, arrivals) = mpsc::channel();
+    let report = thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (scheduler, round, news) = (&scheduler, &round, news.clone());
+            scope.spawn(move || spawner(scheduler, round, thread, &news));
+        }
+        scope.spawn(|| watch(&scheduler, &round));
+        let _over = Over(&round.over);
+        // Closes once so many jobs have been accepted.
+        for _ in 0..round_number * THREADS * JOBS_PER_THREAD / (2 * ROUNDS) {
+            arrivals.recv_timeout(LONG).expect("jobs are accepted");
+        }
+        close(&scheduler)
+    });
+    // What never started is dropped apart, and nobody waits for that.
+    let waits_since = Instant::now();
+    let is_gone = |trace: &Trace| trace.dropped.load(SeqCst) > 0 || !trace.made.load(SeqCst);
+    while !round.traces.iter().all(is_gone) {
+        assert!(waits_since.elapsed() < LONG, "a future was not dropped");
+        thread::yield_now();
+    }
+    add_up(&scheduler.stats(), &report, &round);
+}
+
+/// Every job that was accepted has run to its end or is named; every future was dropped once, and
+/// every failure told once.
+fn add_up(stats: &Stats, report: &DrainReport, round: &Round) {
+    let accepted = round.traces.iter().filter(|trace| trace.accepted.load(SeqCst)).count();
+    assert_eq!(stats.accepted, accepted as u64);
+    assert_eq!(stats.accepted, sum(stats));
+    assert_eq!(stats.pending + stats.active + stats.waiting_spawners + stats.abandoned, 0);
+    let named: HashMap<usize, Outcome> =
+        report.jobs().map(|(outcome, job)| (number(&job.name), outcome)).collect();
+    assert_eq!(named.len(), report.jobs().count(), "nobody is named twice");
+    for (number, trace) in round.traces.iter().enumerate() {
+        let (begun, finished) = (trace.begun.load(SeqCst), trace.finished.load(SeqCst));
+        let expected = match named.get(&number) {
+            _ if !trace.accepted.load(SeqCst) => (0, 0),
+            Some(Outcome::NeverStarted) => (0, 0),
+            // Dropped where it stood, perhaps before its first poll.
+            Some(Outcome::Cancelled) => (begun.min(1), 0),
+            Some(Outcome::Failed) if number % 7 == 0 => (1, 1),
+            Some(Outcome::Panicked) if number % 11 == 0 => (1, 1),
+            None => (1, 1),
+            Some(outcome) => panic!("job {number}: {outcome:?}"),
+        };
+        assert_eq!((begun, finished), expected, "job {number}, {:?}", named.get(&number));
+        let made = u32::from(trace.made.load(SeqCst));
+        assert_eq!(trace.dropped.load(SeqCst), made, "job {number}");
+        let failed = fails(number) && finished == 1;
+        assert_eq!(trace.told.load(SeqCst), u32::from(failed), "job {number}");
+    }
+    assert_eq!(round.started_late.load(SeqCst), 0, "nothing starts once it is closed");
+}
+
+/// Plays all rounds on a runtime, which a thread of its own drives; none may hang.
+fn play(mut runtime: Builder, close: fn(&Scheduler) -> DrainReport) {
+    let (done, ended) = mpsc::channel();
+    let rounds = thread::spawn(move || {
+        let runtime = runtime.enable_all().build().expect("a runtime");
+        let (stop, stopped) = oneshot::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(|| runtime.block_on(stopped));
+            // Dropped when a round fails, too.
+            let _stop = stop;
+            for round in 0..ROUNDS {
+                play_round(&runtime, round, close);
+            }
+        });
+        done.send(()).expect("the test waits");
+    });
+    if ended.recv_timeout(LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
+        panic!("a round hangs");
+    }
+    rounds.join().expect("a round failed");
+}
+
+fn close(scheduler: &Scheduler) -> DrainReport {
+    block_on(scheduler.close())
+}
+
+fn wait_and_close(scheduler: &Scheduler) -> DrainReport {
+    block_on(scheduler.wait_and_close())
+}
+
+fn two_workers() -> Builder {
+    let mut runtime = Builder::new_multi_thread();
+    runtime.worker_threads(2);
+    runtime
+}
+
+#[test]
+fn nothing_is_lost_when_threads_spawn_while_one_closes() {
+    play(two_workers(), close);
+}
+
+#[test]
+fn nothing_is_lost_when_threads_spawn_while_one_closes_on_a_current_thread_runtime() {
+    play(Builder::new_current_thread(), close);
+}
+
+#[test]
+fn nothing_is_lost_when_threads_spawn_while_one_drains() {
+    play(two_workers(), wait_and_close);
+}
+
+#[test]
+fn nothing_is_lost_when_threads_spawn_while_one_drains_on_a_current_thread_runtime() {
+    play(Builder::new_current_thread(), wait_and_close);
+}
