@@ -19,7 +19,6 @@ use std::{
 
 use pin_project_lite::pin_project;
 use tokio::{
-    runtime::Handle,
     sync::Notify,
     task::coop,
     time::{self, Instant, Sleep},
@@ -685,7 +684,6 @@ pub(crate) trait Owner: Send + Sync {
     fn abort(self: Arc<Self>, job: Arc<dyn Record>);
     fn report(&self, job: &Header, error: JobError);
     fn close_timeout(&self) -> Duration;
-    fn runtime(&self) -> Option<&Handle>;
 }
 
 /// A handle to one job: awaits it, watches it, ends it.
@@ -859,7 +857,7 @@ impl<T: Send + 'static> Job<T> {
     async fn ended_within(&self, timeout: Duration) -> bool {
         let deadline = Instant::now().checked_add(timeout);
         let ended = std::future::poll_fn(|cx| self.cell.poll_published(cx));
-        clock::timeout_at(self.owner.runtime(), deadline, ended).await.is_ok()
+        clock::timeout_at(deadline, ended).await.is_ok()
     }
 }
 

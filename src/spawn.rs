@@ -19,7 +19,7 @@ use crate::{
     clock, config,
     contain::discard,
     error::{JobError, SpawnError, TrySpawnError},
-    job::{Cell, Header, Job, JobContext, JobOutput, Kind, Options, Owner, PassThrough, Run, Work},
+    job::{Cell, Header, Job, JobContext, JobOutput, Kind, Options, PassThrough, Run, Work},
     lanes::Ticket,
     queue::{Admit, Effects, Refusal, Unique},
     request::{Request, ResponseOutcome},
@@ -152,13 +152,10 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        let shared = self.shared.clone();
         let spawn = self.spawn(future);
         async move {
             let deadline = Instant::now().checked_add(timeout);
-            clock::timeout_at(shared.runtime(), deadline, spawn)
-                .await
-                .unwrap_or(Err(SpawnError::TimedOut))
+            clock::timeout_at(deadline, spawn).await.unwrap_or(Err(SpawnError::TimedOut))
         }
     }
 
