@@ -8,7 +8,7 @@ use tokio::{task, time::Instant};
 use crate::{
     clock,
     error::JobError,
-    job::{Kind, Owner, Work},
+    job::{Kind, Work},
     queue::Queue,
     report::DrainReport,
     runner::{Entry, Shared},
@@ -116,7 +116,7 @@ impl Shared {
 
     /// Whether nothing ran or waited any more at some moment before `deadline`.
     async fn idle_by(&self, deadline: Option<Instant>) -> bool {
-        clock::timeout_at(self.runtime(), deadline, self.wait_idle()).await.is_ok()
+        clock::timeout_at(deadline, self.wait_idle()).await.is_ok()
     }
 
     pub(crate) fn for_each_job(&self, mut visit: impl FnMut(Entry)) {

@@ -19,7 +19,6 @@ use std::{
 
 use pin_project_lite::pin_project;
 use tokio::{
-    runtime::Handle,
     sync::Notify,
     task::coop,
     time::{self, Instant, Sleep},
@@ -268,7 +267,7 @@ pub(crate) enum Kind {
     Plain,
     /// By telling it, and dropping its future when it does not listen.
     Cooperative(Box<Notify>),
-    /// Not at all, once its thread has begun.
+    /// Not at all, once it has been [taken up](Header::take_up) by a thread.
     Blocking(AtomicBool),
 }
 
@@ -387,6 +386,14 @@ impl Header {
         let runner = lock(&self.runner).take();
         if let Some(runner) = runner {
             runner.wake();
+        }
+    }
+
+    /// Whether the caller is the first to take up this blocking job, to run it or to give it up.
+    pub(crate) fn take_up(&self) -> bool {
+        match &self.kind {
+            Kind::Blocking(taken_up) => !taken_up.swap(true, Ordering::AcqRel),
+            Kind::Plain | Kind::Cooperative(_) => false,
         }
     }
 
@@ -677,7 +684,6 @@ pub(crate) trait Owner: Send + Sync {
     fn abort(self: Arc<Self>, job: Arc<dyn Record>);
     fn report(&self, job: &Header, error: JobError);
     fn close_timeout(&self) -> Duration;
-    fn runtime(&self) -> Option<&Handle>;
 }
 
 /// A handle to one job: awaits it, watches it, ends it.
@@ -851,7 +857,7 @@ impl<T: Send + 'static> Job<T> {
     async fn ended_within(&self, timeout: Duration) -> bool {
         let deadline = Instant::now().checked_add(timeout);
         let ended = std::future::poll_fn(|cx| self.cell.poll_published(cx));
-        clock::timeout_at(self.owner.runtime(), deadline, ended).await.is_ok()
+        clock::timeout_at(deadline, ended).await.is_ok()
     }
 }
 

@@ -302,7 +302,7 @@ impl<M> Jobs<M> {
         let deadline = Instant::now() + self.scheduler.close_timeout();
         let all_ended =
             self.request.wait_until(|| entries.iter().all(|entry| entry.header().is_finished()));
-        if clock::timeout_at(shared.runtime(), Some(deadline), all_ended).await.is_ok() {
+        if clock::timeout_at(Some(deadline), all_ended).await.is_ok() {
             return Vec::new();
         }
         let late: Vec<_> =

@@ -115,6 +115,10 @@ impl Shared {
         lock(&self.queue)
     }
 
+    pub(crate) fn runtime(&self) -> Option<&Handle> {
+        self.runtime.get()
+    }
+
     /// Settles which runtime jobs run on: the one given, else that of the first spawner.
     pub(crate) fn bind_runtime(&self) -> Result<(), SpawnError> {
         if self.runtime.get().is_none() {
@@ -225,10 +229,6 @@ impl Owner for Shared {
 
     fn close_timeout(&self) -> Duration {
         self.config.close_timeout
-    }
-
-    fn runtime(&self) -> Option<&Handle> {
-        self.runtime.get()
     }
 }
 

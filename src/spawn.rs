@@ -6,10 +6,7 @@ use std::{
     mem,
     panic::{Location, resume_unwind},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -22,7 +19,7 @@ use crate::{
     clock, config,
     contain::discard,
     error::{JobError, SpawnError, TrySpawnError},
-    job::{Cell, Header, Job, JobContext, JobOutput, Kind, Options, Owner, PassThrough, Run, Work},
+    job::{Cell, Header, Job, JobContext, JobOutput, Kind, Options, PassThrough, Run, Work},
     lanes::Ticket,
     queue::{Admit, Effects, Refusal, Unique},
     request::{Request, ResponseOutcome},
@@ -155,13 +152,10 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        let shared = self.shared.clone();
         let spawn = self.spawn(future);
         async move {
             let deadline = Instant::now().checked_add(timeout);
-            clock::timeout_at(shared.runtime(), deadline, spawn)
-                .await
-                .unwrap_or(Err(SpawnError::TimedOut))
+            clock::timeout_at(deadline, spawn).await.unwrap_or(Err(SpawnError::TimedOut))
         }
     }
 
@@ -444,20 +438,17 @@ where
     let in_thread = cell.clone();
     let run = move || {
         let header = &in_thread.header;
-        if header.must_stop() {
-            return None;
-        }
-        if let Kind::Blocking(begun) = &header.kind {
-            begun.store(true, Ordering::Release);
-        }
-        Some(closure())
+        let runs = !header.must_stop() && header.take_up();
+        runs.then(closure)
     };
     #[expect(clippy::disallowed_methods, reason = "a job is polled inside its runtime")]
     let runtime = Handle::current();
     let mut thread = runtime.spawn_blocking(move || span.in_scope(run));
     let ended = poll_fn(|cx| {
-        if cell.header.must_stop() {
-            thread.abort(); // Heeded only while no thread has taken it up.
+        if cell.header.must_stop() && cell.header.take_up() {
+            // No thread will run it, but its handle resolves only when one has had a look.
+            thread.abort();
+            return Poll::Ready(Ok(None));
         }
         Pin::new(&mut thread).poll(cx)
     })

@@ -17,7 +17,7 @@
 //! | 13 | waiting on a closed job | [`waiting_on_a_closed_job_says_cancelled`] |
 //! | 14 | `job.close()` | [`closing_a_job_cancels_it_and_waits_for_its_end`], [`closing_a_job_gives_up_after_its_timeout`], [`closing_a_job_gives_its_exception_and_closing_twice_is_fine`] |
 //! | 15 | a cancelled caller of `close()` | [`a_close_given_up_in_the_instant_the_job_ends_loses_nothing`] |
-//! | 16 | states | [`a_job_is_pending_or_active_or_finished_and_never_two_of_them`] (`deferred`: later, with `after_response`) |
+//! | 16 | states | [`a_job_is_pending_or_active_or_finished_and_never_two_of_them`] (`deferred`: `tests/deferred.rs`) |
 //! | 17 | names | [`a_job_has_the_name_it_was_given_or_that_of_its_place`]. Differs: a name is given before spawning and stays, so that logs agree with each other; there is no `set_name` |
 //! | 18 | nobody awaits an exception | [`an_exception_that_nobody_awaits_is_handled_once`]. Differs: the spawn location, always, in place of a debug stack |
 //! | 19 | awaited and closed jobs | [`an_exception_that_was_awaited_or_closed_is_not_handled`] |
@@ -31,7 +31,7 @@
 //! | 27 | `async with` | [`dropping_the_last_handle_warns_and_leaves_its_jobs_running`]. Differs: Rust has no asynchronous drop |
 //! | 28 | another event loop | `tests/runtimes.rs`. Differs: not refused; the job runs on the scheduler's own runtime |
 //! | 29-32 | web | in the tests of the layer and the extractor |
-//! | 33 | `@atomic` | later: `AtomicLayer` |
+//! | 33 | `@atomic` | `tests/atomic.rs` |
 //! | 34 | closing the server | in the tests of the example; `Shutdown`: later |
 //! | 35 | open requests (362, 484, 15, 152, 623) | [`a_job_does_not_inherit_the_span_it_was_spawned_in`], [`a_job_that_runs_longer_than_its_timeout_has_failed`], [`try_spawn_never_waits_and_gives_the_future_back`], [`a_pending_limit_of_zero_refuses_in_place_of_queueing`], [`waiting_and_closing_is_woken_by_the_last_job_and_by_nothing_else`]. Priorities (455): none; jobs of another priority have a scheduler of their own |
 #![allow(clippy::disallowed_methods, reason = "a caller is a task of its own, to be cancelled")]
@@ -540,7 +540,7 @@ async fn a_shield_passes_its_result_through_and_survives_its_caller() {
     let (tell, told) = oneshot::channel();
     let shield = scheduler.shield(async move {
         opened.await;
-        tell.send("done").expect("heard")
+        tell.send("done").expect("heard");
     });
     let caller = tokio::spawn(shield);
     turn().await;
@@ -631,7 +631,7 @@ async fn dropping_the_last_handle_warns_and_leaves_its_jobs_running() {
     scheduler
         .spawn(async move {
             opened.await;
-            tell.send("done").expect("heard")
+            tell.send("done").expect("heard");
         })
         .await
         .unwrap();

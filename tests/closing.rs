@@ -276,10 +276,13 @@ where
     C: Future<Output = DrainReport>,
 {
     let scheduler = paused_times().limit(3).build();
-    scheduler.job("deaf").spawn_with(|_| pending::<()>()).await.unwrap();
-    scheduler.spawn_with(|context| ends_when_told(context, SECOND / 2)).await.unwrap();
-    scheduler.job("plain").spawn(pending::<()>()).await.unwrap();
-    scheduler.job("pending").spawn(pending::<()>()).await.unwrap();
+    scheduler.job("deaf").spawn_with(|_| pending::<()>()).await.expect("there is a place");
+    scheduler
+        .spawn_with(|context| ends_when_told(context, SECOND / 2))
+        .await
+        .expect("there is a place");
+    scheduler.job("plain").spawn(pending::<()>()).await.expect("there is a place");
+    scheduler.job("pending").spawn(pending::<()>()).await.expect("there is a place");
     turn().await;
     {
         let mut close = task::spawn(close(scheduler.clone()));

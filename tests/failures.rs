@@ -81,7 +81,7 @@ impl How {
             How::CloseTimeout => builder.spawn_with(|_| job).await,
             _ => builder.spawn(job).await,
         }
-        .unwrap()
+        .expect("there is a place")
     }
 
     fn is(self, error: &JobError) -> bool {
@@ -413,11 +413,11 @@ async fn assert_contained<F>(scheduler: Scheduler, panics: F, outcome: Outcome)
 where
     F: Future<Output: tower_jobs::JobOutput> + Send + 'static,
 {
-    drop(scheduler.spawn(panics).await.unwrap());
-    let next = scheduler.spawn(async { 7 }).await.unwrap();
+    drop(scheduler.spawn(panics).await.expect("there is a place"));
+    let next = scheduler.spawn(async { 7 }).await.expect("there is a place");
     scheduler.wait_idle().await;
     assert!(!scheduler.is_closed());
-    assert_eq!(next.await.unwrap(), 7);
+    assert_eq!(next.await.expect("the next job runs"), 7);
     let stats = scheduler.stats();
     assert_eq!((stats.accepted, stats.completed + stats.panicked), (2, 2));
     let expected = if outcome == Outcome::Panicked { 1 } else { 0 };

@@ -273,6 +273,30 @@ async fn a_blocking_job_cannot_be_aborted_once_it_has_begun() {
     assert!(never.await.unwrap_err().is_cancelled());
 }
 
+#[test]
+fn a_blocking_job_that_no_thread_has_taken_up_can_be_aborted() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    let scheduler = Scheduler::new();
+    let (begun, begins) = oneshot::channel();
+    let (open, opened) = std::sync::mpsc::channel();
+    let closure = move || {
+        begun.send(()).expect("the test listens");
+        opened.recv().expect("the test goes on")
+    };
+    runtime.block_on(async {
+        let first = scheduler.spawn_blocking(closure).await.unwrap();
+        begins.await.unwrap();
+        let second = scheduler.spawn_blocking(|| panic!("it ran")).await.unwrap();
+        turn().await;
+        assert!(second.is_active());
+        second.abort();
+        assert!(second.await.unwrap_err().is_cancelled());
+        open.send(7).unwrap();
+        assert_eq!(first.await.unwrap(), 7);
+    });
+}
+
 #[tokio::test]
 async fn a_panic_comes_out_of_its_job_as_it_went_in() {
     let scheduler = Scheduler::new();
@@ -355,7 +379,7 @@ async fn returned<T: JobOutput + Send + 'static>(
     value: T,
 ) -> Result<T::Value, tower_jobs::JobError> {
     let scheduler = Scheduler::new();
-    let job = scheduler.spawn(async { value }).await.unwrap();
+    let job = scheduler.spawn(async { value }).await.expect("there is a place");
     job.await
 }
 

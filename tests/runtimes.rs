@@ -24,11 +24,16 @@ const SHORT: Duration = Duration::from_millis(20);
 const PLENTY: Duration = Duration::from_secs(60);
 
 fn multi(name: &str) -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).thread_name(name).enable_all().build().unwrap()
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .expect("a runtime")
 }
 
 fn single() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
 struct Unpark(Thread);
@@ -210,13 +215,13 @@ fn busy(runtime: &Runtime) -> Left {
     let scheduler = Scheduler::builder().limit(3).pending_limit(2).build();
     runtime.block_on(async {
         let active = vec![
-            scheduler.spawn(pending::<()>()).await.unwrap(),
-            scheduler.spawn_with(|_| pending::<()>()).await.unwrap(),
-            scheduler.spawn(async { sleep(PLENTY).await }).await.unwrap(),
+            scheduler.spawn(pending::<()>()).await.expect("there is a place"),
+            scheduler.spawn_with(|_| pending::<()>()).await.expect("there is a place"),
+            scheduler.spawn(async { sleep(PLENTY).await }).await.expect("there is a place"),
         ];
         let queued = vec![
-            scheduler.spawn(async { it_ran() }).await.unwrap(),
-            scheduler.spawn_blocking(it_ran).await.unwrap(),
+            scheduler.spawn(async { it_ran() }).await.expect("there is a place"),
+            scheduler.spawn_blocking(it_ran).await.expect("there is a place"),
         ];
         for _ in 0..10 {
             yield_now().await;
@@ -226,7 +231,7 @@ fn busy(runtime: &Runtime) -> Left {
 }
 
 fn assert_cancelled(result: Result<(), JobError>) {
-    assert!(result.unwrap_err().is_cancelled());
+    assert!(result.expect_err("a failure").is_cancelled());
 }
 
 #[test]
@@ -279,18 +284,20 @@ fn whoever_waits_outside_is_told_when_the_runtime_goes_away() {
         let (closes, spawns) = (scheduler.clone(), scheduler.clone());
         let threads = [
             wait_outside(task::spawn(Box::pin(async move {
-                // Its timer goes too, and if that goes first, this is all it knows.
-                let error = first.wait_or_close(PLENTY * 60).await.unwrap_err();
-                error.is_cancelled() || error.is_timeout()
+                first.wait_or_close(PLENTY * 60).await.is_err_and(|error| error.is_cancelled())
             }))),
             wait_outside(task::spawn(Box::pin(async move {
                 second.await.is_err_and(|error| error.is_cancelled())
             }))),
             wait_outside(task::spawn(Box::pin(async move {
-                closes.wait_and_close_timeout(PLENTY * 60).await.jobs().count() == 5
+                let report = closes.wait_and_close_timeout(PLENTY * 60).await;
+                (report.cancelled.len(), report.jobs().count()) == (3, 5)
             }))),
             wait_outside(task::spawn(Box::pin(async move {
-                spawns.spawn_timeout(PLENTY * 60, async {}).await.is_err()
+                spawns
+                    .spawn_timeout(PLENTY * 60, async {})
+                    .await
+                    .is_err_and(|e| e == SpawnError::Closed)
             }))),
         ];
         for _ in &threads {
@@ -324,6 +331,19 @@ fn a_blocking_job_whose_runtime_goes_away_is_abandoned() {
     assert_eq!(found, [(Outcome::Abandoned, "stuck")]);
     assert_accounted_for(&scheduler);
     release.send(()).unwrap();
+}
+
+#[test]
+fn closing_outside_ends_though_nobody_drives_the_runtime() {
+    let runtime = single();
+    let scheduler =
+        Scheduler::builder().close_timeout(SHORT).runtime(runtime.handle().clone()).build();
+    let mut job = block_on(scheduler.spawn(async {})).unwrap();
+    assert!(block_on(job.wait_or_close(SHORT)).unwrap_err().is_timeout());
+    let report = block_on(scheduler.wait_and_close_timeout(SHORT));
+    assert_eq!((report.abandoned.len(), report.jobs().count()), (1, 1), "{report}");
+    drop(runtime);
+    assert_accounted_for(&scheduler);
 }
 
 #[test]
