@@ -176,9 +176,8 @@ impl<M> Jobs<M> {
 
 /// Jobs that start when the response is over.
 ///
-/// A job is *deferred* from the call on: it has its place already, in the queue or, where that is
-/// full or there is none (`pending_limit` 0), among the running. So it can be refused now, and
-/// never later. It starts when the response has been handed to the server in full, **or** can no
+/// A job is *deferred* from the call on: it has its place already, in the queue or, where there is
+/// none (`pending_limit` 0), among the running. So it can be refused now, and never later. It starts when the response has been handed to the server in full, **or** can no
 /// longer be: the client left, a timeout struck, the handler panicked or returned an error, the
 /// body was dropped half-way. It starts exactly once, or is accounted for as never started if the
 /// scheduler closes first.

@@ -101,17 +101,18 @@ async fn a_deferred_job_takes_a_place_in_the_queue_first_and_leaves_running_plac
 }
 
 #[tokio::test]
-async fn when_the_queue_is_full_a_deferred_job_takes_a_running_place() {
+async fn deferred_jobs_take_places_in_the_queue_only_and_keep_no_other_from_running() {
     let scheduler = scheduler(1, 1);
     let open = respond(&scheduler).await;
-    let first = open.jobs.after_response(async {}).unwrap();
-    let second = open.jobs.after_response(async {}).unwrap();
-    assert!(first.is_deferred() && second.is_deferred());
+    let deferred = open.jobs.after_response(async {}).unwrap();
+    assert!(matches!(open.jobs.after_response(async {}), Err(TrySpawnError::Full(_))));
+    let running = scheduler.try_spawn(std::future::pending::<()>()).unwrap();
+    assert!(running.is_active() && deferred.is_deferred());
     assert!(matches!(scheduler.try_spawn(async {}), Err(TrySpawnError::Full(_))));
     drop(open.response);
-    first.await.unwrap();
-    second.await.unwrap();
-    scheduler.try_spawn(async {}).unwrap().await.unwrap();
+    assert!(deferred.is_pending());
+    running.abort();
+    deferred.await.unwrap();
 }
 
 #[tokio::test]
@@ -387,17 +388,14 @@ async fn a_waiting_spawner_is_granted_the_place_of_a_deferred_job_that_is_skippe
 }
 
 #[tokio::test]
-async fn the_running_place_of_a_skipped_job_goes_to_the_next_in_the_queue() {
-    let scheduler = scheduler(1, 1);
+async fn the_running_place_of_a_skipped_job_is_free_again() {
+    let scheduler = scheduler(1, 0);
     let open = respond_unread(&scheduler).await;
-    let other = respond(&scheduler).await;
-    let in_queue = other.jobs.after_response(async {}).unwrap();
-    // The queue is full, so this one holds the running place.
-    let running = open.jobs.after_success(async {}).unwrap();
-    drop(other.response);
+    let holder = open.jobs.after_success(async {}).unwrap();
+    assert!(matches!(scheduler.try_spawn(async {}), Err(TrySpawnError::Full(_))));
     drop(open.response);
-    in_queue.await.unwrap();
-    assert!(running.await.unwrap_err().is_skipped());
+    assert!(holder.await.unwrap_err().is_skipped());
+    scheduler.try_spawn(async {}).unwrap().await.unwrap();
 }
 
 #[tokio::test]
