@@ -130,14 +130,18 @@ impl Shared {
 
     fn abandon(&self) {
         self.for_each_job(|entry| {
-            let header = entry.header();
-            let slot = header.slot();
-            let effects =
-                self.queue().finish(slot, header.id(), Outcome::Abandoned, Instant::now());
-            entry.fail(JobError::close_timeout(self.config.close_timeout));
-            self.settle(&entry);
-            entry.publish();
+            let (slot, id) = (entry.header().slot(), entry.header().id());
+            let mut queue = self.queue();
+            let still_runs = queue.is_active(slot, id);
+            let effects = queue.finish(slot, id, Outcome::Abandoned, Instant::now());
+            drop(queue);
             debug_assert!(effects.start.is_none(), "a closed queue starts nothing");
+            // One that has ended in this very moment keeps the result it has.
+            if still_runs {
+                entry.fail(JobError::close_timeout(self.config.close_timeout));
+                self.settle(&entry);
+                entry.publish();
+            }
         });
         self.idle.notify_waiters();
     }

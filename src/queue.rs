@@ -415,7 +415,7 @@ impl<R: Entry, W> Queue<R, W> {
         outcome: Outcome,
         now: Instant,
     ) -> Effects<R, W> {
-        if self.is_at(slot, id, JobState::Active) {
+        if self.is_active(slot, id) {
             self.active.unlink(&mut self.slots, slot);
             let job = self.end(slot, outcome);
             if job.has_place {
@@ -457,6 +457,10 @@ impl<R: Entry, W> Queue<R, W> {
             _ => return None,
         }
         Some(self.end(slot, outcome))
+    }
+
+    pub(crate) fn is_active(&self, slot: usize, id: JobId) -> bool {
+        self.is_at(slot, id, JobState::Active)
     }
 
     fn is_at(&self, slot: usize, id: JobId, state: JobState) -> bool {

@@ -66,7 +66,7 @@ pub enum Outcome {
     Failed,
     /// Panicked, in its code or while it was dropped.
     Panicked,
-    /// Exceeded its run timeout, or did not end within `close_timeout` when it was told to.
+    /// Exceeded its run timeout, or did not end within `close_timeout` when its scheduler closed.
     TimedOut,
     /// Was closed or aborted before it ended by itself.
     Cancelled,
