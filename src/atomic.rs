@@ -2,6 +2,7 @@ use std::{
     fmt,
     future::Future,
     mem,
+    panic::Location,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -40,9 +41,9 @@ use crate::{
 ///
 /// # Guarantees
 ///
-/// - The job is listed, counted and drained like any other, under the name `atomic` and the label
-///   of its request. It runs outside the limit: handlers that waited for places which only
-///   handlers can free would stop for good.
+/// - The job is listed, counted and drained like any other, under the name `atomic`, the label of
+///   its request, and the place where the layer was made. It runs outside the limit: handlers that
+///   waited for places which only handlers can free would stop for good.
 /// - A panic goes on in the outer stack; if the client has left, it is reported as the job's
 ///   failure. An error is the response future's; if the client has left, likewise.
 /// - The request's extensions and the current span go along.
@@ -58,12 +59,14 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct AtomicLayer {
     scheduler: Scheduler,
+    location: &'static Location<'static>,
 }
 
 impl AtomicLayer {
     /// A layer whose services run as jobs of `scheduler`.
+    #[track_caller]
     pub fn new(scheduler: Scheduler) -> Self {
-        Self { scheduler }
+        Self { scheduler, location: Location::caller() }
     }
 }
 
@@ -71,7 +74,7 @@ impl<S> Layer<S> for AtomicLayer {
     type Service = Atomic<S>;
 
     fn layer(&self, inner: S) -> Atomic<S> {
-        Atomic { inner, scheduler: self.scheduler.clone() }
+        Atomic { inner, layer: self.clone() }
     }
 }
 
@@ -79,7 +82,7 @@ impl<S> Layer<S> for AtomicLayer {
 #[derive(Clone, Debug)]
 pub struct Atomic<S> {
     inner: S,
-    scheduler: Scheduler,
+    layer: AtomicLayer,
 }
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Atomic<S>
@@ -108,11 +111,12 @@ where
             name: Some("atomic".into()),
             request: jobs.map(|jobs| jobs.request().clone()),
             serves: true,
+            location: Some(self.layer.location),
             ..Options::default()
         };
         // Called inside the job, so that a panic in `call` is the job's too.
         let serve = async move { ready.call(request).await }.in_current_span();
-        AtomicFuture { shield: Box::pin(self.scheduler.with_options(options).shield(serve)) }
+        AtomicFuture { shield: Box::pin(self.layer.scheduler.with_options(options).shield(serve)) }
     }
 }
 

@@ -39,7 +39,20 @@ impl SchedulerBuilder {
     #[track_caller]
     pub fn limit(mut self, limit: impl Into<Option<usize>>) -> Self {
         self.config.limit = limit.into();
-        accept(config::limit(self.config.limit));
+        accept(config::limit("limit", self.config.limit));
+        self
+    }
+
+    /// How many jobs of one [key](crate::JobBuilder::key) run at once; `None` = any number.
+    /// Defaults to `None`.
+    ///
+    /// # Panics
+    ///
+    /// If it is 0.
+    #[track_caller]
+    pub fn limit_per_key(mut self, limit: impl Into<Option<usize>>) -> Self {
+        self.config.limit_per_key = limit.into();
+        accept(config::limit("limit_per_key", self.config.limit_per_key));
         self
     }
 

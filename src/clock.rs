@@ -1,9 +1,15 @@
 //! Waiting with a deadline, wherever the caller happens to run.
 
-use std::{future::Future, pin::pin, task::Poll};
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    task::Poll,
+    thread,
+};
 
 use tokio::{
-    runtime::Handle,
+    runtime::{Builder, Handle},
+    sync::oneshot,
     time::{self, Instant},
 };
 
@@ -13,45 +19,41 @@ pub(crate) struct Elapsed;
 
 /// Awaits `future` until `deadline`; `None` is never.
 ///
-/// A caller outside any runtime borrows the timer of `runtime`, through a task of its own: a timer
-/// polled after its runtime ended would panic, a task's handle then merely resolves.
+/// A caller outside any runtime has no timer. It does not borrow that of the jobs' runtime, which
+/// may go away before the deadline, or may not be driven by anybody.
 pub(crate) async fn timeout_at<F: Future>(
-    runtime: Option<&Handle>,
     deadline: Option<Instant>,
     future: F,
 ) -> Result<F::Output, Elapsed> {
     let Some(deadline) = deadline else {
         return Ok(future.await);
     };
-    match runtime {
-        _ if Handle::try_current().is_ok() => {
-            time::timeout_at(deadline, future).await.map_err(|_| Elapsed)
-        }
-        Some(runtime) => {
-            // Made inside the task: a timer cannot be made outside a runtime either.
-            let timer = async move { time::sleep_until(deadline).await };
-            let mut timer = AbortOnDrop(runtime.spawn(timer));
-            first(future, pin!(async move { (&mut timer.0).await.is_ok() })).await
-        }
-        None => Ok(future.await),
+    if Handle::try_current().is_ok() {
+        return time::timeout_at(deadline, future).await.map_err(|_| Elapsed);
     }
-}
-
-async fn first<F: Future>(future: F, mut timer: impl Future + Unpin) -> Result<F::Output, Elapsed> {
     let mut future = pin!(future);
-    std::future::poll_fn(|cx| {
+    let mut alarm = None;
+    poll_fn(|cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
             return Poll::Ready(Ok(output));
         }
-        std::pin::Pin::new(&mut timer).poll(cx).map(|_| Err(Elapsed))
+        let alarm = alarm.get_or_insert_with(|| alarm_at(deadline));
+        Pin::new(alarm).poll(cx).map(|_| Err(Elapsed))
     })
     .await
 }
 
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+/// Resolves at `deadline`, by a thread that ends then, or when this is dropped. Should there be
+/// no thread to be had, it resolves at once: too early is better than never.
+fn alarm_at(deadline: Instant) -> oneshot::Receiver<()> {
+    let (mut alarm, rings) = oneshot::channel();
+    let wait = move || {
+        if let Ok(timer) = Builder::new_current_thread().enable_time().build() {
+            let given_up = alarm.closed();
+            drop(timer.block_on(async { time::timeout_at(deadline, given_up).await }));
+        }
+    };
+    // The thread is not joined, and drops `alarm` at its end.
+    drop(thread::Builder::new().name("tower-jobs timer".into()).spawn(wait));
+    rings
 }

@@ -31,6 +31,9 @@ pub struct SchedulerConfig {
     /// queue, `None` = any number. Defaults to 10 000.
     #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
     pub pending_limit: Option<usize>,
+    /// How many jobs of one key run at once; `None` = any number. Defaults to `None`.
+    #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
+    pub limit_per_key: Option<usize>,
     /// How long a job that is told to end may take. Defaults to 100 ms.
     #[cfg_attr(feature = "serde", serde(with = "fields::duration"))]
     pub close_timeout: Duration,
@@ -44,6 +47,7 @@ impl Default for SchedulerConfig {
         Self {
             limit: Some(100),
             pending_limit: Some(10_000),
+            limit_per_key: None,
             close_timeout: Duration::from_millis(100),
             wait_timeout: Duration::from_secs(60),
         }
@@ -60,19 +64,19 @@ impl SchedulerConfig {
     ///
     /// Names the first field whose value makes no sense, the value, and what to write instead.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        limit(self.limit)?;
+        limit("limit", self.limit)?;
+        limit("limit_per_key", self.limit_per_key)?;
         timeout("close_timeout", self.close_timeout)?;
         timeout("wait_timeout", self.wait_timeout)
     }
 }
 
-pub(crate) fn limit(limit: Option<usize>) -> Result<(), ConfigError> {
+pub(crate) fn limit(field: &str, limit: Option<usize>) -> Result<(), ConfigError> {
     match limit {
-        Some(0) => Err(ConfigError(
-            "limit is 0, so no job would ever run: set it to at least 1, or to none (\"unlimited\") \
-             for no limit"
-                .into(),
-        )),
+        Some(0) => Err(ConfigError(format!(
+            "{field} is 0, so no job would ever run: set it to at least 1, or to none \
+             (\"unlimited\") for no limit"
+        ))),
         _ => Ok(()),
     }
 }
@@ -102,7 +106,7 @@ pub(crate) fn run_timeout(value: Duration) -> Result<(), ConfigError> {
 mod fields {
     use std::time::Duration;
 
-    use serde::Deserialize;
+    use serde::{Deserialize, Deserializer, de::Error as _};
 
     use super::SchedulerConfig;
     use crate::error::ConfigError;
@@ -111,21 +115,47 @@ mod fields {
     #[derive(Deserialize)]
     #[serde(default, deny_unknown_fields)]
     pub(super) struct Fields {
-        #[serde(with = "count")]
+        #[serde(deserialize_with = "limit")]
         limit: Option<usize>,
-        #[serde(with = "count")]
+        #[serde(deserialize_with = "pending_limit")]
         pending_limit: Option<usize>,
-        #[serde(with = "duration")]
+        #[serde(deserialize_with = "limit_per_key")]
+        limit_per_key: Option<usize>,
+        #[serde(deserialize_with = "close_timeout")]
         close_timeout: Duration,
-        #[serde(with = "duration")]
+        #[serde(deserialize_with = "wait_timeout")]
         wait_timeout: Duration,
+    }
+
+    // Not every format says at which field an error came up.
+    macro_rules! named {
+        ($($field:ident: $type:ty = $kind:ident;)*) => {$(
+            fn $field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
+                $kind::deserialize(deserializer).map_err(|error| {
+                    D::Error::custom(format_args!(concat!(stringify!($field), ": {}"), error))
+                })
+            }
+        )*};
+    }
+
+    named! {
+        limit: Option<usize> = count;
+        pending_limit: Option<usize> = count;
+        limit_per_key: Option<usize> = count;
+        close_timeout: Duration = duration;
+        wait_timeout: Duration = duration;
     }
 
     impl Default for Fields {
         fn default() -> Self {
-            let SchedulerConfig { limit, pending_limit, close_timeout, wait_timeout } =
-                SchedulerConfig::default();
-            Self { limit, pending_limit, close_timeout, wait_timeout }
+            let SchedulerConfig {
+                limit,
+                pending_limit,
+                limit_per_key,
+                close_timeout,
+                wait_timeout,
+            } = SchedulerConfig::default();
+            Self { limit, pending_limit, limit_per_key, close_timeout, wait_timeout }
         }
     }
 
@@ -133,8 +163,9 @@ mod fields {
         type Error = ConfigError;
 
         fn try_from(fields: Fields) -> Result<Self, ConfigError> {
-            let Fields { limit, pending_limit, close_timeout, wait_timeout } = fields;
-            let config = Self { limit, pending_limit, close_timeout, wait_timeout };
+            let Fields { limit, pending_limit, limit_per_key, close_timeout, wait_timeout } =
+                fields;
+            let config = Self { limit, pending_limit, limit_per_key, close_timeout, wait_timeout };
             config.validate().map(|()| config)
         }
     }
@@ -198,9 +229,9 @@ mod fields {
     }
 
     pub(super) mod duration {
-        use std::time::Duration;
+        use std::{fmt, time::Duration};
 
-        use serde::{Deserialize, Deserializer, Serializer, de::Error};
+        use serde::{Deserializer, Serializer, de};
 
         #[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
         pub(crate) fn serialize<S: Serializer>(
@@ -213,12 +244,25 @@ mod fields {
         pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
             deserializer: D,
         ) -> Result<Duration, D::Error> {
-            let text = String::deserialize(deserializer)?;
-            humantime::parse_duration(&text).map_err(|error| {
-                D::Error::custom(format!(
-                    "{text:?} is not a duration: {error}; write it like \"100ms\" or \"1m 30s\""
-                ))
-            })
+            deserializer.deserialize_str(Text)
+        }
+
+        struct Text;
+
+        impl de::Visitor<'_> for Text {
+            type Value = Duration;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration like \"100ms\" or \"1m 30s\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+                humantime::parse_duration(text).map_err(|error| {
+                    E::custom(format!(
+                        "{text:?} is not a duration: {error}; write it like \"100ms\" or \"1m 30s\""
+                    ))
+                })
+            }
         }
     }
 }

@@ -7,9 +7,9 @@ use tokio::{task, time::Instant};
 
 use crate::{
     clock,
-    contain::discard,
     error::JobError,
-    job::{Kind, Owner, Work},
+    job::{Kind, Work},
+    queue::Queue,
     report::DrainReport,
     runner::{Entry, Shared},
     state::Outcome,
@@ -23,10 +23,15 @@ const LANDING: Duration = Duration::from_millis(20);
 impl Shared {
     /// Resolves when nothing runs or waits.
     pub(crate) async fn wait_idle(&self) {
+        self.wait_until(Queue::is_idle).await;
+    }
+
+    /// Resolves when `done`, which is asked whenever the queue has become idle.
+    pub(crate) async fn wait_until(&self, done: impl Fn(&Queue<Entry, Work>) -> bool) {
         loop {
             let mut idle = pin!(self.idle.notified());
             idle.as_mut().enable();
-            if self.queue().is_idle() {
+            if done(&self.queue()) {
                 return;
             }
             idle.await;
@@ -102,7 +107,7 @@ impl Shared {
             // Nobody waits for it, and a runtime that has gone drops it here.
             drop(runtime.spawn(async move {
                 while let Some(work) = remains.0.pop() {
-                    discard(work);
+                    work.discard();
                     task::coop::consume_budget().await;
                 }
             }));
@@ -111,13 +116,13 @@ impl Shared {
 
     /// Whether nothing ran or waited any more at some moment before `deadline`.
     async fn idle_by(&self, deadline: Option<Instant>) -> bool {
-        clock::timeout_at(self.runtime(), deadline, self.wait_idle()).await.is_ok()
+        clock::timeout_at(deadline, self.wait_idle()).await.is_ok()
     }
 
     pub(crate) fn for_each_job(&self, mut visit: impl FnMut(Entry)) {
         let mut from = Some(0);
-        while let Some(key) = from {
-            let (page, next) = self.queue().page(key, PAGE);
+        while let Some(slot) = from {
+            let (page, next) = self.queue().page(slot, PAGE);
             page.into_iter().for_each(&mut visit);
             from = next;
         }
@@ -126,8 +131,9 @@ impl Shared {
     fn abandon(&self) {
         self.for_each_job(|entry| {
             let header = entry.header();
-            let key = header.key();
-            let effects = self.queue().finish(key, header.id(), Outcome::Abandoned, Instant::now());
+            let slot = header.slot();
+            let effects =
+                self.queue().finish(slot, header.id(), Outcome::Abandoned, Instant::now());
             entry.fail(JobError::close_timeout(self.config.close_timeout));
             self.settle(&entry);
             entry.publish();
@@ -161,6 +167,6 @@ struct Remains(Vec<Work>);
 
 impl Drop for Remains {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(discard);
+        self.0.drain(..).for_each(Work::discard);
     }
 }

@@ -1,5 +1,7 @@
 use std::{any::Any, error::Error, fmt, sync::Mutex, time::Duration};
 
+use crate::state::JobId;
+
 /// Any error, as jobs return it.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 type Panic = Box<dyn Any + Send>;
@@ -7,7 +9,8 @@ type Panic = Box<dyn Any + Send>;
 /// Why a job was not accepted. Its future has been dropped, unrun.
 ///
 /// With the feature `axum` it is a response: 503 with `Retry-After: 1`, so a handler may return it
-/// with `?` (500 for [`NoRuntime`](Self::NoRuntime), which retrying does not cure).
+/// with `?`. (409 for [`Duplicate`](Self::Duplicate); 500 for [`NoRuntime`](Self::NoRuntime), which
+/// retrying does not cure.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpawnError {
@@ -19,11 +22,14 @@ pub enum SpawnError {
     TimedOut,
     /// The scheduler knows no runtime to run jobs on.
     NoRuntime,
+    /// There is a job of the same [unique](crate::JobBuilder::unique) key: this one.
+    Duplicate(JobId),
 }
 
 impl fmt::Display for SpawnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Duplicate(id) => return write!(f, "job {id} has the same unique key"),
             Self::Closed => "the scheduler is closed and accepts no more jobs",
             Self::Full => "the scheduler is full: all places are taken",
             Self::TimedOut => "the scheduler is full: no place came free in the time given",
@@ -49,13 +55,18 @@ pub enum TrySpawnError<F> {
     Closed(F),
     /// The scheduler knows no runtime to run jobs on.
     NoRuntime(F),
+    /// There is a job of the same [unique](crate::JobBuilder::unique) key: this one.
+    Duplicate(F, JobId),
 }
 
 impl<F> TrySpawnError<F> {
     /// The future that was not accepted. It has not been polled.
     pub fn into_inner(self) -> F {
         match self {
-            Self::Full(future) | Self::Closed(future) | Self::NoRuntime(future) => future,
+            Self::Full(future)
+            | Self::Closed(future)
+            | Self::NoRuntime(future)
+            | Self::Duplicate(future, _) => future,
         }
     }
 
@@ -74,6 +85,7 @@ impl<F> TrySpawnError<F> {
             Self::Full(future) => TrySpawnError::Full(to(future)),
             Self::Closed(future) => TrySpawnError::Closed(to(future)),
             Self::NoRuntime(future) => TrySpawnError::NoRuntime(to(future)),
+            Self::Duplicate(future, id) => TrySpawnError::Duplicate(to(future), id),
         }
     }
 
@@ -83,6 +95,7 @@ impl<F> TrySpawnError<F> {
             Self::Full(_) => SpawnError::Full,
             Self::Closed(_) => SpawnError::Closed,
             Self::NoRuntime(_) => SpawnError::NoRuntime,
+            Self::Duplicate(_, id) => SpawnError::Duplicate(*id),
         }
     }
 }
@@ -115,8 +128,8 @@ pub struct JobError(Kind);
 
 enum Kind {
     Failed(BoxError),
-    // A panic's payload is `Send` only; the mutex, never locked, makes the error `Sync`.
-    Panicked(Mutex<Panic>, Option<String>),
+    // Boxed, since every job has room for its error.
+    Panicked(Box<Panicked>),
     RunTimeout(Duration),
     WaitTimeout(Duration),
     CloseTimeout(Duration),
@@ -126,6 +139,12 @@ enum Kind {
     Taken,
 }
 
+struct Panicked {
+    // It is `Send` only; the mutex, never locked, makes the error `Sync`.
+    payload: Mutex<Panic>,
+    text: Option<String>,
+}
+
 impl JobError {
     pub(crate) fn failed(error: BoxError) -> Self {
         Self(Kind::Failed(error))
@@ -133,7 +152,7 @@ impl JobError {
 
     pub(crate) fn panicked(payload: Panic) -> Self {
         let text = panic_text(payload.as_ref());
-        Self(Kind::Panicked(Mutex::new(payload), text))
+        Self(Kind::Panicked(Box::new(Panicked { payload: Mutex::new(payload), text })))
     }
 
     pub(crate) fn run_timeout(after: Duration) -> Self {
@@ -204,8 +223,8 @@ impl JobError {
     /// Gives the error back if it is not a panic.
     pub fn into_panic(self) -> Result<Box<dyn Any + Send>, Self> {
         match self.0 {
-            Kind::Panicked(payload, _) => {
-                Ok(payload.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+            Kind::Panicked(panicked) => {
+                Ok(panicked.payload.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
             }
             kind => Err(Self(kind)),
         }
@@ -238,8 +257,10 @@ impl fmt::Display for JobError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Failed(_) => f.write_str("the job failed"),
-            Kind::Panicked(_, Some(text)) => write!(f, "the job panicked: {text}"),
-            Kind::Panicked(_, None) => f.write_str("the job panicked"),
+            Kind::Panicked(panicked) => match &panicked.text {
+                Some(text) => write!(f, "the job panicked: {text}"),
+                None => f.write_str("the job panicked"),
+            },
             Kind::RunTimeout(after) => {
                 write!(f, "the job ran longer than its timeout of {after:?}")
             }

@@ -69,6 +69,7 @@ impl IntoResponse for SpawnError {
             Self::NoRuntime => {
                 (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
             }
+            Self::Duplicate(_) => (StatusCode::CONFLICT, self.to_string()).into_response(),
             // A second is about as long as a full queue, or the next instance, takes.
             Self::Closed | Self::Full | Self::TimedOut => (
                 StatusCode::SERVICE_UNAVAILABLE,

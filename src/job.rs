@@ -19,7 +19,6 @@ use std::{
 
 use pin_project_lite::pin_project;
 use tokio::{
-    runtime::Handle,
     sync::Notify,
     task::coop,
     time::{self, Instant, Sleep},
@@ -31,19 +30,34 @@ use crate::{
     contain::{discard, wake},
     error::{BoxError, JobError},
     lock::lock,
-    queue::Entry,
-    request::Request,
+    queue::{Entry, Unique},
+    request::{Request, ResponseOutcome},
     state::{JobId, JobState, Outcome},
 };
 
 /// A job's future, with everything that is typed inside. It has stored its result when it is ready.
-pub(crate) type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+pub(crate) type JobFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// What a job has to do, and the span to do it in. It leaves the job as it ends, so that the span
+/// closes then, whoever still holds a handle.
+pub(crate) struct Work {
+    pub(crate) future: JobFuture,
+    pub(crate) span: Span,
+}
+
+impl Work {
+    /// Drops what will never run, where it belongs.
+    pub(crate) fn discard(self) {
+        let Self { future, span } = self;
+        span.in_scope(|| discard(future));
+    }
+}
 
 /// What a job may return, so that a failure is told from a value.
 ///
 /// `Result<T, E>` fails with its `Err`, for every `E` that converts into a boxed error (so
 /// `anyhow::Error` and `eyre::Report` do). Everything else is a plain value: the implementations
-/// cover `()` and the usual types of the standard library; for one of your own write
+/// cover `()`, `!` and the usual types of the standard library; for one of your own write
 ///
 /// ```
 /// use tower_jobs::{BoxError, JobOutput};
@@ -57,9 +71,6 @@ pub(crate) type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 ///     }
 /// }
 /// ```
-///
-/// A loop without an end has the type `!`, which stable Rust cannot name here. Such a job is better
-/// off with one: see [`JobContext::is_cancelled`].
 #[diagnostic::on_unimplemented(
     message = "a job cannot return `{Self}`",
     note = "a job returns `()`, a plain value, or a `Result` whose error converts into \
@@ -105,6 +116,7 @@ macro_rules! plain_values {
         {
             type Value = Self;
 
+            #[allow(unreachable_code, reason = "there is no value of type `!`")]
             fn into_result(self) -> Result<Self, BoxError> {
                 Ok(self)
             }
@@ -117,11 +129,11 @@ plain_values! {
     <> u8; <> u16; <> u32; <> u64; <> u128; <> usize; <> f32;
     <> i8; <> i16; <> i32; <> i64; <> i128; <> isize; <> f64;
     <> Duration; <> Instant;
-    <> Infallible;
+    <> Infallible; <> Returned<fn() -> !>;
     <T> Option<T>; <T> Vec<T>; <T> VecDeque<T>; <T> Box<[T]>;
     <T> BTreeSet<T>; <T, S> HashSet<T, S>; <K, V> BTreeMap<K, V>; <K, V, S> HashMap<K, V, S>;
     <A> (A,); <A, B> (A, B); <A, B, C> (A, B, C); <A, B, C, D> (A, B, C, D);
-    <> http::StatusCode; <> http::HeaderMap; <B> http::Request<B>; <B> http::Response<B>;
+    <> ResponseOutcome; <> http::StatusCode; <> http::HeaderMap; <B> http::Request<B>; <B> http::Response<B>;
 }
 
 impl<T: ?Sized> JobOutput for Arc<T>
@@ -143,6 +155,12 @@ impl<T: Send + 'static, const N: usize> JobOutput for [T; N] {
     }
 }
 
+/// Names the type `!` in stable Rust, for jobs that loop until they are cancelled. (A trait of our
+/// own would do here, but to other crates its impls are not final: theirs of `JobOutput` would
+/// conflict with that for `!`. Those of `FnOnce` are.)
+#[allow(type_alias_bounds, reason = "what the bound is for is the name `Output`")]
+type Returned<F: FnOnce()> = F::Output;
+
 /// What is known of a job at one moment.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -156,6 +174,8 @@ pub struct JobInfo {
     pub state: JobState,
     /// The request that spawned it, as `METHOD /path`; none if it was spawned on the scheduler.
     pub request: Option<Arc<str>>,
+    /// The key it shares with others: see [`JobBuilder::key`](crate::JobBuilder::key).
+    pub key: Option<Arc<str>>,
     /// Where in the source it was spawned, as `file:line:column`.
     #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_display"))]
     pub location: &'static Location<'static>,
@@ -229,6 +249,16 @@ pub(crate) struct Options {
     pub(crate) timeout: Option<Duration>,
     /// Not one of its request's own jobs, but what serves the request.
     pub(crate) serves: bool,
+    pub(crate) keys: Keys,
+    /// Where it is spawned, unless that is the caller.
+    pub(crate) location: Option<&'static Location<'static>>,
+}
+
+/// Which other jobs a job must not run beside.
+#[derive(Clone, Default)]
+pub(crate) struct Keys {
+    pub(crate) key: Option<Arc<str>>,
+    pub(crate) unique: Option<Unique>,
 }
 
 /// How a job can be made to end.
@@ -237,7 +267,7 @@ pub(crate) enum Kind {
     Plain,
     /// By telling it, and dropping its future when it does not listen.
     Cooperative(Box<Notify>),
-    /// Not at all, once its thread has begun.
+    /// Not at all, once it has been [taken up](Header::take_up) by a thread.
     Blocking(AtomicBool),
 }
 
@@ -252,12 +282,14 @@ pub(crate) struct Header {
     name: Option<Cow<'static, str>>,
     request: Option<Arc<Request>>,
     serves: bool,
+    // Boxed, since most jobs have none.
+    keys: Option<Box<Keys>>,
     location: &'static Location<'static>,
     spawned: Instant,
-    pub(crate) span: Span,
     pub(crate) kind: Kind,
     state: AtomicU8,
-    key: AtomicUsize,
+    /// Where the queue keeps the job; `usize::MAX` before it is accepted.
+    slot: AtomicUsize,
     stop: AtomicU8,
     cancelled: AtomicBool,
     /// Wakes whoever polls the job, once that has returned `Pending`.
@@ -265,29 +297,21 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    pub(crate) fn new(
-        options: Options,
-        kind: Kind,
-        location: &'static Location<'static>,
-        span: impl FnOnce(JobId, &dyn fmt::Display, Option<&Request>) -> Span,
-    ) -> Self {
-        let Options { name, request, serves, timeout: _ } = options;
-        let id = JobId::next();
-        let span = match &name {
-            Some(name) => span(id, name, request.as_deref()),
-            None => span(id, location, request.as_deref()),
-        };
+    pub(crate) fn new(options: Options, kind: Kind, caller: &'static Location<'static>) -> Self {
+        let Options { name, request, serves, keys, location, timeout: _ } = options;
+        let has_keys = keys.key.is_some() || keys.unique.is_some();
+        let location = location.unwrap_or(caller);
         Self {
-            id,
+            id: JobId::next(),
             name,
             request,
             serves,
+            keys: has_keys.then(|| Box::new(keys)),
             location,
             spawned: Instant::now(),
-            span,
             kind,
             state: AtomicU8::new(JobState::Pending as u8),
-            key: AtomicUsize::new(usize::MAX),
+            slot: AtomicUsize::new(usize::MAX),
             stop: AtomicU8::new(RUN_ON),
             cancelled: AtomicBool::new(false),
             runner: Mutex::new(None),
@@ -298,8 +322,8 @@ impl Header {
         self.id
     }
 
-    pub(crate) fn key(&self) -> usize {
-        self.key.load(Ordering::Relaxed)
+    pub(crate) fn slot(&self) -> usize {
+        self.slot.load(Ordering::Relaxed)
     }
 
     pub(crate) fn spawned(&self) -> Instant {
@@ -310,11 +334,15 @@ impl Header {
         self.own_request().is_some_and(|own| Arc::ptr_eq(own, request))
     }
 
+    pub(crate) fn request_label(&self) -> Option<&Arc<str>> {
+        self.request.as_ref().map(|request| request.label())
+    }
+
     fn own_request(&self) -> Option<&Arc<Request>> {
         self.request.as_ref().filter(|_| !self.serves)
     }
 
-    fn name(&self) -> Cow<'static, str> {
+    pub(crate) fn name(&self) -> Cow<'static, str> {
         self.name.clone().unwrap_or_else(|| Cow::Owned(self.location.to_string()))
     }
 
@@ -327,12 +355,17 @@ impl Header {
         }
     }
 
+    pub(crate) fn is_finished(&self) -> bool {
+        self.state() == JobState::Finished
+    }
+
     pub(crate) fn info(&self, now: Instant) -> JobInfo {
         JobInfo {
             id: self.id,
             name: self.name(),
             state: self.state(),
-            request: self.request.as_ref().map(|request| request.label().clone()),
+            request: self.request_label().cloned(),
+            key: self.keys.as_ref().and_then(|keys| keys.key.clone()),
             location: self.location,
             age: now.saturating_duration_since(self.spawned),
         }
@@ -353,6 +386,14 @@ impl Header {
         let runner = lock(&self.runner).take();
         if let Some(runner) = runner {
             runner.wake();
+        }
+    }
+
+    /// Whether the caller is the first to take up this blocking job, to run it or to give it up.
+    pub(crate) fn take_up(&self) -> bool {
+        match &self.kind {
+            Kind::Blocking(taken_up) => !taken_up.swap(true, Ordering::AcqRel),
+            Kind::Plain | Kind::Cooperative(_) => false,
         }
     }
 
@@ -388,9 +429,19 @@ impl Entry for Arc<dyn Record> {
         self.header().id
     }
 
-    fn moved(&self, state: JobState, key: usize) {
+    fn key(&self) -> Option<&Arc<str>> {
+        self.header().keys.as_ref()?.key.as_ref()
+    }
+
+    fn unique(&self) -> Option<&Unique> {
+        self.header().keys.as_ref()?.unique.as_ref()
+    }
+
+    fn moved(&self, state: JobState, slot: usize) {
         let header = self.header();
-        let first = header.key.swap(key, Ordering::Relaxed) == usize::MAX;
+        // Written under the queue's lock only, so this need not be one step.
+        let first = header.slot.load(Ordering::Relaxed) == usize::MAX;
+        header.slot.store(slot, Ordering::Relaxed);
         header.state.store(state as u8, Ordering::Release);
         if let Some(request) = header.own_request() {
             if first {
@@ -414,6 +465,8 @@ struct Output<T> {
     published: bool,
     /// The handle has gone.
     detached: bool,
+    /// A failure has left to be reported; whatever goes wrong after it is not.
+    told: bool,
     waiter: Option<Waker>,
 }
 
@@ -430,14 +483,15 @@ impl<T> Output<T> {
 
 impl<T> Cell<T> {
     pub(crate) fn new(header: Header) -> Self {
-        let output = Output { result: None, published: false, detached: false, waiter: None };
+        let output =
+            Output { result: None, published: false, detached: false, told: false, waiter: None };
         Self { header, output: Mutex::new(output) }
     }
 
     /// Keeps the result if anybody may ask for it. What is not kept is for the caller to drop.
     pub(crate) fn store(&self, result: Result<T, JobError>) -> Option<Result<T, JobError>> {
         let mut output = lock(&self.output);
-        if output.published || (output.detached && result.is_ok()) {
+        if output.published || output.told || (output.detached && result.is_ok()) {
             Some(result)
         } else {
             output.result.replace(result)
@@ -461,7 +515,9 @@ impl<T> Cell<T> {
     pub(crate) fn detach(&self) -> (Option<Result<T, JobError>>, Option<Waker>) {
         let mut output = lock(&self.output);
         output.detached = true;
-        (output.result.take(), output.waiter.take())
+        let result = output.result.take();
+        output.told |= matches!(&result, Some(Err(error)) if error.is_failure());
+        (result, output.waiter.take())
     }
 
     fn poll_published(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -510,7 +566,9 @@ impl<T: Send> Record for Cell<T> {
 
     fn unheard(&self) -> Option<JobError> {
         let mut output = lock(&self.output);
-        if output.detached { output.take_failure() } else { None }
+        let failure = if output.detached { output.take_failure() } else { None };
+        output.told |= failure.is_some();
+        failure
     }
 
     fn publish(&self) {
@@ -626,7 +684,6 @@ pub(crate) trait Owner: Send + Sync {
     fn abort(self: Arc<Self>, job: Arc<dyn Record>);
     fn report(&self, job: &Header, error: JobError);
     fn close_timeout(&self) -> Duration;
-    fn runtime(&self) -> Option<&Handle>;
 }
 
 /// A handle to one job: awaits it, watches it, ends it.
@@ -655,6 +712,11 @@ impl<T> Job<T> {
 
     pub(crate) fn take_unread(&self) -> Option<Result<T, JobError>> {
         self.cell.detach().0
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.cell.poll_published(cx)
     }
 
     /// Reports what its taker has no use for.
@@ -795,7 +857,7 @@ impl<T: Send + 'static> Job<T> {
     async fn ended_within(&self, timeout: Duration) -> bool {
         let deadline = Instant::now().checked_add(timeout);
         let ended = std::future::poll_fn(|cx| self.cell.poll_published(cx));
-        clock::timeout_at(self.owner.runtime(), deadline, ended).await.is_ok()
+        clock::timeout_at(deadline, ended).await.is_ok()
     }
 }
 

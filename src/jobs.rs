@@ -10,7 +10,6 @@ use crate::{
     runner::Entry,
     scheduler::Scheduler,
     spawn::{JobBuilder, RequestScope, Spawn, Value},
-    state::JobState,
 };
 
 /// One request's view of the [`Scheduler`]: through it a handler leaves work behind.
@@ -185,8 +184,9 @@ impl<M> Jobs<M> {
 /// scheduler closes first.
 ///
 /// "Handed to the server" is not "received by the client", nor even "written to the socket": no
-/// server tells. A job that must not delay the last bytes on a current-thread runtime must not
-/// block.
+/// server tells. A job lets the tasks that are ready go first, so the server writes what the socket
+/// takes before the job runs. But a server takes a frame of any size, and while a job blocks the
+/// only thread of a runtime, the rest of a big one waits.
 ///
 /// Called when the response is already over, from a job for example, these start the job at once.
 impl<M> Jobs<M> {
@@ -300,11 +300,13 @@ impl<M> Jobs<M> {
         let entries = self.entries();
         entries.iter().for_each(|entry| shared.clone().close(entry.clone()));
         let deadline = Instant::now() + self.scheduler.close_timeout();
-        let all_ended = self.request.wait_until(|| entries.iter().all(has_ended));
-        if clock::timeout_at(shared.runtime(), Some(deadline), all_ended).await.is_ok() {
+        let all_ended =
+            self.request.wait_until(|| entries.iter().all(|entry| entry.header().is_finished()));
+        if clock::timeout_at(Some(deadline), all_ended).await.is_ok() {
             return Vec::new();
         }
-        let late: Vec<_> = entries.into_iter().filter(|entry| !has_ended(entry)).collect();
+        let late: Vec<_> =
+            entries.into_iter().filter(|entry| !entry.header().is_finished()).collect();
         late.iter().for_each(|entry| shared.clone().abort(entry.clone()));
         late.iter().map(|entry| entry.header().info(Instant::now())).collect()
     }
@@ -335,8 +337,4 @@ impl<M> fmt::Debug for Jobs<M> {
             .field("scheduler", &self.scheduler)
             .finish()
     }
-}
-
-fn has_ended(entry: &Entry) -> bool {
-    entry.header().state() == JobState::Finished
 }

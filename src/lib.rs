@@ -1,16 +1,98 @@
-#![doc = "x"]
+//! Background jobs for axum and any other tower HTTP service: limited, reported, and drained at
+//! shutdown.
+//!
+//! A handler answers its client and leaves work behind: the welcome e-mail, the audit row, the
+//! webhook. With a bare `tokio::spawn` that work is lost at the next deploy, unlimited under load,
+//! and silent when it fails. Here it is a *job* of a [`Scheduler`]:
+//!
+//! - at most so many run at once, the others wait in order, and a full queue pushes back;
+//! - every failure is reported exactly once, to who awaits the job or else to one hook;
+//! - [`wait_and_close`](Scheduler::wait_and_close) lets jobs finish, comes back in time whatever
+//!   they do, and names every job that did not end well;
+//! - jobs know their request: they can start when its response is over, outlive a client that
+//!   leaves, and are drained one request at a time in tests.
+//!
+//! **It is not a durable queue.** A job lives in memory. When the process is killed or crashes, its
+//! jobs are lost; work that must survive belongs in an engine that stores it.
+//!
+//! # Where to begin
+//!
+//! ```no_run
+//! # #[cfg(feature = "axum")] mod example {
+//! use axum::{Router, http::StatusCode, routing::post};
+//! use tower_jobs::{Jobs, JobsLayer, Scheduler, SpawnError};
+//!
+//! # async fn send_welcome() -> std::io::Result<()> { Ok(()) }
+//! async fn signup(jobs: Jobs) -> Result<StatusCode, SpawnError> {
+//!     jobs.spawn(send_welcome()).await?;
+//!     Ok(StatusCode::ACCEPTED)
+//! }
+//!
+//! # async fn serve() -> std::io::Result<()> {
+//! let scheduler = Scheduler::builder().limit(20).build();
+//! let app = Router::new().route("/signup", post(signup)).layer(JobsLayer::new(scheduler.clone()));
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//! let stop = async { drop(tokio::signal::ctrl_c().await) };
+//! axum::serve(listener, app).with_graceful_shutdown(stop).await?;
+//! println!("{}", scheduler.wait_and_close().await); // what became of the jobs
+//! # Ok(()) }
+//! # }
+//! ```
+//!
+//! | read | for |
+//! |---|---|
+//! | [`Scheduler`] | spawning, closing, looking; what it guarantees and what it does not |
+//! | [`SchedulerBuilder`], [`SchedulerConfig`] | settings, from code and from files |
+//! | [`Job`], [`JobContext`], [`JobOutput`] | the handle, the inside, and the result of a job |
+//! | [`JobBuilder`] | a job with a name, a run timeout, a key |
+//! | [`JobsLayer`], [`Jobs`] | one request's view of the scheduler; jobs after the response |
+//! | [`AtomicLayer`] | handlers that a leaving client cannot cut in half |
+//! | [`DrainReport`], [`Stats`] | what became of jobs, and how many are where |
+//! | [`docs::middleware_order`] | what other layers, inside or outside, mean for jobs |
+//! | [`docs::testing`] | testing your handlers |
+//!
+//! # Features
+//!
+//! | feature | default | what it adds |
+//! |---|---|---|
+//! | `axum` | yes | the [`Jobs`] extractor, and spawn errors that are responses; needs `axum-core` only |
+//! | `matched-path` | no | jobs are labelled with axum's matched path (`/users/{id}`) instead of the request's path |
+//! | `serde` | no | [`SchedulerConfig`] from configuration files; snapshots that serialize |
+//! | `testing` | no | the module `testing`: schedulers and checks for the tests of applications |
+//!
+//! # How a response ends
+//!
+//! "After the response" is the moment when the server drops the response's body, since that always
+//! comes and nothing else does. By then it is *complete* if the body gave its end, said that it had
+//! reached it, or gave as many bytes as it had declared, or if such a response has no body (`HEAD`,
+//! 204, 304, 1xx); else it was aborted. hyper 1.12 was seen to do this:
+//!
+//! | response, over HTTP/1.1 | frames polled | polled to its end | at its end when dropped |
+//! |---|---|---|---|
+//! | 204, or empty | 0 | no | yes |
+//! | `"hello"` | 1 | no | yes |
+//! | a stream of unknown length | 3 | yes | no |
+//! | a stream with `content-length` | 2 | no | no: as many bytes as declared |
+//! | `HEAD` where `GET` says `"hello"` | 0 | no | no: it has no body |
+//!
+//! The body is dropped once its last part is in the server's buffer, which can be before the client
+//! has read its first byte: a job after the response can therefore start before that.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod atomic;
 mod builder;
 mod clock;
 mod config;
 mod contain;
+#[cfg(any(doc, doctest))]
+pub mod docs;
 mod drain;
 mod error;
 #[cfg(feature = "axum")]
 mod extract;
 mod job;
 mod jobs;
+mod lanes;
 mod layer;
 mod lock;
 mod queue;
@@ -21,6 +103,8 @@ mod runner;
 mod scheduler;
 mod spawn;
 mod state;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use atomic::{Atomic, AtomicFuture, AtomicLayer};
 pub use builder::SchedulerBuilder;

@@ -46,7 +46,8 @@ impl ResponseOutcome {
         matches!(self, Self::Complete(_))
     }
 
-    /// Whether the response was handed over in full, with a status below 400.
+    /// Whether the response was handed over in full, with a status below 400. (A gRPC error is
+    /// one: its HTTP status is 200.)
     pub fn is_success(self) -> bool {
         matches!(self, Self::Complete(status) if status.as_u16() < 400)
     }

@@ -101,11 +101,13 @@ impl<B: Body> ResponseBody<B> {
         is_head: bool,
     ) -> Self {
         let left = declared_length(headers).or_else(|| inner.size_hint().exact());
-        let mut body = Self { inner, status, left, guard };
         let has_no_body = is_head
             || status.is_informational()
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let complete = has_no_body || body.inner.is_end_stream() || body.left == Some(0);
+        // What is declared for a body that is not sent says nothing.
+        let left = left.filter(|_| !has_no_body);
+        let mut body = Self { inner, status, left, guard };
+        let complete = has_no_body || is_whole(left, body.inner.is_end_stream());
         body.guard.outcome = outcome(complete, status);
         body
     }
@@ -113,6 +115,12 @@ impl<B: Body> ResponseBody<B> {
 
 fn declared_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// A body that ends before its declared length is no whole response: an HTTP/1.1 server breaks off
+/// there, and an HTTP/2 client refuses it.
+fn is_whole(left: Option<u64>, ended: bool) -> bool {
+    left.map_or(ended, |left| left == 0)
 }
 
 fn outcome(complete: bool, status: StatusCode) -> ResponseOutcome {
@@ -130,13 +138,13 @@ impl<B: Body> Body for ResponseBody<B> {
         let mut this = self.project();
         let frame = ready!(this.inner.as_mut().poll_frame(cx));
         let complete = match &frame {
-            None => true,
+            None => is_whole(*this.left, true),
             Some(Err(_)) => false,
             Some(Ok(frame)) => {
                 if let (Some(left), Some(data)) = (this.left.as_mut(), frame.data_ref()) {
                     *left = left.saturating_sub(bytes_in(data));
                 }
-                *this.left == Some(0) || this.inner.is_end_stream()
+                is_whole(*this.left, this.inner.is_end_stream())
             }
         };
         this.guard.outcome = outcome(complete, *this.status);

@@ -16,12 +16,11 @@ use crate::{
     config::SchedulerConfig,
     contain::{contain, discard, forget_panic, wake},
     error::{JobError, SpawnError},
-    job::{Failure, Header, Kind, Owner, Record, Work},
+    job::{Failure, Header, JobFuture, Kind, Owner, Record, Work},
     lock::lock,
     queue::{Effects, Queue, Start},
     report::DrainReport,
-    request::Request,
-    state::{JobId, JobState, Outcome},
+    state::{JobState, Outcome},
 };
 
 /// How many jobs a runner finishes before other tasks of the runtime have their turn.
@@ -47,6 +46,17 @@ pub enum SpanLink {
     None,
 }
 
+/// How a scheduler of the module `testing` differs from a real one.
+#[cfg(feature = "testing")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Run,
+    /// Nothing starts by itself.
+    Record,
+    /// Spawning waits for the job's end.
+    Inline,
+}
+
 /// What all handles of one scheduler share.
 pub(crate) struct Shared {
     pub(crate) config: SchedulerConfig,
@@ -60,6 +70,8 @@ pub(crate) struct Shared {
     pub(crate) drain_began: OnceLock<Instant>,
     pub(crate) close_deadline: OnceLock<Instant>,
     pub(crate) report: OnceLock<DrainReport>,
+    #[cfg(feature = "testing")]
+    mode: Mode,
 }
 
 impl Shared {
@@ -70,7 +82,7 @@ impl Shared {
         runtime: Option<Handle>,
     ) -> Self {
         Self {
-            queue: Mutex::new(Queue::new(config.limit, config.pending_limit)),
+            queue: Mutex::new(Queue::new(config.limit, config.pending_limit, config.limit_per_key)),
             config,
             idle: Notify::new(),
             runtime: runtime.map(OnceLock::from).unwrap_or_default(),
@@ -79,11 +91,32 @@ impl Shared {
             drain_began: OnceLock::new(),
             close_deadline: OnceLock::new(),
             report: OnceLock::new(),
+            #[cfg(feature = "testing")]
+            mode: Mode::Run,
         }
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn for_tests(mode: Mode, on_failure: Option<Hook>) -> Self {
+        let config = SchedulerConfig { limit: None, pending_limit: None, ..Default::default() };
+        let shared = Self { mode, ..Self::new(config, SpanLink::default(), on_failure, None) };
+        if mode == Mode::Record {
+            shared.queue().hold();
+        }
+        shared
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn is_inline(&self) -> bool {
+        self.mode == Mode::Inline
     }
 
     pub(crate) fn queue(&self) -> MutexGuard<'_, Queue<Entry, Work>> {
         lock(&self.queue)
+    }
+
+    pub(crate) fn runtime(&self) -> Option<&Handle> {
+        self.runtime.get()
     }
 
     /// Settles which runtime jobs run on: the one given, else that of the first spawner.
@@ -105,8 +138,13 @@ impl Shared {
     }
 
     fn follow_but_start(&self, effects: Effects<Entry, Work>) -> Option<Start<Entry, Work>> {
-        if let Some(waker) = effects.wake {
-            wake(waker);
+        effects.wake.into_iter().for_each(wake);
+        if let Some((entry, work)) = effects.replaced {
+            self.drop_unstarted(&entry, work, JobError::cancelled());
+        }
+        #[cfg(feature = "testing")]
+        if self.mode == Mode::Record {
+            self.idle.notify_waiters();
         }
         if effects.idle {
             self.idle.notify_waiters();
@@ -114,17 +152,12 @@ impl Shared {
         effects.start
     }
 
-    pub(crate) fn new_span(
-        &self,
-        id: JobId,
-        name: &dyn fmt::Display,
-        request: Option<&Request>,
-    ) -> Span {
+    pub(crate) fn new_span(&self, job: &Header) -> Span {
         macro_rules! job_span {
             ($($parent:tt)*) => {
                 tracing::info_span!(
-                    target: "tower_jobs", $($parent)* "job", %id, name = %name,
-                    request = request.map(|request| &**request.label())
+                    target: "tower_jobs", $($parent)* "job", id = %job.id(), name = %job.name(),
+                    request = job.request_label().map(|label| &**label)
                 )
             };
         }
@@ -133,7 +166,9 @@ impl Shared {
             SpanLink::None => job_span!(parent: None,),
             SpanLink::FollowsFrom => {
                 let span = job_span!(parent: None,);
-                span.follows_from(Span::current().id());
+                if !span.is_disabled() {
+                    span.follows_from(Span::current().id());
+                }
                 span
             }
         }
@@ -164,8 +199,8 @@ impl Owner for Shared {
     }
 
     fn abort(self: Arc<Self>, job: Entry) {
-        let (key, id) = (job.header().key(), job.header().id());
-        let removed = self.queue().remove(key, id, Outcome::Cancelled, Instant::now());
+        let (slot, id) = (job.header().slot(), job.header().id());
+        let removed = self.queue().remove(slot, id, Outcome::Cancelled, Instant::now());
         match removed {
             Some((work, effects)) => {
                 self.follow(effects);
@@ -177,12 +212,15 @@ impl Owner for Shared {
 
     fn report(&self, job: &Header, error: JobError) {
         let failure = Failure { job: job.info(Instant::now()), error };
-        let Some(hook) = &self.on_failure else {
-            return log_failure(&failure);
+        // The hook is not ours, nor is the error: showing it, or dropping it, may panic.
+        let tell = || match &self.on_failure {
+            Some(hook) => hook(failure),
+            None => log_failure(failure),
         };
-        if let Err(payload) = contain(|| hook(failure)) {
+        if let Err(payload) = contain(tell) {
             let error = JobError::panicked(payload);
-            tracing::error!(job = %job.info(Instant::now()), %error, "on_failure panicked");
+            let job = job.info(Instant::now());
+            tracing::error!(%job, %error, "on_failure, or the error it was called with, panicked");
             if let Ok(payload) = error.into_panic() {
                 forget_panic(payload);
             }
@@ -192,24 +230,20 @@ impl Owner for Shared {
     fn close_timeout(&self) -> Duration {
         self.config.close_timeout
     }
-
-    fn runtime(&self) -> Option<&Handle> {
-        self.runtime.get()
-    }
 }
 
 impl Shared {
     /// The response of a deferred job is over.
     pub(crate) fn begin(self: &Arc<Self>, entry: &Entry) {
-        let (key, id) = (entry.header().key(), entry.header().id());
-        let effects = self.queue().begin(key, id, Instant::now());
+        let (slot, id) = (entry.header().slot(), entry.header().id());
+        let effects = self.queue().begin(slot, id, Instant::now());
         self.follow(effects);
     }
 
     /// The response of a deferred job is over, and is not what the job waited for.
     pub(crate) fn skip(self: &Arc<Self>, entry: &Entry) {
-        let (key, id) = (entry.header().key(), entry.header().id());
-        let removed = self.queue().remove(key, id, Outcome::Skipped, Instant::now());
+        let (slot, id) = (entry.header().slot(), entry.header().id());
+        let removed = self.queue().remove(slot, id, Outcome::Skipped, Instant::now());
         if let Some((work, effects)) = removed {
             self.follow(effects);
             self.drop_unstarted(entry, work, JobError::skipped());
@@ -219,20 +253,25 @@ impl Shared {
     /// The end of a job that was taken out of the queue. Its `Drop` may panic; then that is how
     /// it failed.
     fn drop_unstarted(&self, entry: &Entry, work: Work, error: JobError) {
-        let dropped = entry.header().span.in_scope(|| contain(|| drop(work)));
+        let Work { future, span } = work;
+        let dropped = span.in_scope(|| contain(|| drop(future)));
         entry.fail(dropped.map_or_else(JobError::panicked, |()| error));
         self.settle(entry);
         entry.publish();
     }
 }
 
-fn log_failure(failure: &Failure) {
-    let Failure { job, .. } = failure;
+#[allow(clippy::needless_pass_by_value, reason = "who reports a failure drops it")]
+fn log_failure(failure: Failure) {
+    let job = &failure.job;
     tracing::error!(
-        job.id = %job.id,
-        job.name = %job.name,
-        job.request = job.request.as_deref(),
-        job.location = %job.location,
+        target: "tower_jobs",
+        {
+            job.id = %job.id,
+            job.name = %job.name,
+            job.request = job.request.as_deref(),
+            job.location = %job.location,
+        },
         "{}",
         failure.chain()
     );
@@ -249,8 +288,8 @@ impl Occupied {
     /// Ends the job and takes the next one into its place, in one step.
     fn advance(&mut self, outcome: Outcome, now: Instant) -> Option<Work> {
         let entry = self.entry.take()?;
-        let (key, id) = (entry.header().key(), entry.header().id());
-        let effects = self.shared.queue().finish(key, id, outcome, now);
+        let (slot, id) = (entry.header().slot(), entry.header().id());
+        let effects = self.shared.queue().finish(slot, id, outcome, now);
         entry.publish();
         let Start { entry, work } = self.shared.follow_but_start(effects)?;
         self.entry = Some(entry);
@@ -277,7 +316,8 @@ impl Drop for Occupied {
 
 /// The task that polls a job, and, when that ends, the next one in the queue, inside itself.
 struct Runner {
-    work: Option<Work>,
+    future: Option<JobFuture>,
+    span: Span,
     /// The job has left its waker with [`Header::park`].
     parked: bool,
     place: Occupied,
@@ -285,9 +325,9 @@ struct Runner {
 
 impl Runner {
     fn new(shared: Arc<Shared>, start: Start<Entry, Work>) -> Self {
-        let Start { entry, work } = start;
+        let Start { entry, work: Work { future, span } } = start;
         let place = Occupied { shared, entry: Some(entry) };
-        Self { work: Some(work), parked: false, place }
+        Self { future: Some(future), span, parked: false, place }
     }
 
     /// Polls the job once. When it ends, its future has been dropped, its result is stored and a
@@ -297,10 +337,10 @@ impl Runner {
             unreachable!("a runner without a job is finished");
         };
         let header = entry.header();
-        let _span = header.span.enter();
-        let mut outcome = match &mut self.work {
-            Some(work) if !header.must_stop() || matches!(header.kind, Kind::Blocking(_)) => {
-                match contain(|| work.as_mut().poll(cx)) {
+        let entered = self.span.enter();
+        let mut outcome = match &mut self.future {
+            Some(future) if !header.must_stop() || matches!(header.kind, Kind::Blocking(_)) => {
+                match contain(|| future.as_mut().poll(cx)) {
                     Ok(Poll::Ready(outcome)) => outcome,
                     Ok(Poll::Pending) => {
                         if !self.parked && header.park(cx.waker().clone()) {
@@ -324,12 +364,14 @@ impl Runner {
                 Outcome::Cancelled
             }
         };
-        let work = self.work.take();
-        if let Err(payload) = contain(|| drop(work)) {
+        let future = self.future.take();
+        if let Err(payload) = contain(|| drop(future)) {
             entry.fail(JobError::panicked(payload));
             outcome = Outcome::Panicked;
         }
         shared.settle(entry);
+        drop(entered);
+        self.span = Span::none();
         Poll::Ready(outcome)
     }
 }
@@ -342,11 +384,12 @@ impl Future for Runner {
         for _ in 0..JOBS_PER_TURN {
             let outcome = ready!(self.poll_job(cx));
             let now = Instant::now();
-            self.work = self.place.advance(outcome, now);
-            self.parked = false;
-            if self.work.is_none() {
+            let Some(Work { future, span }) = self.place.advance(outcome, now) else {
                 return Poll::Ready(());
-            }
+            };
+            self.future = Some(future);
+            self.span = span;
+            self.parked = false;
             if now - *first_end.get_or_insert(now) > TURN || !coop::has_budget_remaining() {
                 break;
             }
@@ -358,9 +401,7 @@ impl Future for Runner {
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        let Some(work) = self.work.take() else { return };
-        if let Some(entry) = &self.place.entry {
-            entry.header().span.in_scope(|| discard(work));
-        }
+        let Some(future) = self.future.take() else { return };
+        self.span.in_scope(|| discard(future));
     }
 }

@@ -3,24 +3,25 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     marker::PhantomData,
+    mem,
     panic::{Location, resume_unwind},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use pin_project_lite::pin_project;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
+use tracing::Span;
 
 use crate::{
     clock, config,
+    contain::discard,
     error::{JobError, SpawnError, TrySpawnError},
-    job::{Cell, Header, Job, JobContext, JobOutput, Kind, Options, Owner, PassThrough, Run, Work},
-    queue::{Admit, Effects, Refusal, Ticket},
+    job::{Cell, Header, Job, JobContext, JobOutput, Kind, Options, PassThrough, Run, Work},
+    lanes::Ticket,
+    queue::{Admit, Effects, Refusal, Unique},
     request::{Request, ResponseOutcome},
     runner::{Entry, Shared},
     state::Outcome,
@@ -76,6 +77,37 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         self
     }
 
+    /// Names what the job works on, such as a tenant. At most
+    /// [`limit_per_key`](crate::SchedulerBuilder::limit_per_key) jobs of one key run at once; the
+    /// others wait in the queue, in order, and keep no other key's jobs from running. Without that
+    /// setting the key is shown in listings and reports, and limits nothing.
+    ///
+    /// Shielded work is outside this limit too.
+    pub fn key(mut self, key: impl Into<Arc<str>>) -> Self {
+        self.options.keys.key = Some(key.into());
+        self
+    }
+
+    /// Sees to it that there is one job of this key: while one is deferred, pending or active,
+    /// another is refused with [`SpawnError::Duplicate`], which has the first one's id.
+    ///
+    /// These keys have nothing to do with those of [`key`](Self::key).
+    pub fn unique(self, key: impl Into<Arc<str>>) -> Self {
+        self.set_unique(key.into(), false)
+    }
+
+    /// Like [`unique`](Self::unique), but where the other job has not started, this one takes its
+    /// place: the other is dropped and counts as cancelled. One that runs is left alone, and this
+    /// one refused.
+    pub fn unique_or_replace(self, key: impl Into<Arc<str>>) -> Self {
+        self.set_unique(key.into(), true)
+    }
+
+    fn set_unique(mut self, key: Arc<str>, replace: bool) -> Self {
+        self.options.keys.unique = Some(Unique { key, replace });
+        self
+    }
+
     /// Like [`Scheduler::spawn`](crate::Scheduler::spawn).
     #[track_caller]
     pub fn spawn<F>(self, future: F) -> Spawn<Value<F>>
@@ -83,8 +115,9 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         F: Future<Output: JobOutput> + Send + 'static,
     {
         let cell = self.cell(Kind::Plain);
-        let work = Box::pin(Run::new(future, cell.clone(), self.options.timeout));
-        Spawn::new(self.shared, cell, work)
+        let run = Run::new(future, cell.clone(), self.options.timeout);
+        let span = self.shared.new_span(&cell.header);
+        Spawn::new(self.shared, cell, Work { future: Box::pin(run), span })
     }
 
     /// Like [`Scheduler::try_spawn`](crate::Scheduler::try_spawn).
@@ -119,13 +152,10 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        let shared = self.shared.clone();
         let spawn = self.spawn(future);
         async move {
             let deadline = Instant::now().checked_add(timeout);
-            clock::timeout_at(shared.runtime(), deadline, spawn)
-                .await
-                .unwrap_or(Err(SpawnError::TimedOut))
+            clock::timeout_at(deadline, spawn).await.unwrap_or(Err(SpawnError::TimedOut))
         }
     }
 
@@ -140,8 +170,9 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         let context = JobContext::new(cell.clone());
         // Made inside the job, so that a panic in there is the job's.
         let future = async move { make(context).await };
-        let work = Box::pin(Run::new(future, cell.clone(), self.options.timeout));
-        Spawn::new(self.shared, cell, work)
+        let run = Run::new(future, cell.clone(), self.options.timeout);
+        let span = self.shared.new_span(&cell.header);
+        Spawn::new(self.shared, cell, Work { future: Box::pin(run), span })
     }
 
     /// Like [`Scheduler::spawn_blocking`](crate::Scheduler::spawn_blocking).
@@ -153,13 +184,18 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     {
         let timeout = self.options.timeout;
         let cell = self.cell(Kind::Blocking(AtomicBool::new(false)));
-        let work = Box::pin(run_blocking(closure, cell.clone(), timeout));
-        Spawn::new(self.shared, cell, work)
+        let span = self.shared.new_span(&cell.header);
+        let run = run_blocking(closure, cell.clone(), timeout, span.clone());
+        Spawn::new(self.shared, cell, Work { future: Box::pin(run), span })
     }
 
     /// Like [`Scheduler::shield`](crate::Scheduler::shield).
     ///
     /// # Errors
+    ///
+    /// Like [`Scheduler::shield`](crate::Scheduler::shield).
+    ///
+    /// # Panics
     ///
     /// Like [`Scheduler::shield`](crate::Scheduler::shield).
     #[track_caller]
@@ -172,11 +208,15 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     {
         let shared = self.shared.clone();
         let cell = self.cell(Kind::Plain);
-        let work = Box::pin(Run::new(future, PassThrough(cell.clone()), self.options.timeout));
+        let run = Run::new(future, PassThrough(cell.clone()), self.options.timeout);
+        let work = Work { future: Box::pin(run), span: shared.new_span(&cell.header) };
         async move {
             shared.bind_runtime().map_err(JobError::refused)?;
             let entry: Entry = cell.clone();
-            let admitted = shared.queue().admit(Admit::Outside, &entry, || work, Instant::now());
+            // Refused, it is dropped after unlocking: that is user code.
+            let mut work: Option<Work> = Some(work);
+            let take = || work.take().expect("admitted once");
+            let admitted = shared.queue().admit(Admit::Outside, &entry, take, Instant::now());
             let effects = admitted.map_err(|refusal| JobError::refused(refusal.into()))?;
             shared.follow(effects);
             let mut shielded = Shielded(Job::new(cell, shared));
@@ -205,7 +245,11 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         let entry: Entry = cell.clone();
         // Pinned only once it is accepted, so that a refused future can be given back.
         let mut run = Some(Box::new(run));
-        let pin = || -> Work { run.take().map(Box::into_pin).expect("admitted once") };
+        let mut span = self.shared.new_span(&cell.header);
+        let pin = || {
+            let future = run.take().map(Box::into_pin).expect("admitted once");
+            Work { future, span: mem::replace(&mut span, Span::none()) }
+        };
         let admitted = self.shared.queue().admit(how, &entry, pin, cell.header.spawned());
         match (admitted, run) {
             (Ok(effects), _) => {
@@ -214,18 +258,14 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
             }
             (Err(Refusal::Full), Some(run)) => Err(TrySpawnError::Full(*run)),
             (Err(Refusal::Closed), Some(run)) => Err(TrySpawnError::Closed(*run)),
+            (Err(Refusal::Duplicate(id)), Some(run)) => Err(TrySpawnError::Duplicate(*run, id)),
             (Err(_), None) => unreachable!("a refused job has not been pinned"),
         }
     }
 
     #[track_caller]
     fn cell<T>(&self, kind: Kind) -> Arc<Cell<T>> {
-        let shared = self.shared;
-        let header =
-            Header::new(self.options.clone(), kind, Location::caller(), |id, name, request| {
-                shared.new_span(id, name, request)
-            });
-        Arc::new(Cell::new(header))
+        Arc::new(Cell::new(Header::new(self.options.clone(), kind, Location::caller())))
     }
 }
 
@@ -290,7 +330,8 @@ impl JobBuilder<'_, RequestScope> {
         T: Send + 'static,
         R: Future<Output = Outcome> + Send + 'static,
     {
-        self.admit_now(&cell, run, Admit::Deferred)?;
+        self.admit_now(&cell, AfterOthers::new(run), Admit::Deferred)
+            .map_err(|error| error.map(|run| run.future))?;
         let entry: Entry = cell.clone();
         let shared = self.shared.clone();
         self.request().when_over(Box::new(move |outcome| {
@@ -301,6 +342,36 @@ impl JobBuilder<'_, RequestScope> {
 
     fn request(&self) -> &Arc<Request> {
         self.options.request.as_ref().expect("a request's builder has one")
+    }
+}
+
+pin_project! {
+    /// Lets the tasks that are ready go first. Over HTTP/2 a response's body is dropped in another
+    /// task than the one that writes it: a job that blocked this thread at once would hold up the
+    /// very response it waited for.
+    struct AfterOthers<F> {
+        waited: bool,
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F> AfterOthers<F> {
+    fn new(future: F) -> Self {
+        Self { waited: false, future }
+    }
+}
+
+impl<F: Future> Future for AfterOthers<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        if mem::replace(this.waited, true) {
+            return this.future.poll(cx);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -357,6 +428,7 @@ async fn run_blocking<C, R>(
     closure: C,
     cell: Arc<Cell<R::Value>>,
     timeout: Option<Duration>,
+    span: Span,
 ) -> Outcome
 where
     C: FnOnce() -> R + Send + 'static,
@@ -364,21 +436,19 @@ where
 {
     let began = Instant::now();
     let in_thread = cell.clone();
+    let run = move || {
+        let header = &in_thread.header;
+        let runs = !header.must_stop() && header.take_up();
+        runs.then(closure)
+    };
     #[expect(clippy::disallowed_methods, reason = "a job is polled inside its runtime")]
     let runtime = Handle::current();
-    let mut thread = runtime.spawn_blocking(move || {
-        let header = &in_thread.header;
-        if header.must_stop() {
-            return None;
-        }
-        if let Kind::Blocking(begun) = &header.kind {
-            begun.store(true, Ordering::Release);
-        }
-        Some(header.span.in_scope(closure))
-    });
+    let mut thread = runtime.spawn_blocking(move || span.in_scope(run));
     let ended = poll_fn(|cx| {
-        if cell.header.must_stop() {
-            thread.abort(); // Heeded only while no thread has taken it up.
+        if cell.header.must_stop() && cell.header.take_up() {
+            // No thread will run it, but its handle resolves only when one has had a look.
+            thread.abort();
+            return Poll::Ready(Ok(None));
         }
         Pin::new(&mut thread).poll(cx)
     })
@@ -401,7 +471,7 @@ struct Shielded<T: JobOutput + Send + 'static>(Job<T>);
 impl<T: JobOutput + Send + 'static> Drop for Shielded<T> {
     fn drop(&mut self) {
         let unread = self.0.take_unread().map(|result| {
-            result.and_then(|output| output.into_result().map(drop).map_err(JobError::failed))
+            result.and_then(|output| output.into_result().map(discard).map_err(JobError::failed))
         });
         if let Some(Err(error)) = unread {
             self.0.report(error);
@@ -414,6 +484,7 @@ impl From<Refusal> for SpawnError {
         match refusal {
             Refusal::Full => Self::Full,
             Refusal::Closed => Self::Closed,
+            Refusal::Duplicate(id) => Self::Duplicate(id),
         }
     }
 }
@@ -431,11 +502,21 @@ pub struct Spawn<T> {
     cell: Option<Arc<Cell<T>>>,
     work: Option<Work>,
     ticket: Option<Ticket>,
+    /// Spawned, and awaited, since this is a test.
+    #[cfg(feature = "testing")]
+    inline: Option<Job<T>>,
 }
 
 impl<T> Spawn<T> {
     fn new(shared: &Arc<Shared>, cell: Arc<Cell<T>>, work: Work) -> Self {
-        Self { shared: shared.clone(), cell: Some(cell), work: Some(work), ticket: None }
+        Self {
+            shared: shared.clone(),
+            cell: Some(cell),
+            work: Some(work),
+            ticket: None,
+            #[cfg(feature = "testing")]
+            inline: None,
+        }
     }
 
     fn poll_admit(
@@ -459,7 +540,7 @@ impl<T> Spawn<T> {
             if !matches!(admitted, Err(Refusal::Full)) {
                 return Poll::Ready(admitted.map_err(SpawnError::from));
             }
-            self.ticket = Some(queue.wait(waker));
+            self.ticket = Some(queue.wait(entry, waker));
             return Poll::Pending;
         };
         let waker = cx.waker().clone();
@@ -478,6 +559,10 @@ impl<T: Send + 'static> Future for Spawn<T> {
     type Output = Result<Job<T>, SpawnError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        #[cfg(feature = "testing")]
+        if let Some(job) = self.inline.take() {
+            return self.poll_inline(job, cx);
+        }
         self.shared.bind_runtime()?;
         let cell = self.cell.clone().expect("a spawn is not polled after it has resolved");
         let entry: Entry = cell.clone();
@@ -486,7 +571,27 @@ impl<T: Send + 'static> Future for Spawn<T> {
         self.work = None;
         self.shared.follow(admitted?);
         self.ticket = None;
-        Poll::Ready(Ok(Job::new(cell, self.shared.clone())))
+        let job = Job::new(cell, self.shared.clone());
+        #[cfg(feature = "testing")]
+        if self.shared.is_inline() {
+            return self.poll_inline(job, cx);
+        }
+        Poll::Ready(Ok(job))
+    }
+}
+
+#[cfg(feature = "testing")]
+impl<T: Send + 'static> Spawn<T> {
+    fn poll_inline(
+        &mut self,
+        job: Job<T>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Job<T>, SpawnError>> {
+        if job.poll_ended(cx).is_pending() {
+            self.inline = Some(job);
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(job))
     }
 }
 
@@ -495,9 +600,7 @@ impl<T> Drop for Spawn<T> {
         let Some(ticket) = self.ticket else { return };
         let (effects, waker) = self.shared.queue().leave(ticket, Instant::now());
         drop(waker);
-        if let Some(effects) = effects {
-            self.shared.follow(effects);
-        }
+        self.shared.follow(effects);
     }
 }
 

@@ -1,0 +1,166 @@
+//! Jobs that start when the response is over, and are told how it ended: downloads are counted by
+//! what became of them.
+//!
+//! ```sh
+//! cargo run --example after_response
+//!
+//! # in another terminal
+//! curl -s http://127.0.0.1:3000/download | wc -c             # read to its end
+//! curl -s http://127.0.0.1:3000/download | head -c 1         # left in the middle
+//! curl -m 1 'http://127.0.0.1:3000/download?wait=5'          # left before the response began
+//! curl http://127.0.0.1:3000/counts
+//! ```
+//!
+//! On Ctrl-C or SIGTERM the program stops accepting, lets downloads end for a while, and prints
+//! the counts. It exits with 0 only if every download was counted.
+//!
+//! | variable | meaning                                  | default          |
+//! |----------|------------------------------------------|------------------|
+//! | `ADDR`   | where to listen; port 0 takes a free one | `127.0.0.1:3000` |
+#![expect(
+    clippy::print_stdout,
+    reason = "where a program listens and what it counted is its output"
+)]
+
+use std::{
+    convert::Infallible,
+    env, io,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{Query, State},
+    routing::get,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::oneshot, time::sleep};
+use tower_jobs::{BoxError, DrainReport, Jobs, JobsLayer, ResponseOutcome, Scheduler, SpawnError};
+
+/// A file of 64 MiB, in pieces.
+const PIECE: Bytes = Bytes::from_static(&[b'.'; 64 * 1024]);
+const PIECES: usize = 1024;
+/// Downloads may take this long to end once the program is told to stop ...
+const CONNECTION_GRACE: Duration = Duration::from_secs(20);
+/// ... and what was not counted by then, this long.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+async fn download(
+    State(counts): State<Counts>,
+    Query(Wish { wait }): Query<Wish>,
+    jobs: Jobs,
+) -> Result<Body, SpawnError> {
+    jobs.job("count the download")
+        .after_response_with(|outcome| async move { counts.add(outcome) })?; // refused: 503
+    sleep(Duration::from_secs(wait.into())).await;
+    let pieces = (0..PIECES).map(|_| Ok::<_, Infallible>(PIECE));
+    Ok(Body::from_stream(tokio_stream::iter(pieces)))
+}
+
+#[derive(Deserialize)]
+struct Wish {
+    #[serde(default)]
+    wait: u8,
+}
+
+async fn counts(State(counts): State<Counts>, jobs: Jobs) -> Json<Value> {
+    let under_way = jobs.scheduler().stats().deferred;
+    Json(json!({ "downloads": counts, "under_way": under_way }))
+}
+
+/// How downloads ended.
+#[derive(Clone, Default, Serialize)]
+struct Counts(Arc<Mutex<Ended>>);
+
+#[derive(Default, Serialize)]
+struct Ended {
+    complete: u64,
+    aborted: u64,
+    no_response: u64,
+}
+
+impl Counts {
+    fn add(&self, outcome: ResponseOutcome) {
+        let mut ended = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            ResponseOutcome::Complete(_) => ended.complete += 1,
+            ResponseOutcome::Aborted(_) => ended.aborted += 1,
+            _ => ended.no_response += 1,
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    tracing_subscriber::fmt().with_writer(io::stderr).init();
+    let counts = Counts::default();
+    match run(counts.clone()).await {
+        Ok(report) => {
+            println!("{}", json!(counts));
+            println!("{report}");
+            if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(state: Counts) -> Result<DrainReport, BoxError> {
+    let scheduler = Scheduler::builder().wait_timeout(DRAIN_TIMEOUT).build();
+    let app = Router::new()
+        .route("/download", get(download))
+        .route("/counts", get(counts))
+        .layer(JobsLayer::new(scheduler.clone()))
+        .with_state(state);
+
+    let addr = env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3000".into());
+    let listener = TcpListener::bind(&addr).await.map_err(|error| {
+        format!("ADDR {addr:?}: {error}; give HOST:PORT of a free port, like 127.0.0.1:3000")
+    })?;
+    let signal = stop_signal()?;
+    println!("listening on http://{}", listener.local_addr()?);
+
+    let (stopping, stopped) = oneshot::channel();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async {
+        signal.await;
+        tracing::info!("stopping: no new connections");
+        stopping.send(()).ok();
+    });
+    let deadline = async {
+        stopped.await.ok();
+        sleep(CONNECTION_GRACE).await;
+    };
+    tokio::select! {
+        result = server.into_future() => if let Err(error) = result {
+            tracing::error!("the server failed: {error}");
+        },
+        () = deadline => tracing::warn!("connections still open after {CONNECTION_GRACE:?}"),
+    }
+    Ok(scheduler.wait_and_close().await)
+}
+
+/// Resolves on Ctrl-C or SIGTERM. The signals are caught from the call on, not from the first poll.
+#[cfg(unix)]
+fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+#[cfg(windows)]
+fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut ctrl_c = tokio::signal::windows::ctrl_c()?;
+    Ok(async move { drop(ctrl_c.recv().await) })
+}

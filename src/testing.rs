@@ -1,0 +1,200 @@
+//! For the tests of applications: a scheduler that records instead of running, one that runs jobs
+//! before it goes on, and a check that no job was left behind.
+//!
+//! A plain [`Scheduler`] is often enough: with a paused clock every deadline is under the test's
+//! control, and [`Jobs::wait_idle`](crate::Jobs::wait_idle) waits for one request's jobs. See the
+//! chapter [Testing your handlers](crate::docs::testing).
+
+use std::{
+    fmt::Write,
+    mem,
+    panic::resume_unwind,
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    job::{Failure, JobInfo},
+    lock::lock,
+    runner::{Mode, Shared},
+    scheduler::Scheduler,
+};
+
+/// A scheduler that accepts jobs and does not run them, until it is told to.
+///
+/// Shielded work, atomic handlers among it, runs as ever: its callers wait for it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use tower_jobs::testing::Recorder;
+///
+/// let recorder = Recorder::new();
+/// let scheduler = recorder.scheduler(); // for the application
+/// scheduler.job("welcome e-mail").spawn(async { /* .. */ }).await.unwrap();
+///
+/// recorder.assert_spawned("welcome e-mail");
+/// recorder.assert_not_spawned("invoice");
+/// let failures = recorder.run_all().await;
+/// assert!(failures.is_empty());
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Recorder {
+    scheduler: Scheduler,
+    failures: Arc<Mutex<Vec<Failure>>>,
+    ran: Mutex<Vec<JobInfo>>,
+}
+
+impl Recorder {
+    /// A recorder with no jobs yet. Its queue has no end.
+    #[must_use]
+    pub fn new() -> Self {
+        let failures = Arc::new(Mutex::new(Vec::new()));
+        let hook = {
+            let failures = failures.clone();
+            Box::new(move |failure| lock(&failures).push(failure))
+        };
+        let shared = Shared::for_tests(Mode::Record, Some(hook));
+        Self { scheduler: Scheduler::from_shared(shared), failures, ran: Mutex::default() }
+    }
+
+    /// The scheduler that records.
+    pub fn scheduler(&self) -> Scheduler {
+        self.scheduler.clone()
+    }
+
+    /// All jobs that were spawned, oldest first: those that wait, and those that
+    /// [`run_all`](Self::run_all) has run. Not those that were aborted before.
+    pub fn spawned(&self) -> Vec<JobInfo> {
+        let mut jobs = self.scheduler.jobs();
+        let mut earlier: Vec<JobInfo> = lock(&self.ran).clone();
+        earlier.retain(|job| jobs.iter().all(|other| other.id != job.id));
+        jobs.append(&mut earlier);
+        jobs.sort_by_key(|job| job.id);
+        jobs
+    }
+
+    /// The first job of that name.
+    ///
+    /// # Panics
+    ///
+    /// If there is none. The text lists what was spawned.
+    #[track_caller]
+    pub fn assert_spawned(&self, name: &str) -> JobInfo {
+        let spawned = self.spawned();
+        match spawned.iter().find(|job| job.name == name) {
+            Some(job) => job.clone(),
+            None => panic!("no job named {name:?} was spawned; there are {}", list(&spawned)),
+        }
+    }
+
+    /// That no job has that name.
+    ///
+    /// # Panics
+    ///
+    /// If one has. The text lists what was spawned.
+    #[track_caller]
+    pub fn assert_not_spawned(&self, name: &str) {
+        let spawned = self.spawned();
+        if let Some(job) = spawned.iter().find(|job| job.name == name) {
+            panic!("{job} was spawned; there are {}", list(&spawned));
+        }
+    }
+
+    /// Runs the recorded jobs, and those that they spawn, one after the other, each to its end.
+    /// Those that still wait for their response are left. Gives the failures that nobody awaits.
+    ///
+    /// # Panics
+    ///
+    /// If a job panics and nobody awaits its handle, so does this, at once.
+    pub async fn run_all(&self) -> Vec<Failure> {
+        let shared = self.scheduler.shared();
+        loop {
+            let effects = shared.queue().start_one(Instant::now());
+            let Some(start) = &effects.start else { break };
+            lock(&self.ran).push(start.entry.header().info(Instant::now()));
+            let entry = start.entry.clone();
+            shared.follow(effects);
+            shared.wait_until(|_| entry.header().is_finished()).await;
+            self.pass_on_panics();
+        }
+        mem::take(&mut *lock(&self.failures))
+    }
+
+    fn pass_on_panics(&self) {
+        let mut failures = lock(&self.failures);
+        let Some(panicked) = failures.iter().position(|failure| failure.error.is_panic()) else {
+            return;
+        };
+        let failure = failures.swap_remove(panicked);
+        drop(failures);
+        if let Ok(payload) = failure.error.into_panic() {
+            resume_unwind(payload);
+        }
+    }
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A scheduler that runs a job to its end before `spawn`, `spawn_with`, `spawn_timeout` or
+/// `spawn_blocking` gives its handle. No limit holds.
+///
+/// What does not wait cannot run inline: jobs of `try_spawn` run as ever, those of
+/// `after_response` and its like when the response is over. A job that waits for something its
+/// spawner does later never ends.
+#[must_use]
+pub fn inline() -> Scheduler {
+    Scheduler::from_shared(Shared::for_tests(Mode::Inline, None))
+}
+
+/// That `scheduler` has no jobs.
+///
+/// # Panics
+///
+/// If it has. The text lists them.
+#[track_caller]
+pub fn assert_no_jobs(scheduler: &Scheduler) {
+    let jobs = scheduler.jobs();
+    assert!(jobs.is_empty(), "jobs were left behind: {}", list(&jobs));
+}
+
+/// Checks when it is dropped, at the end of a test, that no job was left behind.
+///
+/// # Panics
+///
+/// When dropped, if its scheduler has jobs, unless the test panics already.
+#[derive(Debug)]
+#[must_use = "the check is made when this is dropped"]
+pub struct LeakCheck(Scheduler);
+
+impl LeakCheck {
+    /// Will check `scheduler`.
+    pub fn new(scheduler: &Scheduler) -> Self {
+        Self(scheduler.clone())
+    }
+}
+
+impl Drop for LeakCheck {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            assert_no_jobs(&self.0);
+        }
+    }
+}
+
+fn list(jobs: &[JobInfo]) -> String {
+    if jobs.is_empty() {
+        return "no jobs".into();
+    }
+    let mut text = format!("{} jobs:", jobs.len());
+    for job in jobs {
+        write!(text, "\n  {job}").expect("a string takes any text");
+    }
+    text
+}

@@ -1,0 +1,501 @@
+//! Failures: every one is told exactly once, whoever holds the handle and however the job fails.
+
+#[path = "support/logs.rs"]
+mod logs;
+
+use std::{
+    convert::Infallible,
+    error::Error,
+    fmt,
+    future::{Future, pending},
+    panic::panic_any,
+    pin::Pin,
+    sync::{Arc, Mutex, OnceLock},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    task::yield_now,
+    time::sleep,
+};
+use tokio_test::{assert_pending, task};
+use tower::{Layer, ServiceExt};
+use tower_jobs::{Failure, Job, JobError, Jobs, JobsLayer, Outcome, Scheduler};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A scheduler whose failures come out of the channel.
+fn watched() -> (Scheduler, mpsc::UnboundedReceiver<Failure>) {
+    let (tell, failures) = mpsc::unbounded_channel();
+    let hook = move |failure| drop(tell.send(failure));
+    (Scheduler::builder().close_timeout(SECOND).on_failure(hook).build(), failures)
+}
+
+/// Gives every job that can run its turn.
+async fn turn() {
+    for _ in 0..10 {
+        yield_now().await;
+    }
+}
+
+/// Panics when it is dropped.
+struct Grenade;
+
+impl Drop for Grenade {
+    fn drop(&mut self) {
+        panic!("boom");
+    }
+}
+
+/// How a job fails, once it is let go.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum How {
+    Err,
+    Panic,
+    PanicWhenDropped,
+    RunTimeout,
+    CloseTimeout,
+}
+
+const ALL: [How; 5] =
+    [How::Err, How::Panic, How::PanicWhenDropped, How::RunTimeout, How::CloseTimeout];
+
+impl How {
+    async fn spawn(self, scheduler: &Scheduler, go: Arc<Notify>) -> Job<()> {
+        let job = async move {
+            // Moved in, so that it is dropped with the future.
+            let _held = (self == How::PanicWhenDropped).then(|| Grenade);
+            go.notified().await;
+            match self {
+                How::Err => Err("no"),
+                How::Panic => panic!("no"),
+                How::PanicWhenDropped => Ok(()),
+                How::RunTimeout | How::CloseTimeout => pending().await,
+            }
+        };
+        let builder = scheduler.job("failing");
+        match self {
+            How::RunTimeout => builder.timeout(SECOND).spawn(job).await,
+            How::CloseTimeout => builder.spawn_with(|_| job).await,
+            _ => builder.spawn(job).await,
+        }
+        .expect("there is a place")
+    }
+
+    fn is(self, error: &JobError) -> bool {
+        match self {
+            How::Err => error.is_failed(),
+            How::Panic | How::PanicWhenDropped => error.is_panic(),
+            How::RunTimeout => error.is_timeout() && !error.is_close_timeout(),
+            How::CloseTimeout => error.is_close_timeout(),
+        }
+    }
+
+    /// Lets the job fail, and waits until it has.
+    async fn fail(self, scheduler: &Scheduler, go: &Notify) {
+        turn().await;
+        go.notify_one();
+        match self {
+            How::CloseTimeout => drop(scheduler.close().await),
+            _ => scheduler.wait_idle().await,
+        }
+    }
+}
+
+/// Asserts that the hook heard of the one failure, and only once.
+#[track_caller]
+fn assert_told(how: How, failures: &mut mpsc::UnboundedReceiver<Failure>) {
+    let failure = failures.try_recv().unwrap_or_else(|_| panic!("{how:?} was not told"));
+    assert!(how.is(&failure.error), "{how:?}: {failure}");
+    assert_not_told(how, failures);
+}
+
+#[track_caller]
+fn assert_not_told(how: How, failures: &mut mpsc::UnboundedReceiver<Failure>) {
+    if let Ok(failure) = failures.try_recv() {
+        panic!("{how:?} was told once too often: {failure}");
+    }
+}
+
+fn assert_counted(how: How, scheduler: &Scheduler) {
+    let stats = scheduler.stats();
+    let terms = [stats.failed, stats.panicked, stats.timed_out];
+    let expected = match how {
+        How::Err => [1, 0, 0],
+        How::Panic | How::PanicWhenDropped => [0, 1, 0],
+        How::RunTimeout | How::CloseTimeout => [0, 0, 1],
+    };
+    assert_eq!((stats.accepted, terms), (1, expected), "{how:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_told_to_who_awaits_the_handle_and_to_nobody_else() {
+    for how in ALL {
+        let (scheduler, mut failures) = watched();
+        let go = Arc::new(Notify::new());
+        let mut job = how.spawn(&scheduler, go.clone()).await;
+        let (awaited, ()) = tokio::join!(job.wait(), how.fail(&scheduler, &go));
+        assert!(how.is(&awaited.unwrap_err()), "{how:?}");
+        drop(job);
+        drop(scheduler.close().await);
+        assert_not_told(how, &mut failures);
+        assert_counted(how, &scheduler);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_a_held_job_is_told_when_the_handle_is_dropped_unawaited() {
+    for how in ALL {
+        let (scheduler, mut failures) = watched();
+        let go = Arc::new(Notify::new());
+        let job = how.spawn(&scheduler, go.clone()).await;
+        how.fail(&scheduler, &go).await;
+        turn().await;
+        assert_not_told(how, &mut failures);
+        drop(job);
+        assert_told(how, &mut failures);
+        assert_counted(how, &scheduler);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_a_detached_job_is_told_when_it_fails() {
+    for how in ALL {
+        let (scheduler, mut failures) = watched();
+        let go = Arc::new(Notify::new());
+        drop(how.spawn(&scheduler, go.clone()).await);
+        assert_not_told(how, &mut failures);
+        how.fail(&scheduler, &go).await;
+        assert_told(how, &mut failures);
+        drop(scheduler.close().await);
+        assert_not_told(how, &mut failures);
+        assert_counted(how, &scheduler);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_was_given_up_counts_for_nothing() {
+    for how in ALL {
+        let (scheduler, mut failures) = watched();
+        let go = Arc::new(Notify::new());
+        let mut job = how.spawn(&scheduler, go.clone()).await;
+        {
+            let mut wait = task::spawn(job.wait());
+            assert_pending!(wait.poll());
+            how.fail(&scheduler, &go).await;
+            assert!(wait.is_woken());
+        }
+        assert_not_told(how, &mut failures);
+        drop(job);
+        assert_told(how, &mut failures);
+    }
+}
+
+/// A future that ends with an error, drops what it holds, and then panics.
+struct Spiteful(Arc<Mutex<Option<Job<()>>>>);
+
+impl Future for Spiteful {
+    type Output = Result<(), &'static str>;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(Err("no"))
+    }
+}
+
+impl Drop for Spiteful {
+    fn drop(&mut self) {
+        let own_handle = self.0.lock().expect("no panic yet").take();
+        drop(own_handle);
+        panic!("boom");
+    }
+}
+
+#[tokio::test]
+async fn a_handle_dropped_by_its_own_failing_job_tells_once() {
+    let (scheduler, mut failures) = watched();
+    let own_handle = Arc::default();
+    let job = scheduler.try_spawn(Spiteful(Arc::clone(&own_handle))).unwrap();
+    *own_handle.lock().unwrap() = Some(job);
+    scheduler.wait_idle().await;
+    failures.try_recv().unwrap();
+    assert_not_told(How::Err, &mut failures);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handle_dropped_while_its_job_fails_tells_once() {
+    let (scheduler, mut failures) = watched();
+    for n in 0..2_000 {
+        let (go, goes) = oneshot::channel::<()>();
+        let job = scheduler
+            .spawn(async move {
+                drop(goes.await);
+                if n % 2 == 0 { Err::<(), _>("no") } else { panic_any(n) }
+            })
+            .await
+            .unwrap();
+        go.send(()).unwrap();
+        for _ in 0..n % 50 {
+            std::hint::spin_loop();
+        }
+        drop(job);
+        let failure = failures.recv().await.expect("told");
+        assert_eq!(failure.error.is_panic(), n % 2 == 1);
+    }
+    scheduler.close().await;
+    assert_not_told(How::Err, &mut failures);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_closed_by_its_handle_tells_its_failure_there_and_once() {
+    let (scheduler, mut failures) = watched();
+    let mut deaf = scheduler.spawn_with(|_| pending::<()>()).await.unwrap();
+    assert!(deaf.close().await.unwrap_err().is_close_timeout());
+    drop(deaf);
+    let mut panicking = scheduler
+        .spawn(async {
+            let _held = Grenade;
+            pending::<()>().await;
+        })
+        .await
+        .unwrap();
+    turn().await;
+    assert!(panicking.close().await.unwrap_err().is_panic());
+    drop(panicking);
+    scheduler.wait_idle().await;
+    assert_not_told(How::CloseTimeout, &mut failures);
+}
+
+#[tokio::test]
+async fn what_was_cancelled_has_not_failed() {
+    let (scheduler, mut failures) = watched();
+    scheduler.spawn(pending::<()>()).await.unwrap().abort();
+    scheduler.spawn(pending::<()>()).await.unwrap().close().await.unwrap();
+    scheduler.spawn(pending::<()>()).await.unwrap();
+    scheduler.close().await;
+    assert_eq!(scheduler.stats().cancelled, 3);
+    assert_not_told(How::Err, &mut failures);
+}
+
+#[tokio::test]
+async fn shielded_work_tells_its_caller_or_else_the_hook() {
+    let (scheduler, mut failures) = watched();
+    assert_eq!(scheduler.shield(async { Err::<(), _>("no") }).await.unwrap(), Err("no"));
+    // A panic comes out in the caller.
+    let scheduler_2 = scheduler.clone();
+    let caller = Scheduler::new()
+        .spawn(async move { scheduler_2.shield(async { panic_any(7_u8) }).await.map(|(): ()| ()) });
+    let payload = caller.await.unwrap().await.unwrap_err().into_panic().unwrap();
+    assert_eq!(payload.downcast_ref::<u8>(), Some(&7));
+    assert_not_told(How::Err, &mut failures);
+
+    // The caller has gone, before the failure or after it.
+    for after in [false, true] {
+        for how in [How::Err, How::Panic] {
+            let go = Arc::new(Notify::new());
+            let goes = go.clone();
+            let mut caller = task::spawn(scheduler.shield(async move {
+                goes.notified().await;
+                if how == How::Err { Err("no") } else { panic!("no") }
+                    .map(|never: Infallible| match never {})
+            }));
+            assert_pending!(caller.poll());
+            if !after {
+                drop(caller);
+                how.fail(&scheduler, &go).await;
+            } else {
+                how.fail(&scheduler, &go).await;
+                assert_not_told(how, &mut failures);
+                drop(caller);
+            }
+            assert_told(how, &mut failures);
+        }
+    }
+    assert_eq!((scheduler.stats().failed, scheduler.stats().panicked), (3, 3));
+}
+
+#[tokio::test]
+async fn a_hook_that_panics_harms_nothing_and_is_logged() {
+    let logs = logs::capture();
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let hook = move |failure: Failure| {
+        tell.send(failure.job.id).expect("heard");
+        panic_any(Grenade)
+    };
+    let scheduler = Scheduler::builder().limit(1).on_failure(hook).build();
+    let first =
+        scheduler.job("for a bad hook").spawn(async { Err::<(), _>("no") }).await.unwrap().id();
+    let held = scheduler.spawn(async { Err::<(), _>("no") }).await.unwrap();
+    let good = scheduler.spawn(async { 7 }).await.unwrap();
+    assert_eq!(good.await.unwrap(), 7);
+    let second = held.id();
+    drop(held);
+    assert_eq!((told.recv().await, told.recv().await), (Some(first), Some(second)));
+    let logged = logs.iter().find(|event| event.field("job").contains("for a bad hook"));
+    assert_eq!(
+        logged.expect("logged").field("message"),
+        "on_failure, or the error it was called with, panicked"
+    );
+    assert!(scheduler.wait_and_close().await.is_clean(), "all failed before");
+    assert_eq!((scheduler.stats().failed, scheduler.stats().completed), (2, 1));
+}
+
+/// The fields of the one event that tells of the failure of the job `name`.
+#[track_caller]
+fn logged_failure(logs: &logs::Logs, name: &str) -> logs::Event {
+    let mut events: Vec<_> = logs.iter().filter(|event| event.field("job.name") == name).collect();
+    assert_eq!(events.len(), 1, "{events:?}");
+    events.remove(0)
+}
+
+#[derive(Debug)]
+struct Undelivered(std::io::Error);
+
+impl fmt::Display for Undelivered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("undelivered")
+    }
+}
+
+impl Error for Undelivered {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+#[tokio::test]
+async fn without_a_hook_a_failure_is_logged_with_all_that_is_known_of_the_job() {
+    let logs = logs::capture();
+    let scheduler = Scheduler::new();
+    let spawned = Arc::new(OnceLock::new());
+    let from_handler = spawned.clone();
+    let handler = tower::service_fn(move |request: http::Request<()>| {
+        let from_handler = from_handler.clone();
+        async move {
+            let jobs = request.extensions().get::<Jobs>().expect("the layer is there");
+            let job = jobs.job("welcome e-mail").spawn(async {
+                Err::<(), _>(Undelivered(std::io::Error::other("connection refused")))
+            });
+            from_handler.set((line!() - 3, job.await.expect("there is room").id())).expect("once");
+            Ok::<_, Infallible>(http::Response::new(String::new()))
+        }
+    });
+    let service = JobsLayer::new(scheduler.clone()).layer(handler);
+    let request = http::Request::post("/signup").body(()).unwrap();
+    service.oneshot(request).await.unwrap();
+    scheduler.wait_idle().await;
+    let (line, id) = *spawned.get().expect("the handler has run");
+
+    let event = logged_failure(logs, "welcome e-mail");
+    assert_eq!((event.field("level"), event.field("target")), ("ERROR", "tower_jobs"));
+    assert_eq!(event.field("job.id"), id.to_string());
+    assert_eq!(event.field("job.request"), "POST /signup");
+    let place = event.field("job.location");
+    assert!(place.starts_with(&format!("{}:{line}:", file!())), "{place} is not line {line}");
+    assert_eq!(event.field("spans"), "job");
+    assert_eq!(event.field("message"), "the job failed: undelivered: connection refused");
+}
+
+#[tokio::test]
+async fn without_a_hook_a_panic_is_logged_with_its_text() {
+    let logs = logs::capture();
+    let scheduler = Scheduler::new();
+    scheduler.job("panicking").spawn(async { panic!("out of ink") }).await.unwrap();
+    scheduler.wait_idle().await;
+    let event = logged_failure(logs, "panicking");
+    assert_eq!(event.field("message"), "the job panicked: out of ink");
+    assert_eq!(event.field("job.request"), "");
+}
+
+/// Whatever `panics` does, the next job runs in the same place and the scheduler stays open.
+async fn assert_contained<F>(scheduler: Scheduler, panics: F, outcome: Outcome)
+where
+    F: Future<Output: tower_jobs::JobOutput> + Send + 'static,
+{
+    drop(scheduler.spawn(panics).await.expect("there is a place"));
+    let next = scheduler.spawn(async { 7 }).await.expect("there is a place");
+    scheduler.wait_idle().await;
+    assert!(!scheduler.is_closed());
+    assert_eq!(next.await.expect("the next job runs"), 7);
+    let stats = scheduler.stats();
+    assert_eq!((stats.accepted, stats.completed + stats.panicked), (2, 2));
+    let expected = if outcome == Outcome::Panicked { 1 } else { 0 };
+    assert_eq!(stats.panicked, expected);
+}
+
+#[tokio::test]
+async fn a_panic_whose_payload_panics_when_dropped_is_contained() {
+    let logging = || Scheduler::builder().limit(1);
+    for scheduler in [logging().build(), logging().on_failure(drop).build()] {
+        assert_contained(scheduler, async { panic_any(Grenade) }, Outcome::Panicked).await;
+    }
+    // Held until after the failure, and dropped unawaited.
+    for scheduler in [logging().build(), logging().on_failure(drop).build()] {
+        let job = scheduler.spawn(async { panic_any(Grenade) }).await.unwrap();
+        scheduler.wait_idle().await;
+        drop(job);
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_panics_when_dropped_is_contained() {
+    let scheduler = || Scheduler::builder().limit(1).on_failure(drop).build();
+    // Nobody has the handle: the job itself drops the value, and that is its panic.
+    assert_contained(scheduler(), async { Some(Grenade) }, Outcome::Panicked).await;
+
+    // The handle is dropped with the value in it.
+    let scheduler = scheduler();
+    let job = scheduler.spawn(async { Some(Grenade) }).await.unwrap();
+    scheduler.wait_idle().await;
+    drop(job);
+    let report = scheduler.close().await;
+    assert_eq!((report.is_clean(), scheduler.stats().completed), (true, 1));
+}
+
+/// An error that panics, either when it is shown or when it is dropped.
+#[derive(Debug)]
+struct BadError {
+    when_shown: bool,
+}
+
+impl fmt::Display for BadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        assert!(!self.when_shown, "boom");
+        f.write_str("bad")
+    }
+}
+
+impl Error for BadError {}
+
+impl Drop for BadError {
+    fn drop(&mut self) {
+        assert!(self.when_shown, "boom");
+    }
+}
+
+#[tokio::test]
+async fn an_error_that_panics_when_dropped_or_shown_is_contained() {
+    for when_shown in [true, false] {
+        let show = |failure| drop(format!("{failure}"));
+        for scheduler in [Scheduler::new(), Scheduler::builder().on_failure(show).build()] {
+            drop(scheduler.spawn(async move { Err::<(), _>(BadError { when_shown }) }).await);
+            scheduler.wait_idle().await;
+            assert_eq!((scheduler.is_closed(), scheduler.stats().failed), (false, 1));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_reported_at_its_run_timeout_is_dropped_where_it_stands() {
+    let (scheduler, mut failures) = watched();
+    let job = scheduler.job("slow").timeout(SECOND).spawn(async {
+        sleep(2 * SECOND).await;
+        panic!("it ran on");
+    });
+    drop(job.await.unwrap());
+    sleep(3 * SECOND).await;
+    let failure = failures.try_recv().unwrap();
+    assert_eq!(failure.error.to_string(), "the job ran longer than its timeout of 1s");
+    assert_not_told(How::RunTimeout, &mut failures);
+}

@@ -1,0 +1,402 @@
+//! Jobs of axum handlers over real connections: what runs after the response, what a client that
+//! leaves takes along, what shutting down drains.
+//!
+//! The rows of aiojobs shown here:
+//!
+//! | row | test |
+//! |---|---|
+//! | 29 | `a_scheduler_set_up_before_the_server_is_drained_after_it` |
+//! | 30 | `every_verb_runs_its_job_after_the_response`, `shield_passes_its_result_through_a_handler` |
+//! | 34 | `a_scheduler_set_up_before_the_server_is_drained_after_it`, `a_handler_in_flight_may_spawn_while_draining` |
+//!
+//! 31 is in `extractor.rs`, 32 in `layer.rs`.
+
+#![cfg(feature = "axum")]
+#![allow(clippy::disallowed_methods, reason = "the server and its clients are tasks of the tests")]
+
+use std::{future::pending, io, net::SocketAddr, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    http::{Request, StatusCode},
+    routing::get,
+};
+use http_body_util::BodyExt;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    runtime::Handle,
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tower_jobs::{JobState, Jobs, JobsLayer, Scheduler, SpawnError, TrySpawnError};
+
+/// For what never happens unless something is broken.
+const GENEROUS: Duration = Duration::from_secs(20);
+
+struct Server {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<io::Result<()>>,
+}
+
+async fn serve(app: Router) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
+    Server { address, stop, served: tokio::spawn(server.into_future()) }
+}
+
+async fn fetch(address: SocketAddr, path: &str) -> (StatusCode, String) {
+    let exchange = async {
+        let stream = TcpStream::connect(address).await.expect("a server");
+        let (mut client, connection) =
+            http1::handshake(TokioIo::new(stream)).await.expect("an HTTP server");
+        tokio::spawn(connection);
+        let request = Request::get(path).header("host", "test").body(Body::empty());
+        let response = client.send_request(request.expect("a request")).await.expect("a response");
+        let status = response.status();
+        let body = response.into_body().collect().await.expect("a whole body").to_bytes();
+        (status, String::from_utf8(body.into()).expect("text"))
+    };
+    timeout(GENEROUS, exchange).await.expect("an answer")
+}
+
+/// A client that has sent its request and, when dropped, is gone.
+async fn ask(address: SocketAddr, path: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.expect("a server");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("a listening server");
+    stream
+}
+
+/// What handlers and their jobs have of the test.
+#[derive(Clone)]
+struct Ends {
+    gate: watch::Receiver<bool>,
+    news: mpsc::UnboundedSender<&'static str>,
+}
+
+/// What the test has of them.
+struct Test {
+    scheduler: Scheduler,
+    gate: watch::Sender<bool>,
+    news: mpsc::UnboundedReceiver<&'static str>,
+    ends: Ends,
+}
+
+impl Ends {
+    fn tell(&self, news: &'static str) {
+        self.news.send(news).expect("the test listens");
+    }
+
+    async fn gate(&mut self) {
+        self.gate.wait_for(|open| *open).await.expect("the test holds the gate");
+    }
+
+    /// A job: tells its news once the gate is open.
+    async fn job(mut self, news: &'static str) {
+        self.gate().await;
+        self.tell(news);
+    }
+
+    /// Tells when it is dropped.
+    fn guard(&self, news: &'static str) -> impl Sized + use<> {
+        struct Guard(Ends, &'static str);
+        impl Drop for Guard {
+            fn drop(&mut self) {
+                self.0.tell(self.1);
+            }
+        }
+        Guard(self.clone(), news)
+    }
+}
+
+impl Test {
+    fn new(scheduler: Scheduler) -> Self {
+        let (open, gate) = watch::channel(false);
+        let (tell, news) = mpsc::unbounded_channel();
+        Self { scheduler, gate: open, news, ends: Ends { gate, news: tell } }
+    }
+
+    async fn serve(&self, routes: Router<Ends>) -> Server {
+        let layer = JobsLayer::new(self.scheduler.clone());
+        serve(routes.layer(layer).with_state(self.ends.clone())).await
+    }
+
+    fn open(&self) {
+        self.gate.send_replace(true);
+    }
+
+    async fn heard(&mut self) -> &'static str {
+        timeout(GENEROUS, self.news.recv()).await.expect("news in time").expect("news")
+    }
+
+    async fn idle(&self) {
+        timeout(GENEROUS, self.scheduler.wait_idle()).await.expect("all jobs end");
+    }
+}
+
+type Answer = Result<StatusCode, SpawnError>;
+
+fn verbs() -> Router<Ends> {
+    async fn spawn(jobs: Jobs, State(ends): State<Ends>) -> Answer {
+        jobs.spawn(ends.job("spawn")).await?;
+        Ok(StatusCode::ACCEPTED)
+    }
+    async fn try_spawn(jobs: Jobs, State(ends): State<Ends>) -> Answer {
+        jobs.try_spawn(ends.job("try_spawn"))?;
+        Ok(StatusCode::ACCEPTED)
+    }
+    async fn spawn_timeout(jobs: Jobs, State(ends): State<Ends>) -> Answer {
+        jobs.spawn_timeout(Duration::from_secs(1), ends.job("spawn_timeout")).await?;
+        Ok(StatusCode::ACCEPTED)
+    }
+    async fn spawn_with(jobs: Jobs, State(ends): State<Ends>) -> Answer {
+        jobs.spawn_with(|context| async move {
+            assert!(!context.is_cancelled(), "nobody cancels it");
+            ends.job("spawn_with").await;
+        })
+        .await?;
+        Ok(StatusCode::ACCEPTED)
+    }
+    async fn spawn_blocking(jobs: Jobs, State(ends): State<Ends>) -> Answer {
+        jobs.spawn_blocking(|| Handle::current().block_on(ends.job("spawn_blocking"))).await?;
+        Ok(StatusCode::ACCEPTED)
+    }
+    async fn job(jobs: Jobs, State(ends): State<Ends>) -> Answer {
+        jobs.job("a name").timeout(GENEROUS).spawn(ends.job("job")).await?;
+        Ok(StatusCode::ACCEPTED)
+    }
+    Router::new()
+        .route("/spawn", get(spawn))
+        .route("/try_spawn", get(try_spawn))
+        .route("/spawn_timeout", get(spawn_timeout))
+        .route("/spawn_with", get(spawn_with))
+        .route("/spawn_blocking", get(spawn_blocking))
+        .route("/job", get(job))
+}
+
+#[tokio::test]
+async fn every_verb_runs_its_job_after_the_response() {
+    let mut test = Test::new(Scheduler::new());
+    let server = test.serve(verbs()).await;
+
+    for verb in ["spawn", "try_spawn", "spawn_timeout", "spawn_with", "spawn_blocking", "job"] {
+        let (status, _) = fetch(server.address, &format!("/{verb}")).await;
+        assert_eq!(status, StatusCode::ACCEPTED);
+
+        let jobs = test.scheduler.jobs();
+        assert_eq!(jobs.len(), 1, "the job of {verb} outlives its request");
+        assert_eq!(jobs[0].state, JobState::Active);
+        assert_eq!(jobs[0].request.as_deref(), Some(format!("GET /{verb}").as_str()));
+        assert_eq!(jobs[0].name == "a name", verb == "job");
+        assert!(jobs[0].location.file().ends_with("requests.rs"));
+
+        test.open();
+        assert_eq!(test.heard().await, verb);
+        test.idle().await;
+        test.gate.send_replace(false);
+    }
+    assert_eq!(test.scheduler.stats().completed, 6);
+}
+
+#[tokio::test]
+async fn shield_passes_its_result_through_a_handler() {
+    async fn answer(jobs: Jobs) -> String {
+        let label = jobs.scheduler().clone();
+        let shielded = jobs.shield(async move { label.jobs()[0].request.clone() }).await;
+        shielded.expect("an open scheduler").expect("a label").to_string()
+    }
+    let test = Test::new(Scheduler::new());
+    let server = test.serve(Router::new().route("/shield", get(answer))).await;
+
+    let (status, label) = fetch(server.address, "/shield").await;
+
+    assert_eq!((status, label.as_str()), (StatusCode::OK, "GET /shield"));
+    assert_eq!(test.scheduler.stats().completed, 1);
+}
+
+#[tokio::test]
+async fn many_requests_at_once_all_have_their_jobs_done() {
+    let test = Test::new(Scheduler::builder().limit(3).pending_limit(5).build());
+    test.open();
+    let server = test.serve(verbs()).await;
+
+    let clients: Vec<_> = (0..50).map(|_| tokio::spawn(fetch(server.address, "/spawn"))).collect();
+    for client in clients {
+        assert_eq!(client.await.expect("a client").0, StatusCode::ACCEPTED);
+    }
+    test.idle().await;
+
+    let stats = test.scheduler.stats();
+    assert_eq!((stats.accepted, stats.completed), (50, 50));
+}
+
+// Clients that leave.
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_handler_waits_for_a_place_takes_the_job_along() {
+    async fn handler(jobs: Jobs, State(ends): State<Ends>) -> Answer {
+        let (_guard, carried) = (ends.guard("handler dropped"), ends.guard("job dropped"));
+        ends.tell("entered");
+        jobs.spawn(async move {
+            let _carried = carried;
+            ends.tell("job ran");
+        })
+        .await?;
+        Ok(StatusCode::ACCEPTED)
+    }
+    let mut test = Test::new(Scheduler::builder().limit(1).pending_limit(1).build());
+    let server = test.serve(Router::new().route("/", get(handler))).await;
+    for _ in 0..2 {
+        let job = test.ends.clone().job("occupied");
+        test.scheduler.spawn(job).await.expect("a running place, then a queue place");
+    }
+
+    let client = ask(server.address, "/").await;
+    assert_eq!(test.heard().await, "entered");
+    assert_eq!(test.scheduler.stats().waiting_spawners, 1);
+    drop(client);
+    assert_eq!(test.heard().await, "job dropped");
+    assert_eq!(test.heard().await, "handler dropped");
+
+    let stats = test.scheduler.stats();
+    assert_eq!((stats.waiting_spawners, stats.accepted), (0, 2), "as if it had never come");
+    test.open();
+    test.idle().await;
+    assert_eq!([test.heard().await, test.heard().await], ["occupied"; 2]);
+    let occupy = || test.scheduler.try_spawn(pending::<()>());
+    occupy().expect("the running place is not leaked");
+    occupy().expect("the queue place is not leaked");
+    assert!(matches!(occupy(), Err(TrySpawnError::Full(_))), "and no place was won");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_after_the_spawn_leaves_the_job_running() {
+    async fn handler(jobs: Jobs, State(ends): State<Ends>) -> Answer {
+        let _guard = ends.guard("handler dropped");
+        jobs.spawn(ends.clone().job("job ran")).await?;
+        ends.tell("spawned");
+        pending().await
+    }
+    let mut test = Test::new(Scheduler::new());
+    let server = test.serve(Router::new().route("/", get(handler))).await;
+
+    let client = ask(server.address, "/").await;
+    assert_eq!(test.heard().await, "spawned");
+    drop(client);
+    assert_eq!(test.heard().await, "handler dropped");
+
+    assert_eq!(test.scheduler.active_count(), 1);
+    test.open();
+    assert_eq!(test.heard().await, "job ran");
+    test.idle().await;
+    assert_eq!(test.scheduler.stats().completed, 1);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_during_a_shield_leaves_it_running() {
+    async fn handler(jobs: Jobs, State(ends): State<Ends>) -> StatusCode {
+        let _guard = ends.guard("handler dropped");
+        let shielded = jobs.shield(ends.clone().job("shielded"));
+        ends.tell("entered");
+        shielded.await.expect("an open scheduler");
+        StatusCode::OK
+    }
+    let mut test = Test::new(Scheduler::new());
+    let server = test.serve(Router::new().route("/", get(handler))).await;
+
+    let client = ask(server.address, "/").await;
+    assert_eq!(test.heard().await, "entered");
+    drop(client);
+    assert_eq!(test.heard().await, "handler dropped");
+
+    test.open();
+    assert_eq!(test.heard().await, "shielded");
+    test.idle().await;
+    assert_eq!(test.scheduler.stats().completed, 1);
+}
+
+#[test]
+fn a_shield_that_is_refused_is_dropped_outside_the_schedulers_lock() {
+    struct Counts(Scheduler);
+    impl Drop for Counts {
+        fn drop(&mut self) {
+            assert_eq!(self.0.len(), 0);
+        }
+    }
+    let (tell, told) = std::sync::mpsc::channel();
+    // A thread of its own, which a deadlock would keep.
+    std::thread::spawn(move || {
+        tokio_test::block_on(async {
+            let scheduler = Scheduler::new();
+            scheduler.close().await;
+            let counts = Counts(scheduler.clone());
+            let refused = scheduler.shield(async move { drop(counts) }).await;
+            tell.send(refused.is_err_and(|error| error.is_cancelled())).expect("a test");
+        });
+    });
+    assert_eq!(told.recv_timeout(GENEROUS), Ok(true));
+}
+
+// Shutting down.
+
+#[tokio::test]
+async fn a_scheduler_set_up_before_the_server_is_drained_after_it() {
+    let mut test = Test::new(Scheduler::builder().limit(1).build());
+    let server = test.serve(verbs()).await;
+    for verb in ["/spawn", "/job"] {
+        assert_eq!(fetch(server.address, verb).await.0, StatusCode::ACCEPTED);
+    }
+    assert_eq!((test.scheduler.active_count(), test.scheduler.pending_count()), (1, 1));
+
+    drop(server.stop);
+    timeout(GENEROUS, server.served).await.expect("an end").expect("a server").expect("no error");
+    let scheduler = test.scheduler.clone();
+    let drain = tokio::spawn(async move { scheduler.wait_and_close().await });
+    test.open();
+
+    let report = timeout(GENEROUS, drain).await.expect("an end").expect("a report");
+    assert_eq!([test.heard().await, test.heard().await], ["spawn", "job"]);
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.completed, 2);
+    assert!(test.scheduler.is_closed());
+}
+
+#[tokio::test]
+async fn a_handler_in_flight_may_spawn_while_draining() {
+    async fn late(jobs: Jobs, State(mut ends): State<Ends>) -> Answer {
+        ends.tell("entered");
+        ends.gate().await;
+        assert!(jobs.scheduler().is_draining(), "the drain began while the handler was at work");
+        jobs.spawn(async move { ends.tell("late job ran") }).await?;
+        Ok(StatusCode::ACCEPTED)
+    }
+    let mut test = Test::new(Scheduler::new());
+    let server = test.serve(Router::new().route("/late", get(late))).await;
+    // What keeps the drain going until the late job has come.
+    let (release, released) = oneshot::channel::<()>();
+    test.scheduler.try_spawn(async { drop(released.await) }).expect("a place");
+    let client = tokio::spawn(fetch(server.address, "/late"));
+    assert_eq!(test.heard().await, "entered");
+
+    drop(server.stop);
+    let scheduler = test.scheduler.clone();
+    let mut drain = tokio_test::task::spawn(scheduler.wait_and_close());
+    tokio_test::assert_pending!(drain.poll());
+    test.open();
+
+    assert_eq!(client.await.expect("a client").0, StatusCode::ACCEPTED);
+    assert_eq!(test.heard().await, "late job ran");
+    drop(release);
+    let report = timeout(GENEROUS, drain).await.expect("an end");
+    assert_eq!((report.completed, report.is_clean()), (2, true), "{report}");
+    timeout(GENEROUS, server.served).await.expect("an end").expect("a server").expect("no error");
+}

@@ -1,0 +1,349 @@
+//! One task runs many jobs, one after another, and nobody can tell: a job's panic, abort, span and
+//! drop stay its own, and neither jobs nor other tasks starve.
+#![allow(clippy::disallowed_methods, reason = "other tasks of the runtime are the subject")]
+
+#[path = "support/logs.rs"]
+mod logs;
+
+use std::{
+    collections::HashSet,
+    future::{Future, pending, poll_fn},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::Poll,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{coop, yield_now},
+};
+use tower_jobs::{Job, Scheduler, SpanLink};
+
+/// As in `src/runner.rs`: after so many jobs a task lets others have their turn.
+const JOBS_PER_TURN: usize = 32;
+
+fn one_at_a_time() -> Scheduler {
+    Scheduler::builder().limit(1).pending_limit(None).on_failure(drop).build()
+}
+
+/// Holds the only place until it is let go, so that jobs pile up behind it.
+async fn hold(scheduler: &Scheduler) -> oneshot::Sender<()> {
+    let (open, opened) = oneshot::channel();
+    let (begun, begins) = oneshot::channel();
+    let holding = async {
+        begun.send(()).expect("heard");
+        drop(opened.await);
+    };
+    scheduler.spawn(holding).await.expect("there is a place");
+    begins.await.expect("it begins");
+    open
+}
+
+/// Which task is running: jobs of one task say the same.
+fn this_task() -> tokio::task::Id {
+    tokio::task::id()
+}
+
+#[tokio::test]
+async fn a_task_runs_the_next_job_whatever_became_of_the_last() {
+    let scheduler = one_at_a_time();
+    let open = hold(&scheduler).await;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let mut jobs: Vec<Job<()>> = Vec::new();
+    for n in 0..6 {
+        let tell = tell.clone();
+        let job = async move {
+            tell.send(this_task()).expect("heard");
+            match n {
+                0 => panic!("no"),
+                1 => Err("no"),
+                2 => pending().await,
+                _ => Ok(()),
+            }
+        };
+        jobs.push(scheduler.spawn(job).await.unwrap());
+    }
+    drop(tell);
+    open.send(()).unwrap();
+    let mut tasks = HashSet::new();
+    for _ in 0..3 {
+        tasks.insert(told.recv().await.unwrap());
+    }
+    assert!(jobs[0].is_finished() && jobs[1].is_finished() && jobs[2].is_active());
+    assert!(jobs[3].is_pending());
+    jobs[2].abort();
+    while let Some(task) = told.recv().await {
+        tasks.insert(task);
+    }
+    assert_eq!(tasks.len(), 1, "one task runs them all");
+    let mut ends = Vec::new();
+    for job in jobs {
+        ends.push(job.await.map_err(|error| error.to_string()));
+    }
+    let error = |text: &str| Err(text.to_owned());
+    assert_eq!(
+        ends,
+        [
+            error("the job panicked: no"),
+            error("the job failed"),
+            error("the job was cancelled"),
+            Ok(()),
+            Ok(()),
+            Ok(())
+        ]
+    );
+}
+
+#[tokio::test]
+async fn an_abort_that_comes_as_the_job_ends_leaves_the_next_one_alone() {
+    for pended_before in [true, false] {
+        let scheduler = one_at_a_time();
+        let (give, given) = oneshot::channel::<Arc<Job<()>>>();
+        // Aborts itself in its last poll: the task is woken for a job that has ended.
+        let first = async move {
+            if pended_before {
+                yield_now().await;
+            }
+            given.await.expect("given").abort();
+        };
+        let first = Arc::new(scheduler.spawn(first).await.unwrap());
+        let second = scheduler
+            .spawn(async {
+                yield_now().await;
+                7
+            })
+            .await
+            .unwrap();
+        give.send(first.clone()).unwrap();
+        assert_eq!(second.await.unwrap(), 7);
+        assert!(first.is_finished());
+        first.abort();
+        scheduler.wait_idle().await;
+        assert_eq!((scheduler.stats().completed, scheduler.stats().cancelled), (2, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_job_waits_for_its_own_wakeups_only() {
+    let scheduler = one_at_a_time();
+    let open = hold(&scheduler).await;
+    let left_behind = Arc::new(Mutex::new(None));
+    let polls = Arc::new(AtomicUsize::new(0));
+    let leaves = left_behind.clone();
+    let leaving = poll_fn(move |cx| {
+        *leaves.lock().expect("no panic") = Some(cx.waker().clone());
+        Poll::Ready(())
+    });
+    scheduler.spawn(leaving).await.unwrap();
+    let counts = polls.clone();
+    let next = scheduler
+        .spawn(poll_fn(move |_| {
+            counts.fetch_add(1, Ordering::SeqCst);
+            Poll::<()>::Pending
+        }))
+        .await
+        .unwrap();
+    open.send(()).unwrap();
+    while polls.load(Ordering::SeqCst) == 0 {
+        yield_now().await;
+    }
+    // A wakeup of the last job is a spurious one for the next, which it must bear.
+    left_behind.lock().unwrap().take().expect("left").wake();
+    yield_now().await;
+    assert!(next.is_active() && polls.load(Ordering::SeqCst) <= 2);
+    next.abort();
+    assert!(next.await.unwrap_err().is_cancelled());
+}
+
+#[tokio::test]
+async fn a_job_is_dropped_before_the_next_one_starts() {
+    struct Busy(Arc<AtomicBool>);
+    impl Drop for Busy {
+        fn drop(&mut self) {
+            assert!(self.0.swap(false, Ordering::SeqCst));
+        }
+    }
+    let scheduler = one_at_a_time();
+    let open = hold(&scheduler).await;
+    let busy = Arc::new(AtomicBool::new(false));
+    let made = |n: u32| {
+        let busy = busy.clone();
+        let mut held = None;
+        // Held by the future itself, so that nothing but dropping that sets it free.
+        poll_fn(move |_| {
+            assert!(held.is_some() || !busy.swap(true, Ordering::SeqCst), "two at once");
+            held.get_or_insert_with(|| Busy(busy.clone()));
+            assert_ne!(n % 3, 2, "one that panics");
+            Poll::Ready(())
+        })
+    };
+    for n in 0..9 {
+        drop(scheduler.spawn(made(n)).await.unwrap());
+    }
+    open.send(()).unwrap();
+    scheduler.wait_idle().await;
+    assert_eq!((scheduler.stats().completed, scheduler.stats().panicked), (7, 3));
+}
+
+/// Logs where it is polled and where it is dropped.
+struct Logging(&'static str);
+
+impl Future for Logging {
+    type Output = ();
+
+    fn poll(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<()> {
+        tracing::info!(job_in_test = self.0, "polled");
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        tracing::info!(job_in_test = self.0, "dropped");
+    }
+}
+
+#[tokio::test]
+async fn a_job_is_polled_and_dropped_in_its_own_span() {
+    let logs = logs::capture();
+    let scheduler = Scheduler::builder().limit(1).span(SpanLink::None).build();
+    let open = hold(&scheduler).await;
+    for name in ["span of one", "span of two"] {
+        scheduler.job(name).spawn(Logging(name)).await.unwrap();
+    }
+    scheduler.job("span of three").spawn(Logging("span of three")).await.unwrap().abort();
+    let (tell, told) = oneshot::channel();
+    scheduler.spawn(async { tell.send(logs::span_names()).expect("heard") }).await.unwrap();
+    open.send(()).unwrap();
+    scheduler.wait_idle().await;
+    assert_eq!(told.await.unwrap(), ["job"], "and in no other's");
+
+    let events: Vec<_> = logs
+        .iter()
+        .filter(|event| event.field("job_in_test").starts_with("span of"))
+        .map(|event| {
+            let field = |name| event.field(name).to_owned();
+            assert_eq!(field("job_in_test"), field("span.name"));
+            (field("job_in_test"), field("message"), field("spans"))
+        })
+        .collect();
+    let expected = [
+        ("span of three", "dropped"),
+        ("span of one", "polled"),
+        ("span of one", "dropped"),
+        ("span of two", "polled"),
+        ("span of two", "dropped"),
+    ];
+    let expected = expected.map(|(job, what)| (job.to_owned(), what.to_owned(), "job".to_owned()));
+    assert_eq!(events, expected);
+}
+
+/// Asserts that another task has its turn at least once in so many jobs, while a backlog runs.
+async fn assert_others_have_their_turn(limit: usize, most: usize) {
+    const BACKLOG: usize = 10_000;
+    let scheduler = Scheduler::builder().limit(limit).pending_limit(None).build();
+    let done = Arc::new(AtomicUsize::new(0));
+    for _ in 0..BACKLOG {
+        let done = done.clone();
+        let job = async move {
+            done.fetch_add(1, Ordering::SeqCst);
+        };
+        drop(scheduler.try_spawn(job).expect("there is a place"));
+    }
+    let counts = done.clone();
+    let ticker = tokio::spawn(async move {
+        let (mut last, mut longest) = (0, 0);
+        loop {
+            let now = counts.load(Ordering::SeqCst);
+            longest = longest.max(now - last);
+            last = now;
+            if now == BACKLOG {
+                return longest;
+            }
+            // Not `yield_now`, which waits for the runtime to look for I/O first.
+            let mut first = true;
+            poll_fn(|cx| {
+                cx.waker().wake_by_ref();
+                if std::mem::take(&mut first) { Poll::Pending } else { Poll::Ready(()) }
+            })
+            .await;
+        }
+    });
+    let longest = ticker.await.expect("no panic");
+    assert!(longest <= most, "{longest} jobs in a row");
+}
+
+#[tokio::test]
+async fn other_tasks_have_their_turn_while_a_backlog_runs() {
+    assert_others_have_their_turn(1, JOBS_PER_TURN).await;
+    // So many tasks run jobs then, each in its turn.
+    assert_others_have_their_turn(4, 4 * JOBS_PER_TURN).await;
+}
+
+#[tokio::test]
+async fn a_job_that_uses_up_its_budget_starves_neither_jobs_nor_tasks() {
+    let scheduler = Scheduler::builder().limit(2).build();
+    let rounds = Arc::new(AtomicUsize::new(0));
+    let counts = rounds.clone();
+    // Always ready to go on, but for the runtime's cooperative budget.
+    let greedy = async move {
+        loop {
+            coop::consume_budget().await;
+            counts.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    let greedy = scheduler.spawn(greedy).await.unwrap();
+    for n in 0..100 {
+        assert_eq!(scheduler.spawn(async move { n }).await.unwrap().await.unwrap(), n);
+    }
+    tokio::spawn(async {}).await.unwrap();
+    assert!(rounds.load(Ordering::SeqCst) > 0);
+    greedy.abort();
+    assert!(greedy.await.unwrap_err().is_cancelled());
+}
+
+/// Takes of the cooperative budget until there is no more, and says how much there was.
+fn rest_of_the_budget() -> impl Future<Output = u32> + Send + 'static {
+    poll_fn(|cx| {
+        let mut taken = 0;
+        while let Poll::Ready(progress) = coop::poll_proceed(cx) {
+            progress.made_progress();
+            taken += 1;
+        }
+        Poll::Ready(taken)
+    })
+}
+
+#[tokio::test]
+async fn a_job_that_uses_up_the_budget_leaves_the_next_one_a_whole_one() {
+    let scheduler = one_at_a_time();
+    let whole = tokio::spawn(rest_of_the_budget()).await.unwrap();
+    let open = hold(&scheduler).await;
+    let mut jobs = Vec::new();
+    for _ in 0..5 {
+        jobs.push(scheduler.spawn(rest_of_the_budget()).await.unwrap());
+    }
+    open.send(()).unwrap();
+    for job in jobs.drain(1..) {
+        assert_eq!(job.await.unwrap(), whole);
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_finds_little_of_the_budget_left_goes_on_in_its_next_turn() {
+    let scheduler = one_at_a_time();
+    let open = hold(&scheduler).await;
+    for _ in 0..5 {
+        let job = async {
+            for _ in 0..100 {
+                coop::consume_budget().await;
+            }
+        };
+        scheduler.spawn(job).await.unwrap();
+    }
+    open.send(()).unwrap();
+    scheduler.wait_idle().await;
+    assert_eq!(scheduler.stats().completed, 6);
+}

@@ -1,0 +1,393 @@
+//! The runtime a scheduler belongs to: none yet, one of several, and one that goes away.
+#![allow(clippy::disallowed_methods, reason = "callers live in plain threads and other runtimes")]
+
+use std::{
+    future::{Future, pending},
+    pin::pin,
+    sync::{Arc, LazyLock, mpsc as threads},
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::{mpsc, oneshot},
+    task::yield_now,
+    time::sleep,
+};
+use tokio_test::{assert_pending, assert_ready_err, task};
+use tower_jobs::{Job, JobError, Outcome, Scheduler, SpawnError, TrySpawnError};
+
+const SHORT: Duration = Duration::from_millis(20);
+/// What real threads are given to do what they do at once, before a test fails.
+const PLENTY: Duration = Duration::from_secs(60);
+
+fn multi(name: &str) -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+fn single() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Runs a future in this thread, without any runtime.
+#[track_caller]
+fn block_on<F: Future>(future: F) -> F::Output {
+    assert!(tokio::runtime::Handle::try_current().is_err());
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut waits = 0;
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        thread::park_timeout(PLENTY / 4);
+        waits += 1;
+        assert!(waits < 100_000, "woken without end, or never");
+    }
+}
+
+async fn thread_name() -> String {
+    thread::current().name().unwrap_or_default().to_owned()
+}
+
+/// Asserts that every accepted job is in one of the terms.
+#[track_caller]
+fn assert_accounted_for(scheduler: &Scheduler) {
+    let s = scheduler.stats();
+    let live = s.deferred + s.pending + s.active;
+    let well = s.completed + s.skipped;
+    let unwell = s.failed + s.panicked + s.timed_out + s.cancelled + s.never_started + s.abandoned;
+    assert_eq!(s.accepted, live + well + unwell, "{s:?}");
+}
+
+#[test]
+fn a_scheduler_in_a_static_needs_no_runtime_until_its_first_job() {
+    static SCHEDULER: LazyLock<Scheduler> = LazyLock::new(Scheduler::new);
+    assert!(SCHEDULER.is_empty() && SCHEDULER.jobs().is_empty());
+    assert_eq!(SCHEDULER.stats().accepted, 0);
+    block_on(SCHEDULER.wait_idle());
+    let runtime = single();
+    let value = runtime.block_on(async { SCHEDULER.spawn(async { 7 }).await.unwrap().await });
+    assert_eq!(value.unwrap(), 7);
+}
+
+#[test]
+fn spawning_without_a_runtime_is_an_error_that_names_the_cure() {
+    let scheduler = Scheduler::new();
+    let refused = [
+        block_on(scheduler.spawn(async {})).unwrap_err(),
+        block_on(scheduler.spawn_with(|_| async {})).unwrap_err(),
+        block_on(scheduler.spawn_blocking(|| ())).unwrap_err(),
+        block_on(scheduler.spawn_timeout(SHORT, async {})).unwrap_err(),
+        block_on(scheduler.job("named").spawn(async {})).unwrap_err(),
+    ];
+    assert_eq!(refused, [SpawnError::NoRuntime; 5]);
+    let error = scheduler.try_spawn(async { 7 }).unwrap_err();
+    assert!(matches!(error, TrySpawnError::NoRuntime(_)));
+    for text in [error.to_string(), refused[0].to_string()] {
+        assert!(text.contains("Scheduler::builder().runtime(handle)"), "{text}");
+    }
+    assert_eq!(block_on(error.into_inner()), 7, "the future is given back");
+    let error = block_on(scheduler.shield(async {})).unwrap_err();
+    let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref());
+    assert_eq!(source, Some(&SpawnError::NoRuntime));
+
+    assert_eq!(scheduler.stats().accepted, 0);
+    assert_eq!(single().block_on(scheduler.shield(async { 7 })).unwrap(), 7, "it is usable still");
+}
+
+#[test]
+fn a_scheduler_that_never_had_a_runtime_closes_without_one() {
+    let scheduler = Scheduler::new();
+    assert!(block_on(scheduler.wait_and_close()).is_clean());
+    assert!(block_on(scheduler.close()).is_clean() && scheduler.is_closed());
+}
+
+#[test]
+fn jobs_run_on_the_runtime_that_was_given() {
+    let runtime = multi("given");
+    let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
+    let name = block_on(async { scheduler.spawn(thread_name()).await.unwrap().await });
+    assert_eq!(name.unwrap(), "given");
+    let elsewhere = multi("elsewhere");
+    assert_eq!(elsewhere.block_on(scheduler.shield(thread_name())).unwrap(), "given");
+}
+
+#[test]
+fn jobs_run_on_the_runtime_of_the_first_one() {
+    let (first, second) = (multi("first"), multi("second"));
+    let scheduler = Scheduler::new();
+    let job = first.block_on(scheduler.spawn(thread_name())).unwrap();
+    assert_eq!(block_on(job).unwrap(), "first");
+    let name = second.block_on(async { scheduler.spawn(thread_name()).await.unwrap().await });
+    assert_eq!(name.unwrap(), "first");
+    let name = second.block_on(async {
+        let scheduler = scheduler.clone();
+        tokio::spawn(async move { scheduler.try_spawn(thread_name()).unwrap().await }).await
+    });
+    assert_eq!(name.unwrap().unwrap(), "first");
+    let of_thread = scheduler.clone();
+    let in_thread = move || {
+        let blocking = || thread::current().name().unwrap_or_default().to_owned();
+        block_on(async { of_thread.spawn_blocking(blocking).await.unwrap().await })
+    };
+    assert_eq!(thread::spawn(in_thread).join().unwrap().unwrap(), "first");
+}
+
+#[test]
+fn a_plain_thread_can_do_all_that_a_task_can() {
+    let runtime = multi("jobs");
+    let scheduler = Scheduler::builder()
+        .limit(1)
+        .pending_limit(1)
+        .close_timeout(SHORT)
+        .runtime(runtime.handle().clone())
+        .build();
+    let stuck = || scheduler.spawn_with(|_| pending::<()>());
+    block_on(async {
+        let mut active = stuck().await.unwrap();
+        let mut queued = scheduler.spawn(async { 7 }).await.unwrap();
+        let refused = scheduler.spawn_timeout(SHORT, async {}).await.unwrap_err();
+        assert_eq!(refused, SpawnError::TimedOut);
+        assert!(active.wait_or_close(SHORT).await.unwrap_err().is_timeout());
+        assert_eq!(queued.wait_or_close(PLENTY).await.unwrap(), 7);
+
+        let mut active = stuck().await.unwrap();
+        assert!(active.close().await.unwrap_err().is_close_timeout());
+        let timed = scheduler.job("timed").timeout(SHORT).spawn(pending::<()>()).await.unwrap();
+        assert!(timed.await.unwrap_err().is_timeout());
+        scheduler.wait_idle().await;
+        stuck().await.unwrap();
+        let report = scheduler.wait_and_close_timeout(SHORT).await;
+        assert_eq!((report.timed_out.len(), report.jobs().count()), (1, 1), "{report}");
+    });
+    assert_accounted_for(&scheduler);
+}
+
+#[test]
+fn a_waiting_spawner_in_a_plain_thread_is_let_in() {
+    let runtime = multi("jobs");
+    let scheduler =
+        Scheduler::builder().limit(1).pending_limit(1).runtime(runtime.handle().clone()).build();
+    let (open, opened) = oneshot::channel::<()>();
+    scheduler.try_spawn(async { drop(opened.await) }).unwrap();
+    scheduler.try_spawn(async {}).unwrap();
+    let waiting = scheduler.clone();
+    let thread = thread::spawn(move || {
+        block_on(async { waiting.spawn(thread_name()).await.unwrap().await })
+    });
+    while scheduler.stats().waiting_spawners == 0 {
+        thread::yield_now();
+    }
+    open.send(()).unwrap();
+    assert_eq!(thread.join().unwrap().unwrap(), "jobs");
+}
+
+/// What is left of a scheduler's life when its runtime is dropped.
+struct Left {
+    scheduler: Scheduler,
+    active: Vec<Job<()>>,
+    queued: Vec<Job<()>>,
+}
+
+/// What no job that is dropped unrun does.
+fn it_ran() {
+    panic!("it ran");
+}
+
+/// A scheduler with three active jobs, of every kind that can be dropped, and two pending ones.
+fn busy(runtime: &Runtime) -> Left {
+    let scheduler = Scheduler::builder().limit(3).pending_limit(2).build();
+    runtime.block_on(async {
+        let active = vec![
+            scheduler.spawn(pending::<()>()).await.expect("there is a place"),
+            scheduler.spawn_with(|_| pending::<()>()).await.expect("there is a place"),
+            scheduler.spawn(async { sleep(PLENTY).await }).await.expect("there is a place"),
+        ];
+        let queued = vec![
+            scheduler.spawn(async { it_ran() }).await.expect("there is a place"),
+            scheduler.spawn_blocking(it_ran).await.expect("there is a place"),
+        ];
+        for _ in 0..10 {
+            yield_now().await;
+        }
+        Left { scheduler, active, queued }
+    })
+}
+
+fn assert_cancelled(result: Result<(), JobError>) {
+    assert!(result.expect_err("a failure").is_cancelled());
+}
+
+#[test]
+fn nothing_hangs_when_the_runtime_goes_away_and_every_job_is_accounted_for() {
+    for runtime in [multi("jobs"), single()] {
+        let Left { scheduler, active, queued } = busy(&runtime);
+        let mut shield = task::spawn(scheduler.shield(pending::<()>()));
+        assert_pending!(shield.poll());
+        let mut spawner = task::spawn(scheduler.spawn(async { it_ran() }));
+        assert_pending!(spawner.poll());
+        let mut idle = task::spawn(scheduler.wait_idle());
+        assert_pending!(idle.poll());
+        drop(runtime);
+
+        assert!(scheduler.is_closed() && scheduler.is_empty());
+        assert!(spawner.is_woken() && shield.is_woken() && idle.is_woken());
+        assert_eq!(assert_ready_err!(spawner.poll()), SpawnError::Closed);
+        assert!(assert_ready_err!(shield.poll()).is_cancelled());
+        block_on(async {
+            idle.await;
+            for mut job in active.into_iter().chain(queued) {
+                assert_cancelled(job.wait_or_close(PLENTY).await);
+                job.close().await.unwrap();
+                job.abort();
+            }
+        });
+        let report = block_on(scheduler.close());
+        assert_eq!((report.cancelled.len(), report.never_started.len()), (4, 2), "{report}");
+        assert_eq!(report.jobs().count(), 6, "{report}");
+        assert_accounted_for(&scheduler);
+    }
+}
+
+#[test]
+fn whoever_waits_outside_is_told_when_the_runtime_goes_away() {
+    for runtime in [multi("jobs"), single()] {
+        let Left { scheduler, mut active, queued } = busy(&runtime);
+        let (polled, polls) = threads::channel();
+        let wait_outside =
+            |wait: task::Spawn<std::pin::Pin<Box<dyn Future<Output = bool> + Send>>>| {
+                let polled = polled.clone();
+                thread::spawn(move || {
+                    let mut wait = wait;
+                    assert_pending!(wait.poll());
+                    polled.send(()).expect("heard");
+                    block_on(wait)
+                })
+            };
+        let [mut first, second, third] = [active.remove(0), active.remove(0), active.remove(0)];
+        let (closes, spawns) = (scheduler.clone(), scheduler.clone());
+        let threads = [
+            wait_outside(task::spawn(Box::pin(async move {
+                first.wait_or_close(PLENTY * 60).await.is_err_and(|error| error.is_cancelled())
+            }))),
+            wait_outside(task::spawn(Box::pin(async move {
+                second.await.is_err_and(|error| error.is_cancelled())
+            }))),
+            wait_outside(task::spawn(Box::pin(async move {
+                let report = closes.wait_and_close_timeout(PLENTY * 60).await;
+                (report.cancelled.len(), report.jobs().count()) == (3, 5)
+            }))),
+            wait_outside(task::spawn(Box::pin(async move {
+                spawns
+                    .spawn_timeout(PLENTY * 60, async {})
+                    .await
+                    .is_err_and(|e| e == SpawnError::Closed)
+            }))),
+        ];
+        for _ in &threads {
+            polls.recv_timeout(PLENTY).unwrap();
+        }
+        drop(runtime);
+        for (n, thread) in threads.into_iter().enumerate() {
+            assert!(thread.join().unwrap(), "waiter {n}");
+        }
+        drop((third, queued));
+        assert_accounted_for(&scheduler);
+    }
+}
+
+#[test]
+fn a_blocking_job_whose_runtime_goes_away_is_abandoned() {
+    let runtime = multi("jobs");
+    let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
+    let (begun, begins) = threads::channel();
+    let (release, released) = threads::channel::<()>();
+    let stuck = move || {
+        begun.send(()).expect("heard");
+        assert_ne!(released.recv_timeout(PLENTY), Err(threads::RecvTimeoutError::Timeout));
+    };
+    let job = block_on(scheduler.job("stuck").spawn_blocking(stuck)).unwrap();
+    begins.recv_timeout(PLENTY).unwrap();
+    runtime.shutdown_background();
+    assert_cancelled(block_on(job));
+    let report = block_on(scheduler.close());
+    let found: Vec<_> = report.jobs().map(|(outcome, job)| (outcome, &*job.name)).collect();
+    assert_eq!(found, [(Outcome::Abandoned, "stuck")]);
+    assert_accounted_for(&scheduler);
+    release.send(()).unwrap();
+}
+
+#[test]
+fn closing_outside_ends_though_nobody_drives_the_runtime() {
+    let runtime = single();
+    let scheduler =
+        Scheduler::builder().close_timeout(SHORT).runtime(runtime.handle().clone()).build();
+    let mut job = block_on(scheduler.spawn(async {})).unwrap();
+    assert!(block_on(job.wait_or_close(SHORT)).unwrap_err().is_timeout());
+    let report = block_on(scheduler.wait_and_close_timeout(SHORT));
+    assert_eq!((report.abandoned.len(), report.jobs().count()), (1, 1), "{report}");
+    drop(runtime);
+    assert_accounted_for(&scheduler);
+}
+
+#[test]
+fn a_job_spawned_after_the_runtime_has_gone_is_cancelled() {
+    for runtime in [multi("jobs"), single()] {
+        let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
+        drop(runtime);
+        let job = block_on(scheduler.spawn(async {})).unwrap();
+        assert_cancelled(block_on(job));
+        assert_eq!(block_on(scheduler.spawn(async {})).unwrap_err(), SpawnError::Closed);
+        assert_eq!(block_on(scheduler.wait_and_close()).cancelled.len(), 1);
+        assert_accounted_for(&scheduler);
+    }
+}
+
+#[test]
+fn jobs_whose_drop_panics_or_spawns_do_no_harm_when_the_runtime_goes_away() {
+    struct OnDrop(Box<dyn FnMut() + Send>);
+    impl Drop for OnDrop {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+    for runtime in [multi("jobs"), single()] {
+        let scheduler = Scheduler::builder().limit(2).build();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let holding = |on_drop: OnDrop| async move {
+            pending::<()>().await;
+            drop(on_drop);
+        };
+        runtime.block_on(async {
+            for _ in 0..2 {
+                let (own, tell) = (scheduler.clone(), tell.clone());
+                let spawning = move || tell.send(own.try_spawn(async {}).is_ok()).expect("heard");
+                scheduler.spawn(holding(OnDrop(Box::new(spawning)))).await.unwrap();
+                let grenade = OnDrop(Box::new(|| panic!("boom")));
+                scheduler.spawn(holding(grenade)).await.unwrap();
+            }
+            yield_now().await;
+        });
+        drop(runtime);
+        assert!(told.try_recv().is_ok() && told.try_recv().is_ok());
+        assert!(scheduler.is_closed() && scheduler.is_empty());
+        block_on(scheduler.close());
+        assert_accounted_for(&scheduler);
+    }
+}
