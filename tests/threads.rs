@@ -8,7 +8,7 @@ use std::{
     panic::resume_unwind,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
         mpsc,
     },
@@ -308,4 +308,31 @@ fn a_job_aborted_while_it_is_first_polled_is_dropped() {
     aborted.send(()).expect("the job waits");
     assert_eq!(is_dropped.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected));
     assert!(block_on(job).is_err_and(|error| error.is_cancelled()));
+}
+
+/// The job has failed and is being reported; the close gives it up meanwhile.
+#[test]
+fn a_failure_whose_telling_outlasts_the_close_is_told_once() {
+    let runtime = two_workers().enable_all().build().expect("a runtime");
+    let (telling, is_telling) = mpsc::channel();
+    let (closed, is_closed) = mpsc::channel();
+    let first = Mutex::new(Some(is_closed));
+    let scheduler = Scheduler::builder()
+        .close_timeout(Duration::ZERO)
+        .runtime(runtime.handle().clone())
+        .on_failure(move |failure| {
+            telling.send(failure.error.is_failed()).expect("the test listens");
+            let is_closed = first.lock().expect("nothing panics here").take();
+            if let Some(is_closed) = is_closed {
+                is_closed.recv_timeout(LONG).expect("the test closes");
+            }
+        })
+        .build();
+    drop(block_on(scheduler.spawn(async { Err::<(), _>("no") })));
+    assert_eq!(is_telling.recv_timeout(LONG), Ok(true));
+    let report = block_on(scheduler.close());
+    assert_eq!(report.abandoned.len(), 1);
+    closed.send(()).expect("the failure is still being told");
+    drop((scheduler, runtime));
+    assert_eq!(is_telling.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected));
 }
