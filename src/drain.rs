@@ -62,7 +62,11 @@ impl Shared {
             Kind::Plain | Kind::Blocking(_) => entry.header().stop(false),
         });
         if !self.idle_by(Some(deadline)).await {
-            self.for_each_job(|entry| entry.header().stop(true));
+            self.for_each_job(|entry| {
+                // The others have been stopped already, and had no time to overrun.
+                let overdue = matches!(entry.header().kind, Kind::Cooperative(_));
+                entry.header().stop(overdue);
+            });
             // Not from the deadline on: a call that was given up may have let that pass long ago.
             if !self.idle_by(Some(Instant::now() + LANDING)).await {
                 self.abandon();

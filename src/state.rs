@@ -64,7 +64,7 @@ pub enum Outcome {
     Completed,
     /// Returned `Err`.
     Failed,
-    /// Panicked, in its code or while it was dropped.
+    /// Panicked, in its code or, once it had started, while it was dropped.
     Panicked,
     /// Exceeded its run timeout, or did not end within `close_timeout` when its scheduler closed.
     TimedOut,

@@ -556,7 +556,10 @@ impl Oracle {
                 0 => self.close(),
                 1 if !self.is_idle() => {
                     for job in self.active.clone() {
-                        self.jobs[job].fate = Some(Fate::Overdue);
+                        // Only who could hear that it was to end can be late.
+                        if self.jobs[job].plan.verb == Verb::SpawnWith {
+                            self.jobs[job].fate = Some(Fate::Overdue);
+                        }
                     }
                 }
                 _ => assert!(self.is_idle(), "all have had the time to be dropped"),
