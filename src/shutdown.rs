@@ -210,6 +210,7 @@ impl Shutdown {
                 phases.connections = began.elapsed() - phases.readiness;
             }
             server.drop_future();
+            tracing::info!(target: "tower_jobs", jobs = self.scheduler.len(), "draining jobs");
             shared.wait_and_close_by(deadline).await
         };
         let closed_in_order = last(trigger.next(), in_order).await;
