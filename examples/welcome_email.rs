@@ -36,19 +36,21 @@ use lettre::{
 };
 use serde::Deserialize;
 use serde_json::json;
-use tokio::{net::TcpListener, sync::oneshot, time::sleep};
-use tower_jobs::{BoxError, DrainReport, Jobs, JobsLayer, Scheduler, SpawnError, Stats};
+use tokio::net::TcpListener;
+use tower_jobs::{
+    BoxError, Jobs, JobsLayer, Scheduler, Shutdown, ShutdownReport, SpawnError, Stats,
+};
 
 /// Messages sent at once, and messages that may wait for that: no more than can be sent within
-/// `DRAIN_TIMEOUT`.
+/// `GRACE`.
 const AT_ONCE: usize = 10;
 const QUEUE: usize = 1_000;
 /// One message may take this long: lettre's own timeout covers only the connecting.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// Open connections may take this long to end once the program is told to stop ...
+/// All this takes no longer once the program is told to stop (Kubernetes kills after 30 s) ...
+const GRACE: Duration = Duration::from_secs(20);
+/// ... and open connections may take this much of it.
 const CONNECTION_GRACE: Duration = Duration::from_secs(5);
-/// ... and the accepted jobs this long after them. Kubernetes kills after 30 s.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
 
 async fn signup(
     State(mailer): State<Mailer>,
@@ -81,13 +83,9 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<DrainReport, BoxError> {
+async fn run() -> Result<ShutdownReport<io::Result<()>>, BoxError> {
     let mailer = Mailer::from_env()?;
-    let scheduler = Scheduler::builder()
-        .limit(AT_ONCE)
-        .pending_limit(QUEUE)
-        .wait_timeout(DRAIN_TIMEOUT)
-        .build();
+    let scheduler = Scheduler::builder().limit(AT_ONCE).pending_limit(QUEUE).build();
     let app = Router::new()
         .route("/signup", post(signup))
         .route("/stats", get(stats))
@@ -99,49 +97,15 @@ async fn run() -> Result<DrainReport, BoxError> {
     let listener = TcpListener::bind(&addr).await.map_err(|error| {
         format!("ADDR {addr:?}: {error}; give HOST:PORT of a free port, like 127.0.0.1:3000")
     })?;
-    let signal = stop_signal()?;
-    println!("listening on http://{}", listener.local_addr()?);
+    let addr = listener.local_addr()?;
 
-    let jobs = scheduler.clone();
-    let (stopping, stopped) = oneshot::channel();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async move {
-        signal.await;
-        tracing::info!("stopping: no new connections");
-        jobs.start_draining(); // the report begins here
-        stopping.send(()).ok();
-    });
-    let deadline = async {
-        stopped.await.ok();
-        sleep(CONNECTION_GRACE).await;
-    };
-    tokio::select! {
-        result = server.into_future() => if let Err(error) = result {
-            tracing::error!("the server failed: {error}");
-        },
-        () = deadline => tracing::warn!("connections still open after {CONNECTION_GRACE:?}"),
-    }
-    tracing::info!("draining: {} jobs left", scheduler.len());
-    Ok(scheduler.wait_and_close().await)
-}
-
-/// Resolves on Ctrl-C or SIGTERM. The signals are caught from the call on, not from the first poll.
-#[cfg(unix)]
-fn stop_signal() -> io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
-}
-
-#[cfg(windows)]
-fn stop_signal() -> io::Result<impl Future<Output = ()>> {
-    let mut ctrl_c = tokio::signal::windows::ctrl_c()?;
-    Ok(async move { drop(ctrl_c.recv().await) })
+    let shutdown = Shutdown::new(&scheduler).grace(GRACE).connection_grace(CONNECTION_GRACE);
+    Ok(shutdown
+        .serve(|stop| {
+            println!("listening on http://{addr}");
+            axum::serve(listener, app).with_graceful_shutdown(stop).into_future()
+        })
+        .await)
 }
 
 /// An environment variable; an empty one counts as unset.

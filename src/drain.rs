@@ -9,7 +9,7 @@ use crate::{
     clock,
     error::JobError,
     job::{Kind, Work},
-    queue::Queue,
+    queue::{Phase, Queue},
     report::DrainReport,
     runner::{Entry, Shared},
     state::Outcome,
@@ -41,20 +41,50 @@ impl Shared {
     pub(crate) fn start_draining(&self) {
         self.drain_began.get_or_init(Instant::now);
         self.queue().announce();
+        self.ending.notify_waiters();
+    }
+
+    /// Resolves when the end has been announced.
+    pub(crate) async fn ending(&self) {
+        let mut ending = pin!(self.ending.notified());
+        ending.as_mut().enable();
+        if self.queue().phase() == Phase::Open {
+            ending.await;
+        }
     }
 
     pub(crate) async fn wait_and_close(self: &Arc<Self>, timeout: Duration) -> DrainReport {
-        self.start_draining();
-        let now = Instant::now();
-        self.queue().drain();
-        // Whether all jobs ended or the time did, what is left is closed.
-        self.idle_by(now.checked_add(timeout)).await;
+        let deadline = Instant::now().checked_add(timeout);
+        self.drain_until(deadline).await;
         self.close().await
     }
 
-    pub(crate) async fn close(self: &Arc<Self>) -> DrainReport {
+    /// Like `wait_and_close`, with all of it over by `deadline`.
+    pub(crate) async fn wait_and_close_by(self: &Arc<Self>, deadline: Instant) -> DrainReport {
+        let closing = self.config.close_timeout + LANDING;
+        self.drain_until(deadline.checked_sub(closing).or(Some(deadline))).await;
+        self.close_by(deadline).await
+    }
+
+    async fn drain_until(&self, deadline: Option<Instant>) {
         self.start_draining();
-        let close_timeout = self.config.close_timeout;
+        self.queue().drain();
+        // Whether all jobs ended or the time did, what is left is closed.
+        self.idle_by(deadline).await;
+    }
+
+    pub(crate) async fn close(self: &Arc<Self>) -> DrainReport {
+        self.close_after(self.config.close_timeout).await
+    }
+
+    /// Like `close`, with all of it over by `deadline`.
+    pub(crate) async fn close_by(self: &Arc<Self>, deadline: Instant) -> DrainReport {
+        let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(LANDING);
+        self.close_after(left.min(self.config.close_timeout)).await
+    }
+
+    async fn close_after(self: &Arc<Self>, close_timeout: Duration) -> DrainReport {
+        self.start_draining();
         let deadline = *self.close_deadline.get_or_init(|| Instant::now() + close_timeout);
         self.close_now();
         self.for_each_job(|entry| match &entry.header().kind {
@@ -78,6 +108,7 @@ impl Shared {
     /// Refuses all spawners, and ends what has not started.
     pub(crate) fn close_now(&self) {
         self.queue().close();
+        self.ending.notify_waiters();
         loop {
             let waiting = self.queue().take_waiters(PAGE);
             if waiting.is_empty() {

@@ -63,6 +63,30 @@ impl<S: Send + Sync, M: 'static> OptionalFromRequestParts<S> for Jobs<M> {
     }
 }
 
+/// A handler for readiness probes: 200, and 503 from the beginning of the end on, so that load
+/// balancers send no more requests here. Needs a [`JobsLayer`](crate::JobsLayer) around it.
+///
+/// ```
+/// # use axum::{Router, routing::get};
+/// # let scheduler = tower_jobs::Scheduler::new();
+/// let app: Router = Router::new()
+///     .route("/ready", get(tower_jobs::readiness))
+///     .route("/live", get(tower_jobs::liveness))
+///     .layer(tower_jobs::JobsLayer::new(scheduler));
+/// ```
+pub async fn readiness(jobs: Jobs) -> Response {
+    if jobs.scheduler().is_draining() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "shutting down").into_response();
+    }
+    "ready".into_response()
+}
+
+/// A handler for liveness probes: 200, also while the server shuts down. A process that drains its
+/// jobs must not be restarted for it.
+pub async fn liveness() -> &'static str {
+    "alive"
+}
+
 impl IntoResponse for SpawnError {
     fn into_response(self) -> Response {
         match self {

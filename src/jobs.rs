@@ -55,6 +55,16 @@ impl<M> Jobs<M> {
         &self.scheduler
     }
 
+    /// Resolves when the server is about to shut down: [`Scheduler::shutting_down`]. A stream that
+    /// could go on for ever ends itself then, so that it does not hold up the connections' end.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any point.
+    pub async fn shutting_down(&self) {
+        self.scheduler.shutting_down().await;
+    }
+
     /// What this request's jobs are labelled with: method and path. The path is axum's matched
     /// path (`/users/{id}`) with the feature `matched-path`, else the request's own, unless
     /// [`JobsLayer::label`](crate::JobsLayer::label) says otherwise.

@@ -47,6 +47,7 @@
 //! | [`JobBuilder`] | a job with a name, a run timeout, a key |
 //! | [`JobsLayer`], [`Jobs`] | one request's view of the scheduler; jobs after the response |
 //! | [`AtomicLayer`] | handlers that a leaving client cannot cut in half |
+//! | [`Shutdown`] | signal, server and jobs under one deadline |
 //! | [`DrainReport`], [`Stats`] | what became of jobs, and how many are where |
 //! | [`docs::middleware_order`] | what other layers, inside or outside, mean for jobs |
 //! | [`docs::testing`] | testing your handlers |
@@ -57,6 +58,7 @@
 //! |---|---|---|
 //! | `axum` | yes | the [`Jobs`] extractor, and spawn errors that are responses; needs `axum-core` only |
 //! | `matched-path` | no | jobs are labelled with axum's matched path (`/users/{id}`) instead of the request's path |
+//! | `shutdown` | no | [`Shutdown`]; needs tokio's `signal` |
 //! | `serde` | no | [`SchedulerConfig`] from configuration files; snapshots that serialize |
 //! | `testing` | no | the module `testing`: schedulers and checks for the tests of applications |
 //!
@@ -101,6 +103,8 @@ mod request;
 mod response;
 mod runner;
 mod scheduler;
+#[cfg(feature = "shutdown")]
+mod shutdown;
 mod spawn;
 mod state;
 #[cfg(feature = "testing")]
@@ -111,7 +115,7 @@ pub use builder::SchedulerBuilder;
 pub use config::SchedulerConfig;
 pub use error::{BoxError, ConfigError, JobError, SpawnError, TrySpawnError};
 #[cfg(feature = "axum")]
-pub use extract::MissingJobs;
+pub use extract::{MissingJobs, liveness, readiness};
 pub use job::{Failure, Job, JobContext, JobInfo, JobOutput};
 pub use jobs::Jobs;
 pub use layer::{JobsLayer, JobsService};
@@ -120,6 +124,8 @@ pub use request::ResponseOutcome;
 pub use response::{ResponseBody, ResponseFuture};
 pub use runner::SpanLink;
 pub use scheduler::Scheduler;
+#[cfg(feature = "shutdown")]
+pub use shutdown::{Phases, ServerEnd, Shutdown, ShutdownReport, Stop};
 pub use spawn::{JobBuilder, RequestScope, Spawn};
 pub use state::{JobId, JobState, Outcome};
 

@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     queue: Mutex<Queue<Entry, Work>>,
     /// Notified by every step that leaves the queue idle.
     pub(crate) idle: Notify,
+    /// Notified when the end is announced.
+    pub(crate) ending: Notify,
     runtime: OnceLock<Handle>,
     span: SpanLink,
     on_failure: Option<Hook>,
@@ -85,6 +87,7 @@ impl Shared {
             queue: Mutex::new(Queue::new(config.limit, config.pending_limit, config.limit_per_key)),
             config,
             idle: Notify::new(),
+            ending: Notify::new(),
             runtime: runtime.map(OnceLock::from).unwrap_or_default(),
             span,
             on_failure,

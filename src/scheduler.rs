@@ -386,6 +386,16 @@ impl Scheduler {
         self.shared().config.wait_timeout
     }
 
+    /// Resolves when the end has begun: when [`is_draining`](Self::is_draining) turns true. For
+    /// streams and loops that must end by themselves.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any point.
+    pub async fn shutting_down(&self) {
+        self.shared().ending().await;
+    }
+
     /// Whether the end has begun: true from the first call of `start_draining`, `wait_and_close` or
     /// `close` on, and for good. What a readiness probe asks.
     pub fn is_draining(&self) -> bool {

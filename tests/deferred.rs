@@ -106,7 +106,7 @@ async fn deferred_jobs_take_places_in_the_queue_only_and_keep_no_other_from_runn
     let open = respond(&scheduler).await;
     let deferred = open.jobs.after_response(async {}).unwrap();
     assert!(matches!(open.jobs.after_response(async {}), Err(TrySpawnError::Full(_))));
-    let running = scheduler.try_spawn(std::future::pending::<()>()).unwrap();
+    let running = scheduler.try_spawn(pending::<()>()).unwrap();
     assert!(running.is_active() && deferred.is_deferred());
     assert!(matches!(scheduler.try_spawn(async {}), Err(TrySpawnError::Full(_))));
     drop(open.response);

@@ -143,7 +143,7 @@ async fn a_sign_up_that_got_its_202_is_delivered_once_although_sigterm_came() {
     }
     assert_eq!(stats(address).await["completed"], 0);
     program.terminate().await;
-    program.stderr.line_with("stopping").await;
+    program.stderr.line_with("shutting down").await;
     finish.send_replace(true);
     while let Some(answer) = support::within("a sign-up", answers.recv()).await {
         record(answer);

@@ -1,0 +1,510 @@
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    time::{self, Instant},
+};
+
+use crate::{
+    config,
+    contain::{contain, discard, forget_panic},
+    error::JobError,
+    job::{JobInfo, JobOutput},
+    report::DrainReport,
+    scheduler::Scheduler,
+};
+
+type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+type OnUnstarted = Box<dyn Fn(JobInfo) + Send + Sync>;
+
+/// Ends a server and its jobs in order, under one deadline.
+///
+/// ```no_run
+/// # #[cfg(feature = "axum")] mod example {
+/// use axum::{Router, routing::get};
+/// use tower_jobs::{JobsLayer, Scheduler, Shutdown};
+///
+/// # async fn main() -> std::io::Result<()> {
+/// let scheduler = Scheduler::new();
+/// let app = Router::new()
+///     .route("/ready", get(tower_jobs::readiness))
+///     .layer(JobsLayer::new(scheduler.clone()));
+/// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+///
+/// let report = Shutdown::new(&scheduler)
+///     .serve(|stop| axum::serve(listener, app).with_graceful_shutdown(stop).into_future())
+///     .await;
+/// println!("{report}");
+/// std::process::exit(if report.is_clean() { 0 } else { 1 });
+/// # }
+/// # }
+/// ```
+///
+/// # The order
+///
+/// 1. The signal: SIGTERM or Ctrl-C, or what [`on`](Self::on) says. The clock of
+///    [`grace`](Self::grace) starts, once and for all that follows.
+/// 2. [`Scheduler::is_draining`] turns true, so a readiness probe fails, and
+///    [`Scheduler::shutting_down`] resolves, so long streams can end themselves. The server goes
+///    on as before for [`readiness_delay`](Self::readiness_delay), until the load balancer has
+///    noticed.
+/// 3. The server is told to stop accepting, and has [`connection_grace`](Self::connection_grace) to
+///    finish its connections. Their handlers may still spawn jobs. A server that has not finished by
+///    then is dropped.
+/// 4. Jobs have what is left of the grace, less the scheduler's `close_timeout`:
+///    [`Scheduler::wait_and_close_timeout`].
+/// 5. What then still runs is told to end, and dropped when it does not: [`Scheduler::close`].
+///
+/// A second signal goes straight to 5. A server that ends by itself, fails or panics goes to 4,
+/// with the whole grace ahead of it.
+///
+/// # Guarantees
+///
+/// [`serve`](Self::serve) comes back by the end of the grace (some 20 ms more if a job does not let
+/// itself be dropped), whatever connections and jobs do, as long as something on this runtime can
+/// run: on a current-thread runtime a job that never awaits stops this too. The
+/// [`ShutdownReport`] tells what became of everything.
+///
+/// # What it does not do
+///
+/// - It does not end the process. A blocking thread that is still at work then holds up the end of
+///   the runtime: call [`std::process::exit`], as above, or
+///   [`shutdown_timeout`](tokio::runtime::Runtime::shutdown_timeout).
+/// - It cannot end connections that a server runs in tasks of its own, as `axum::serve` does. They
+///   live until the process ends, and what they spawn once the scheduler is closed is refused.
+///
+/// # In Kubernetes
+///
+/// The kubelet runs `preStop`, sends SIGTERM, and kills `terminationGracePeriodSeconds` after it
+/// *began*. So the period must hold the hook, the grace, and some room to exit:
+///
+/// ```yaml
+/// spec:
+///   terminationGracePeriodSeconds: 35      # 5 (preStop) + 25 (grace) + 5 to spare
+///   containers:
+///     - name: web
+///       lifecycle:
+///         preStop: { sleep: { seconds: 5 } }   # until the endpoint is out of the balancers
+///       readinessProbe:
+///         httpGet: { path: /ready, port: 3000 }
+///         periodSeconds: 2
+/// ```
+///
+/// With `preStop` no `readiness_delay` is needed; without it, set one of about two probe periods
+/// (it is part of the grace). systemd: `TimeoutStopSec=30` and `KillMode=mixed`. Docker:
+/// `docker stop --timeout 30`, and `exec` in the entry point so that the signal arrives.
+#[must_use = "nothing is served until `serve` is awaited"]
+pub struct Shutdown {
+    scheduler: Scheduler,
+    grace: Duration,
+    connection_grace: Duration,
+    readiness_delay: Duration,
+    trigger: Option<Trigger>,
+    on_unstarted: Option<OnUnstarted>,
+}
+
+impl Shutdown {
+    /// A shutdown of `scheduler`, on SIGTERM or Ctrl-C.
+    pub fn new(scheduler: &Scheduler) -> Self {
+        Self {
+            scheduler: scheduler.clone(),
+            grace: Duration::from_secs(25),
+            connection_grace: Duration::from_secs(10),
+            readiness_delay: Duration::ZERO,
+            trigger: None,
+            on_unstarted: None,
+        }
+    }
+
+    /// How long everything together may take, counted from the signal. Defaults to 25 s:
+    /// Kubernetes kills after 30.
+    ///
+    /// # Panics
+    ///
+    /// If it is longer than 365 days.
+    #[track_caller]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = accept("grace", grace);
+        self
+    }
+
+    /// How long connections may take to finish after the server has stopped accepting, within the
+    /// grace. Defaults to 10 s.
+    ///
+    /// # Panics
+    ///
+    /// If it is longer than 365 days.
+    #[track_caller]
+    pub fn connection_grace(mut self, grace: Duration) -> Self {
+        self.connection_grace = accept("connection_grace", grace);
+        self
+    }
+
+    /// How long the server goes on accepting after the signal, within the grace, so that load
+    /// balancers can notice. Defaults to none.
+    ///
+    /// # Panics
+    ///
+    /// If it is longer than 365 days.
+    #[track_caller]
+    pub fn readiness_delay(mut self, delay: Duration) -> Self {
+        self.readiness_delay = accept("readiness_delay", delay);
+        self
+    }
+
+    /// Begins when `trigger` resolves, instead of on a signal. There is then no second one.
+    pub fn on(mut self, trigger: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.trigger = Some(Trigger::Once(Some(Box::pin(trigger))));
+        self
+    }
+
+    /// Is given every job that never started, once all is over, to save it elsewhere.
+    pub fn on_unstarted(mut self, hook: impl Fn(JobInfo) + Send + Sync + 'static) -> Self {
+        self.on_unstarted = Some(Box::new(hook));
+        self
+    }
+
+    /// Runs the server that `serve` makes until it is time to stop, then ends it and the jobs.
+    ///
+    /// `serve` is given what the server must wait for to stop accepting: see [`Stop`]. The server
+    /// may be any future, and give anything.
+    ///
+    /// # Panics
+    ///
+    /// If signals are awaited and cannot be: outside a tokio runtime, or in one without IO.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped early, it drops the server and leaves the jobs running.
+    pub async fn serve<S: Future>(
+        self,
+        serve: impl FnOnce(Stop) -> S,
+    ) -> ShutdownReport<S::Output> {
+        // Before anything else, so that no signal is missed.
+        let mut trigger = self.trigger.unwrap_or_else(Trigger::signals);
+        let (stopping, stopped) = watch::channel(false);
+        let mut server = Server::new(serve(Stop::new(stopped)));
+        let signalled = first(trigger.next(), server.run()).await.is_some();
+
+        let began = Instant::now();
+        let deadline = began + self.grace;
+        let shared = self.scheduler.shared();
+        self.scheduler.start_draining();
+        tracing::info!(target: "tower_jobs", signalled, jobs = self.scheduler.len(), "shutting down");
+        let mut phases = Phases::default();
+        let in_order = async {
+            if signalled {
+                let delay = (began + self.readiness_delay).min(deadline);
+                first(time::sleep_until(delay), server.run()).await;
+                phases.readiness = began.elapsed();
+                stopping.send_replace(true);
+                let connections = (Instant::now() + self.connection_grace).min(deadline);
+                first(time::sleep_until(connections), server.run()).await;
+                phases.connections = began.elapsed() - phases.readiness;
+            }
+            server.drop_future();
+            tracing::info!(target: "tower_jobs", jobs = self.scheduler.len(), "draining jobs");
+            shared.wait_and_close_by(deadline).await
+        };
+        let closed_in_order = last(trigger.next(), in_order).await;
+        let jobs = match closed_in_order {
+            Some(report) => report,
+            None => {
+                tracing::warn!(target: "tower_jobs", "signalled again: closing now");
+                server.drop_future();
+                shared.close_by(deadline).await
+            }
+        };
+        phases.jobs = began.elapsed() - phases.readiness - phases.connections;
+
+        if let Some(hook) = &self.on_unstarted {
+            for job in &jobs.never_started {
+                if let Err(payload) = contain(|| hook(job.clone())) {
+                    tracing::error!(target: "tower_jobs", %job, "on_unstarted panicked");
+                    forget_panic(payload);
+                }
+            }
+        }
+        let report = ShutdownReport { server: server.end(), jobs, phases };
+        report.log();
+        report
+    }
+}
+
+impl fmt::Debug for Shutdown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shutdown")
+            .field("scheduler", &self.scheduler)
+            .field("grace", &self.grace)
+            .field("connection_grace", &self.connection_grace)
+            .field("readiness_delay", &self.readiness_delay)
+            .finish_non_exhaustive()
+    }
+}
+
+#[track_caller]
+fn accept(setting: &str, value: Duration) -> Duration {
+    if let Err(error) = config::timeout(setting, value) {
+        panic!("{error}");
+    }
+    value
+}
+
+/// What `event` gave, unless `other` came first.
+async fn first<T>(event: impl Future<Output = T>, other: impl Future) -> Option<T> {
+    let (mut event, mut other) = (pin!(event), pin!(other));
+    poll_fn(|cx| {
+        if let Poll::Ready(value) = event.as_mut().poll(cx) {
+            return Poll::Ready(Some(value));
+        }
+        other.as_mut().poll(cx).map(|_| None)
+    })
+    .await
+}
+
+/// What `work` gave, unless `event` came first.
+async fn last<T>(event: impl Future, work: impl Future<Output = T>) -> Option<T> {
+    let mut given = None;
+    first(event, async { given = Some(work.await) }).await;
+    given
+}
+
+/// Resolves when the server must stop accepting: what `axum::serve(..).with_graceful_shutdown(..)`
+/// takes. Clones resolve together.
+pub struct Stop {
+    stopped: watch::Receiver<bool>,
+    waiting: BoxFuture,
+}
+
+impl Stop {
+    fn new(stopped: watch::Receiver<bool>) -> Self {
+        let mut receiver = stopped.clone();
+        // The sender goes only when `serve` does, and the server with it.
+        let waiting = Box::pin(async move { drop(receiver.wait_for(|stopped| *stopped).await) });
+        Self { stopped, waiting }
+    }
+}
+
+impl Clone for Stop {
+    fn clone(&self) -> Self {
+        Self::new(self.stopped.clone())
+    }
+}
+
+impl Future for Stop {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.waiting.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stop").field("stopped", &*self.stopped.borrow()).finish()
+    }
+}
+
+/// When to shut down, and when to hurry.
+enum Trigger {
+    Once(Option<BoxFuture>),
+    Signals(Signals),
+}
+
+impl Trigger {
+    fn signals() -> Self {
+        match Signals::new() {
+            Ok(signals) => Self::Signals(signals),
+            Err(error) => panic!(
+                "cannot await signals: {error}; name another trigger with Shutdown::on(future)"
+            ),
+        }
+    }
+
+    async fn next(&mut self) {
+        match self {
+            Self::Signals(signals) => signals.next().await,
+            Self::Once(trigger) => {
+                match trigger {
+                    Some(future) => future.await,
+                    None => return std::future::pending().await,
+                }
+                *trigger = None;
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (interrupt, terminate) = (SignalKind::interrupt(), SignalKind::terminate());
+        Ok(Self { interrupt: signal(interrupt)?, terminate: signal(terminate)? })
+    }
+
+    async fn next(&mut self) {
+        first(self.interrupt.recv(), self.terminate.recv()).await;
+    }
+}
+
+#[cfg(windows)]
+struct Signals(tokio::signal::windows::CtrlC);
+
+#[cfg(windows)]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        tokio::signal::windows::ctrl_c().map(Self)
+    }
+
+    async fn next(&mut self) {
+        self.0.recv().await;
+    }
+}
+
+/// The server, and how it ended.
+struct Server<S: Future> {
+    future: Option<Pin<Box<S>>>,
+    end: ServerEnd<S::Output>,
+}
+
+impl<S: Future> Server<S> {
+    fn new(future: S) -> Self {
+        Self { future: Some(Box::pin(future)), end: ServerEnd::Unfinished }
+    }
+
+    /// Resolves when the server has ended.
+    async fn run(&mut self) {
+        poll_fn(|cx| self.poll(cx)).await;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(future) = &mut self.future else { return Poll::Ready(()) };
+        self.end = match contain(|| future.as_mut().poll(cx)) {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(output)) => ServerEnd::Finished(output),
+            Err(payload) => ServerEnd::Panicked(JobError::panicked(payload)),
+        };
+        self.drop_future();
+        Poll::Ready(())
+    }
+
+    fn drop_future(&mut self) {
+        discard(self.future.take());
+    }
+
+    fn end(self) -> ServerEnd<S::Output> {
+        self.end
+    }
+}
+
+/// How the server of a [`Shutdown`] ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ServerEnd<T> {
+    /// By itself, with this.
+    Finished(T),
+    /// Not in time: it was dropped with connections still open.
+    Unfinished,
+    /// It panicked.
+    Panicked(JobError),
+}
+
+impl<T> ServerEnd<T> {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Finished(_) => "finished",
+            Self::Unfinished => "unfinished",
+            Self::Panicked(_) => "panicked",
+        }
+    }
+}
+
+/// How long the phases of a shutdown took. Together they are all the time from the signal on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Phases {
+    /// From the signal until the server was told to stop accepting.
+    pub readiness: Duration,
+    /// From then until the server ended, or was dropped.
+    pub connections: Duration,
+    /// From then until the last job ended, or was given up.
+    pub jobs: Duration,
+}
+
+/// What a [`Shutdown`] did. `Display` is one line.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ShutdownReport<T> {
+    /// How the server ended.
+    pub server: ServerEnd<T>,
+    /// What became of the jobs, from the signal on.
+    pub jobs: DrainReport,
+    /// How long it took.
+    pub phases: Phases,
+}
+
+impl<T: JobOutput> ShutdownReport<T> {
+    /// Whether the server finished without an error and every job ended well. What an exit code of
+    /// 0 should mean.
+    pub fn is_clean(&self) -> bool {
+        matches!(&self.server, ServerEnd::Finished(output) if !output.is_failure())
+            && self.jobs.is_clean()
+    }
+}
+
+impl<T> ShutdownReport<T> {
+    fn log(&self) {
+        let Phases { readiness, connections, jobs } = self.phases;
+        let well = matches!(self.server, ServerEnd::Finished(_)) && self.jobs.is_clean();
+        macro_rules! event {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "tower_jobs",
+                    server = self.server.as_str(),
+                    ?readiness,
+                    ?connections,
+                    ?jobs,
+                    "{self}"
+                )
+            };
+        }
+        if well { event!(info) } else { event!(warn) }
+    }
+}
+
+impl<T> fmt::Display for ShutdownReport<T> {
+    /// `server finished; drained in 12 ms: 3 completed`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.server {
+            ServerEnd::Panicked(error) => write!(f, "server panicked ({error}); {}", self.jobs),
+            end => write!(f, "server {}; {}", end.as_str(), self.jobs),
+        }
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<T> serde::Serialize for ShutdownReport<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let mut report = serializer.serialize_struct("ShutdownReport", 3)?;
+        report.serialize_field("server", self.server.as_str())?;
+        report.serialize_field("jobs", &self.jobs)?;
+        report.serialize_field("phases", &self.phases)?;
+        report.end()
+    }
+}
