@@ -130,6 +130,6 @@ pub use spawn::{JobBuilder, RequestScope, Spawn};
 pub use state::{JobId, JobState, Outcome};
 
 /// The README's code, compiled.
-#[cfg(all(doctest, feature = "axum"))]
+#[cfg(all(doctest, feature = "axum", feature = "shutdown"))]
 #[doc = include_str!("../README.md")]
 pub struct ReadMe;
