@@ -528,6 +528,13 @@ impl<T> Spawn<T> {
         }
     }
 
+    fn leave(&mut self) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let (effects, waker) = self.shared.queue().leave(ticket, Instant::now());
+        drop(waker);
+        self.shared.follow(effects);
+    }
+
     fn poll_admit(
         &mut self,
         entry: &Entry,
@@ -578,8 +585,16 @@ impl<T: Send + 'static> Future for Spawn<T> {
         let admitted = ready!(self.poll_admit(&entry, cx));
         self.cell = None;
         self.work = None;
-        self.shared.follow(admitted?);
+        let effects = match admitted {
+            Ok(effects) => effects,
+            Err(error) => {
+                // A place that it was granted is not held until this is dropped.
+                self.leave();
+                return Poll::Ready(Err(error));
+            }
+        };
         self.ticket = None;
+        self.shared.follow(effects);
         let job = Job::new(cell, self.shared.clone());
         #[cfg(feature = "testing")]
         if self.shared.is_inline() {
@@ -606,10 +621,7 @@ impl<T: Send + 'static> Spawn<T> {
 
 impl<T> Drop for Spawn<T> {
     fn drop(&mut self) {
-        let Some(ticket) = self.ticket else { return };
-        let (effects, waker) = self.shared.queue().leave(ticket, Instant::now());
-        drop(waker);
-        self.shared.follow(effects);
+        self.leave();
     }
 }
 
