@@ -16,7 +16,8 @@ type Panic = Box<dyn Any + Send>;
 pub enum SpawnError {
     /// The scheduler is closed.
     Closed,
-    /// All running places are taken, and `pending_limit` is 0: there is no queue to wait in.
+    /// All running places, or those of its [key](crate::JobBuilder::key), are taken, and
+    /// `pending_limit` is 0: there is no queue to wait in.
     Full,
     /// No place came free within the time given to `spawn_timeout`.
     TimedOut,
@@ -49,7 +50,8 @@ impl Error for SpawnError {}
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TrySpawnError<F> {
-    /// All places, running and waiting, are taken, or other spawners wait for one already.
+    /// All places, running and waiting, are taken, or other spawners wait for one already. Or the
+    /// job's [key](crate::JobBuilder::key) is at its limit, and all places to wait in are taken.
     Full(F),
     /// The scheduler is closed.
     Closed(F),

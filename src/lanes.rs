@@ -229,6 +229,12 @@ impl Lanes {
     pub(crate) fn waiting_count(&self) -> usize {
         self.waiting.len()
     }
+
+    /// How many lanes there are.
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> usize {
+        self.lanes.len()
+    }
 }
 
 fn forget_if_empty(lane: OccupiedEntry<'_, Key, Lane>) {
@@ -237,3 +243,6 @@ fn forget_if_empty(lane: OccupiedEntry<'_, Key, Lane>) {
         lane.remove();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,9 @@
 //! # Invariants
 //!
 //! 1. At most `limit` jobs run (shielded work aside), and at most `limit_per_key` of one key.
-//! 2. At most `pending_limit` jobs are pending, and no more places are held than there are.
+//! 2. At most `pending_limit` jobs are pending, and no more places are held than there are. (If it
+//!    is 0, a job that was deferred still waits, in the running place that it has, while its key
+//!    is at its limit.)
 //! 3. A job is pending only while `limit` jobs run or `limit_per_key` of its key are let in:
 //!    nothing idles beside a backlog, not even for a spawner that has been granted a place and is
 //!    slow to use it.
@@ -242,6 +244,8 @@ impl<R: Entry, W> Queue<R, W> {
         // A job that takes over from another has that one's place.
         let has_room = match how {
             Admit::Outside => true,
+            // It would have to wait, and there is nothing to wait in.
+            Admit::Limited if self.pending_limit == 0 && !self.lanes.is_open(entry.key()) => false,
             _ if replaced.is_some() => true,
             Admit::Limited if self.lanes.is_open(entry.key()) => !self.is_full(),
             Admit::Limited => self.has_room_to_wait(),

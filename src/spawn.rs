@@ -152,9 +152,14 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
+        #[cfg(feature = "testing")]
+        let is_inline = self.shared.is_inline();
         let spawn = self.spawn(future);
         async move {
             let deadline = Instant::now().checked_add(timeout);
+            // Inline there is no wait for a place, and what takes its time is the job.
+            #[cfg(feature = "testing")]
+            let deadline = deadline.filter(|_| !is_inline);
             clock::timeout_at(deadline, spawn).await.unwrap_or(Err(SpawnError::TimedOut))
         }
     }
@@ -519,6 +524,13 @@ impl<T> Spawn<T> {
         }
     }
 
+    fn leave(&mut self) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let (effects, waker) = self.shared.queue().leave(ticket, Instant::now());
+        drop(waker);
+        self.shared.follow(effects);
+    }
+
     fn poll_admit(
         &mut self,
         entry: &Entry,
@@ -569,8 +581,16 @@ impl<T: Send + 'static> Future for Spawn<T> {
         let admitted = ready!(self.poll_admit(&entry, cx));
         self.cell = None;
         self.work = None;
-        self.shared.follow(admitted?);
+        let effects = match admitted {
+            Ok(effects) => effects,
+            Err(error) => {
+                // A place that it was granted is not held until this is dropped.
+                self.leave();
+                return Poll::Ready(Err(error));
+            }
+        };
         self.ticket = None;
+        self.shared.follow(effects);
         let job = Job::new(cell, self.shared.clone());
         #[cfg(feature = "testing")]
         if self.shared.is_inline() {
@@ -597,10 +617,7 @@ impl<T: Send + 'static> Spawn<T> {
 
 impl<T> Drop for Spawn<T> {
     fn drop(&mut self) {
-        let Some(ticket) = self.ticket else { return };
-        let (effects, waker) = self.shared.queue().leave(ticket, Instant::now());
-        drop(waker);
-        self.shared.follow(effects);
+        self.leave();
     }
 }
 

@@ -105,6 +105,7 @@ impl Recorder {
 
     /// Runs the recorded jobs, and those that they spawn, one after the other, each to its end.
     /// Those that still wait for their response are left. Gives the failures that nobody awaits.
+    /// A job that waits for another recorded one never ends.
     ///
     /// # Panics
     ///
@@ -118,6 +119,9 @@ impl Recorder {
             let entry = start.entry.clone();
             shared.follow(effects);
             shared.wait_until(|_| entry.header().is_finished()).await;
+            let info = entry.header().info(Instant::now());
+            lock(&self.ran).retain(|job| job.id != info.id);
+            lock(&self.ran).push(info);
             self.pass_on_panics();
         }
         mem::take(&mut *lock(&self.failures))

@@ -1,5 +1,6 @@
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     env,
     hash::{BuildHasher, RandomState},
     rc::Rc,
@@ -18,41 +19,76 @@ use proptest::{
 
 use super::*;
 
+/// What a job is called: its key, and its unique key with whether it replaces.
+#[derive(Clone, Copy, Debug, Default)]
+struct Names {
+    key: Option<&'static str>,
+    unique: Option<(&'static str, bool)>,
+}
+
+const NO_NAMES: Names = Names { key: None, unique: None };
+
+fn key(key: &'static str) -> Names {
+    Names { key: Some(key), ..NO_NAMES }
+}
+
+fn unique(unique: &'static str) -> Names {
+    Names { unique: Some((unique, false)), ..NO_NAMES }
+}
+
+fn replacing(unique: &'static str) -> Names {
+    Names { unique: Some((unique, true)), ..NO_NAMES }
+}
+
 /// What the table keeps of a job: what it has been told of itself.
 #[derive(Clone)]
-struct Job(Rc<(JobId, Cell<JobState>, Cell<usize>)>);
+struct Job(Rc<Told>);
+
+struct Told {
+    id: JobId,
+    state: Cell<JobState>,
+    slot: Cell<usize>,
+    key: Option<Arc<str>>,
+    unique: Option<Unique>,
+}
 
 impl Job {
-    fn new() -> Self {
-        Self(Rc::new((JobId::next(), Cell::new(JobState::Deferred), Cell::new(usize::MAX))))
+    fn new(names: Names) -> Self {
+        Self(Rc::new(Told {
+            id: JobId::next(),
+            state: Cell::new(JobState::Deferred),
+            slot: Cell::new(usize::MAX),
+            key: names.key.map(Arc::from),
+            unique: names.unique.map(|(key, replace)| Unique { key: key.into(), replace }),
+        }))
     }
 
     fn state(&self) -> JobState {
-        self.0.1.get()
+        self.0.state.get()
     }
 
     fn slot(&self) -> usize {
-        self.0.2.get()
+        self.0.slot.get()
     }
 }
 
 impl Entry for Job {
     fn id(&self) -> JobId {
-        self.0.0
+        self.0.id
     }
 
     fn key(&self) -> Option<&Arc<str>> {
-        None
+        self.0.key.as_ref()
     }
 
     fn unique(&self) -> Option<&Unique> {
-        None
+        self.0.unique.as_ref()
     }
 
     fn moved(&self, state: JobState, slot: usize) {
         assert!(state >= self.state(), "from {:?} back to {state:?}", self.state());
-        self.0.1.set(state);
-        self.0.2.set(slot);
+        self.0.state.set(state);
+        self.0.slot.set(slot);
     }
 }
 
@@ -94,10 +130,12 @@ struct Bench {
     now: Instant,
     /// Jobs in the order in which they were started.
     started: Vec<usize>,
+    /// Jobs in the order in which others took over from them.
+    replaced: Vec<usize>,
     idle: bool,
 }
 
-use Answer::{Closed, Full, Taken, Waits};
+use Answer::{Closed, Duplicate, Full, Taken, Waits};
 
 /// What became of an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,15 +144,26 @@ enum Answer {
     Waits(Ticket),
     Full,
     Closed,
+    /// The number of the job that is there already.
+    Duplicate(usize),
 }
 
 impl Bench {
     fn new(limit: impl Into<Option<usize>>, pending_limit: impl Into<Option<usize>>) -> Self {
+        Self::with_keys(limit, pending_limit, None)
+    }
+
+    fn with_keys(
+        limit: impl Into<Option<usize>>,
+        pending_limit: impl Into<Option<usize>>,
+        limit_per_key: impl Into<Option<usize>>,
+    ) -> Self {
         Self {
-            queue: Queue::new(limit.into(), pending_limit.into(), None),
+            queue: Queue::new(limit.into(), pending_limit.into(), limit_per_key.into()),
             jobs: Vec::new(),
             now: Instant::now(),
             started: Vec::new(),
+            replaced: Vec::new(),
             idle: true,
         }
     }
@@ -123,6 +172,10 @@ impl Bench {
         if let Some(start) = effects.start {
             assert_eq!(start.entry.state(), JobState::Active);
             self.started.push(start.work.take());
+        }
+        if let Some((entry, work)) = effects.replaced {
+            assert_eq!(entry.state(), JobState::Finished);
+            self.replaced.push(work.take());
         }
         effects.wake.into_iter().for_each(Waker::wake);
         self.idle = effects.idle;
@@ -136,16 +189,19 @@ impl Bench {
             }
             Err(Refusal::Full) => Full,
             Err(Refusal::Closed) => Closed,
-            Err(refusal) => panic!("{refusal:?}"),
+            Err(Refusal::Duplicate(id)) => {
+                let first = self.jobs.iter().position(|job| job.id() == id);
+                Duplicate(first.expect("a job that was offered"))
+            }
         }
     }
 
     fn offer(&mut self) -> Answer {
-        self.offer_as(Admit::Limited)
+        self.offer_as(Admit::Limited, NO_NAMES)
     }
 
-    fn offer_as(&mut self, how: Admit) -> Answer {
-        let job = Job::new();
+    fn offer_as(&mut self, how: Admit, names: Names) -> Answer {
+        let job = Job::new(names);
         self.jobs.push(job.clone());
         let number = self.jobs.len() - 1;
         let result = self.queue.admit(how, &job, || Task(number, false), self.now);
@@ -153,8 +209,8 @@ impl Bench {
     }
 
     /// Offers a job, and joins the line if the queue is full.
-    fn offer_or_wait(&mut self, bell: &Arc<Bell>) -> Answer {
-        match self.offer() {
+    fn offer_or_wait(&mut self, names: Names, bell: &Arc<Bell>) -> Answer {
+        match self.offer_as(Admit::Limited, names) {
             Full => {
                 let job = self.jobs.last().expect("just offered");
                 Waits(self.queue.wait(job, bell.clone().into()))
@@ -215,6 +271,19 @@ impl Bench {
     fn offer_all<const N: usize>(&mut self) -> [Answer; N] {
         [(); N].map(|()| self.offer())
     }
+
+    fn offer_named<const N: usize>(&mut self, names: [Names; N]) -> [Answer; N] {
+        names.map(|names| self.offer_as(Admit::Limited, names))
+    }
+
+    /// A spawner joins the line.
+    fn join(&mut self, names: Names) -> (Ticket, Arc<Bell>) {
+        let bell = Arc::new(Bell::default());
+        match self.offer_or_wait(names, &bell) {
+            Waits(ticket) => (ticket, bell),
+            answer => panic!("{answer:?}"),
+        }
+    }
 }
 
 impl Drop for Bench {
@@ -245,12 +314,12 @@ fn no_more_than_limit_jobs_run() {
 fn shielded_work_holds_no_place() {
     let mut bench = Bench::new(1, 0);
     assert_eq!(bench.offer_all(), [Taken, Full]);
-    assert_eq!(bench.offer_as(Admit::Outside), Taken);
+    assert_eq!(bench.offer_as(Admit::Outside, NO_NAMES), Taken);
     assert_eq!(bench.started, [0, 2]);
     bench.finish(2, Outcome::Completed);
     assert_eq!(bench.offer(), Full);
     bench.finish(0, Outcome::Completed);
-    assert_eq!(bench.offer_as(Admit::Outside), Taken);
+    assert_eq!(bench.offer_as(Admit::Outside, NO_NAMES), Taken);
     assert_eq!(bench.offer(), Taken);
 }
 
@@ -258,7 +327,7 @@ fn shielded_work_holds_no_place() {
 #[test]
 fn a_deferred_job_is_refused_at_once_or_never() {
     let mut bench = Bench::new(2, 0);
-    assert_eq!([(); 3].map(|()| bench.offer_as(Admit::Deferred)), [Taken, Taken, Full]);
+    assert_eq!([(); 3].map(|()| bench.offer_as(Admit::Deferred, NO_NAMES)), [Taken, Taken, Full]);
     assert_eq!(bench.offer(), Full);
     assert_eq!(bench.counts(), (0, 0));
     bench.begin(1);
@@ -272,7 +341,7 @@ fn a_deferred_job_is_refused_at_once_or_never() {
 #[test]
 fn a_job_starts_at_once_though_deferred_ones_have_places() {
     let mut bench = Bench::new(1, 2);
-    assert_eq!([(); 3].map(|()| bench.offer_as(Admit::Deferred)), [Taken, Taken, Full]);
+    assert_eq!([(); 3].map(|()| bench.offer_as(Admit::Deferred, NO_NAMES)), [Taken, Taken, Full]);
     assert_eq!(bench.offer_all(), [Taken, Full]);
     assert_eq!(bench.started, [3]);
     bench.begin(0);
@@ -287,7 +356,7 @@ fn a_job_starts_at_once_though_deferred_ones_have_places() {
 #[test]
 fn a_deferred_job_does_not_begin_once_the_queue_is_closed() {
     let mut bench = Bench::new(2, None);
-    assert_eq!(bench.offer_as(Admit::Deferred), Taken);
+    assert_eq!(bench.offer_as(Admit::Deferred, NO_NAMES), Taken);
     bench.queue.close();
     bench.begin(0);
     assert!(bench.started.is_empty());
@@ -337,7 +406,8 @@ fn a_place_that_comes_free_starts_the_next_pending_job_in_the_same_step() {
 fn a_job_starts_at_once_though_spawners_have_not_used_their_places_yet() {
     let (mut bench, bells) = (Bench::new(1, 1), [(); 2].map(|()| Arc::new(Bell::default())));
     bench.offer_all::<2>();
-    let [Waits(first), Waits(second)] = [0, 1].map(|n| bench.offer_or_wait(&bells[n])) else {
+    let [Waits(first), Waits(second)] = [0, 1].map(|n| bench.offer_or_wait(NO_NAMES, &bells[n]))
+    else {
         panic!("both must wait");
     };
     bench.finish(0, Outcome::Completed);
@@ -356,7 +426,7 @@ fn a_job_starts_at_once_though_spawners_have_not_used_their_places_yet() {
 fn a_newcomer_does_not_overtake_a_waiting_spawner() {
     let (mut bench, bell) = (Bench::new(1, 1), Arc::new(Bell::default()));
     bench.offer_all::<2>();
-    let Waits(ticket) = bench.offer_or_wait(&bell) else { panic!("the queue is full") };
+    let Waits(ticket) = bench.offer_or_wait(NO_NAMES, &bell) else { panic!("the queue is full") };
     bench.finish(0, Outcome::Completed);
     assert_eq!(bench.offer(), Full, "the place that came free is the spawner's");
     assert_eq!(bench.ask(2, ticket, &bell), Taken);
@@ -367,7 +437,7 @@ fn a_newcomer_does_not_overtake_a_waiting_spawner() {
 fn a_spawner_that_leaves_leaks_no_place() {
     let (mut bench, bells) = (Bench::new(1, 1), [(); 3].map(|()| Arc::new(Bell::default())));
     bench.offer_all::<2>();
-    let tickets = [0, 1, 2].map(|n| match bench.offer_or_wait(&bells[n]) {
+    let tickets = [0, 1, 2].map(|n| match bench.offer_or_wait(NO_NAMES, &bells[n]) {
         Waits(ticket) => ticket,
         answer => panic!("{answer:?}"),
     });
@@ -387,7 +457,7 @@ fn pending_jobs_start_and_spawners_are_granted_places_in_the_order_they_came() {
     let (mut bench, bells) = (Bench::new(1, 3), [(); 3].map(|()| Arc::new(Bell::default())));
     bench.offer_all::<4>();
     for bell in &bells {
-        assert!(matches!(bench.offer_or_wait(bell), Waits(_)));
+        assert!(matches!(bench.offer_or_wait(NO_NAMES, bell), Waits(_)));
     }
     assert!(bench.remove(2, Outcome::Cancelled));
     assert_eq!(bells.each_ref().map(granted), [true, false, false]);
@@ -403,15 +473,16 @@ fn pending_jobs_start_and_spawners_are_granted_places_in_the_order_they_came() {
 fn a_closed_queue_admits_grants_and_starts_nothing() {
     let (mut bench, bells) = (Bench::new(1, 1), [(); 2].map(|()| Arc::new(Bell::default())));
     bench.offer_all::<2>();
-    let [Waits(first), Waits(second)] = [0, 1].map(|n| bench.offer_or_wait(&bells[n])) else {
+    let [Waits(first), Waits(second)] = [0, 1].map(|n| bench.offer_or_wait(NO_NAMES, &bells[n]))
+    else {
         panic!("both must wait");
     };
-    bench.offer_as(Admit::Outside);
+    bench.offer_as(Admit::Outside, NO_NAMES);
     bench.finish(0, Outcome::Completed);
     assert!(granted(&bells[0]));
     bench.queue.close();
     assert_eq!(bench.offer(), Closed);
-    assert_eq!(bench.offer_as(Admit::Outside), Closed);
+    assert_eq!(bench.offer_as(Admit::Outside, NO_NAMES), Closed);
     assert_eq!(bench.ask(2, first, &bells[0]), Closed, "even with a place");
     bench.leave(first);
     assert!(!granted(&bells[1]), "not even when a place comes free");
@@ -483,7 +554,7 @@ fn a_job_that_has_ended_or_moved_on_is_not_ended_again() {
 fn a_draining_queue_closes_in_the_step_that_leaves_it_idle() {
     let (mut bench, bell) = (Bench::new(1, 1), Arc::new(Bell::default()));
     bench.offer_all::<2>();
-    let Waits(ticket) = bench.offer_or_wait(&bell) else { panic!("the queue is full") };
+    let Waits(ticket) = bench.offer_or_wait(NO_NAMES, &bell) else { panic!("the queue is full") };
     bench.queue.drain();
     bench.finish(0, Outcome::Completed);
     bench.finish(1, Outcome::Completed);
@@ -502,7 +573,7 @@ fn a_draining_queue_closes_in_the_step_that_leaves_it_idle() {
 fn a_draining_queue_closes_when_its_last_spawner_leaves_or_there_is_none() {
     let (mut bench, bell) = (Bench::new(1, 1), Arc::new(Bell::default()));
     bench.offer_all::<2>();
-    let Waits(ticket) = bench.offer_or_wait(&bell) else { panic!("the queue is full") };
+    let Waits(ticket) = bench.offer_or_wait(NO_NAMES, &bell) else { panic!("the queue is full") };
     bench.queue.drain();
     bench.finish(0, Outcome::Completed);
     bench.finish(1, Outcome::Completed);
@@ -550,6 +621,281 @@ fn what_ends_badly_from_the_drain_on_is_kept_for_the_report_once() {
     assert!(bench.queue.take_ended().is_empty());
 }
 
+/// Invariant 1.
+#[test]
+fn no_more_than_limit_per_key_jobs_of_one_key_run() {
+    let mut bench = Bench::with_keys(9, None, 2);
+    assert_eq!(bench.offer_named([key("a"); 5]), [Taken; 5]);
+    assert_eq!(bench.started, [0, 1]);
+    assert_eq!(bench.offer_named([key("b"), NO_NAMES]), [Taken; 2]);
+    assert_eq!(bench.started, [0, 1, 5, 6]);
+    bench.finish(5, Outcome::Completed);
+    assert_eq!(bench.started, [0, 1, 5, 6], "of another key");
+    bench.finish(1, Outcome::Failed);
+    assert_eq!(bench.started, [0, 1, 5, 6, 2]);
+}
+
+#[test]
+fn without_a_limit_per_key_keys_are_names() {
+    let mut bench = Bench::with_keys(2, None, None);
+    assert_eq!(bench.offer_named([key("a"), key("a"), key("a"), NO_NAMES]), [Taken; 4]);
+    assert_eq!(bench.started, [0, 1]);
+    bench.finish(0, Outcome::Completed);
+    bench.finish(1, Outcome::Completed);
+    assert_eq!(bench.started, [0, 1, 2, 3]);
+    assert_eq!(bench.queue.lanes.count(), 0);
+}
+
+/// Invariant 1: shielded work is outside the limit of its key too.
+#[test]
+fn shielded_work_neither_takes_nor_gives_a_place_of_its_key() {
+    let mut bench = Bench::with_keys(9, None, 1);
+    assert_eq!(bench.offer_as(Admit::Outside, key("a")), Taken);
+    assert_eq!(bench.offer_named([key("a"); 2]), [Taken; 2]);
+    assert_eq!(bench.offer_as(Admit::Outside, key("a")), Taken);
+    assert_eq!(bench.started, [0, 1, 3]);
+    bench.finish(0, Outcome::Completed);
+    bench.finish(3, Outcome::Completed);
+    assert_eq!(bench.started, [0, 1, 3]);
+    bench.finish(1, Outcome::Completed);
+    assert_eq!(bench.started, [0, 1, 3, 2]);
+}
+
+/// Invariant 3: for its key, a job is let in before it runs.
+#[test]
+fn a_job_that_leaves_before_it_ran_lets_the_next_of_its_key_in() {
+    let mut bench = Bench::with_keys(1, None, 1);
+    bench.offer_named([NO_NAMES, key("a"), key("a"), key("b")]);
+    assert!(bench.remove(1, Outcome::Cancelled));
+    bench.finish(0, Outcome::Completed);
+    assert_eq!(bench.started, [0, 2], "2 has been let in, and came before 3");
+    assert!(bench.remove(3, Outcome::Cancelled));
+    bench.finish(2, Outcome::Completed);
+    assert_eq!(bench.queue.lanes.count(), 0);
+}
+
+/// Invariant 3: a grant may hold its key, and gives it up when its spawner leaves.
+#[test]
+fn a_spawner_that_leaves_lets_the_next_of_its_key_in() {
+    let mut bench = Bench::with_keys(2, 1, 1);
+    bench.offer_named([key("a"), NO_NAMES, NO_NAMES]);
+    let (ticket, bell) = bench.join(key("a"));
+    bench.finish(0, Outcome::Completed);
+    assert_eq!(bench.started, [0, 1, 2]);
+    assert!(granted(&bell), "and its key let in, with the place to wait in that 2 has left");
+    bench.finish(1, Outcome::Completed);
+    bench.finish(2, Outcome::Completed);
+    assert_eq!(bench.offer_as(Admit::Limited, key("a")), Full, "the only place to wait is held");
+    let (next, next_bell) = bench.join(key("a"));
+    bench.leave(ticket);
+    assert!(granted(&next_bell));
+    assert_eq!(bench.ask(5, next, &next_bell), Taken);
+    assert_eq!(bench.started, [0, 1, 2, 5]);
+}
+
+/// Invariant 4: the first in line waits for its key, those behind it do not.
+#[test]
+fn spawners_of_a_key_at_its_limit_keep_no_others_waiting() {
+    let mut bench = Bench::with_keys(3, 1, 1);
+    bench.offer_named([key("hot"), key("hot"), NO_NAMES, NO_NAMES]);
+    let [(hot, hot_bell), (_, next_bell)] = [(); 2].map(|()| bench.join(key("hot")));
+    let [(cold, cold_bell), (_, last_bell)] = [key("cold"), NO_NAMES].map(|of| bench.join(of));
+    let granted = |bells: &[&Arc<Bell>; 4]| bells.map(granted);
+    let bells = [&hot_bell, &next_bell, &cold_bell, &last_bell];
+
+    bench.finish(2, Outcome::Completed);
+    assert_eq!(granted(&bells), [false, false, true, false], "the only place is to run in");
+    assert_eq!(bench.ask(6, cold, &cold_bell), Taken);
+    assert_eq!(bench.started, [0, 2, 3, 6]);
+
+    bench.finish(0, Outcome::Completed);
+    assert_eq!(bench.started, [0, 2, 3, 6, 1]);
+    assert_eq!(granted(&bells), [true, false, true, false], "now there is one to wait in");
+    assert_eq!(bench.ask(4, hot, &hot_bell), Taken);
+    assert_eq!(bench.jobs[4].state(), JobState::Pending);
+    bench.finish(3, Outcome::Completed);
+    assert_eq!(granted(&bells), [true, false, true, true]);
+}
+
+/// Invariant 4: nor is it overtaken by newcomers of its own key.
+#[test]
+fn a_newcomer_does_not_overtake_a_spawner_of_its_key() {
+    let mut bench = Bench::with_keys(2, 1, 1);
+    bench.offer_named([key("a"), key("a")]);
+    let (ticket, bell) = bench.join(key("a"));
+    assert_eq!(bench.offer_named([key("a"), key("b")]), [Full, Taken]);
+    bench.finish(0, Outcome::Completed);
+    assert_eq!(bench.started, [0, 4, 1]);
+    assert_eq!(bench.offer_as(Admit::Limited, key("a")), Full, "the spawner has the place");
+    assert_eq!(bench.ask(2, ticket, &bell), Taken);
+    bench.finish(1, Outcome::Completed);
+    assert_eq!(bench.started, [0, 4, 1, 2]);
+}
+
+/// Invariant 5.
+#[test]
+fn of_the_jobs_that_may_start_the_longest_pending_is_first_whatever_its_key() {
+    let mut bench = Bench::with_keys(1, None, 1);
+    let names = [key("a"), key("a"), key("b"), NO_NAMES, key("b"), key("a"), NO_NAMES];
+    assert_eq!(bench.offer_named(names), [Taken; 7]);
+    for number in 0..7 {
+        assert_eq!(bench.started.last(), Some(&number));
+        bench.finish(number, Outcome::Completed);
+    }
+    // With room for two, those whose key runs are passed over, and keep their turn.
+    let mut bench = Bench::with_keys(2, None, 1);
+    assert_eq!(bench.offer_named(names), [Taken; 7]);
+    assert_eq!(bench.started, [0, 2]);
+    bench.finish(2, Outcome::Completed);
+    bench.finish(3, Outcome::Completed);
+    bench.finish(4, Outcome::Completed);
+    assert_eq!(bench.started, [0, 2, 3, 4, 6]);
+    bench.finish(0, Outcome::Completed);
+    bench.finish(1, Outcome::Completed);
+    assert_eq!(bench.started, [0, 2, 3, 4, 6, 1, 5]);
+}
+
+/// Invariant 10: held back by its key, a job waits, and needs a place to wait in.
+#[test]
+fn a_job_whose_key_is_at_its_limit_needs_room_to_wait_though_running_places_are_free() {
+    let mut bench = Bench::with_keys(9, 2, 1);
+    assert_eq!(bench.offer_named([key("a"); 4]), [Taken, Taken, Taken, Full]);
+    assert_eq!(bench.offer_as(Admit::Deferred, NO_NAMES), Full);
+    assert_eq!(bench.offer_named([key("b"), NO_NAMES]), [Taken; 2]);
+    assert_eq!(bench.counts(), (3, 2));
+
+    let mut no_queue = Bench::with_keys(9, 0, 1);
+    assert_eq!(no_queue.offer_named([key("a"), key("a"), key("b")]), [Taken, Full, Taken]);
+}
+
+/// Invariants 1 and 2: a deferred job is not refused late, nor is its key's limit broken.
+#[test]
+fn a_deferred_job_with_no_queue_waits_for_its_key_in_the_place_it_has() {
+    let mut bench = Bench::with_keys(2, 0, 1);
+    assert_eq!(bench.offer_as(Admit::Deferred, key("a")), Taken);
+    assert_eq!(bench.offer_as(Admit::Limited, key("a")), Taken);
+    bench.begin(0);
+    assert_eq!(bench.started, [1]);
+    assert_eq!(bench.offer(), Full, "two places, both held");
+    bench.finish(1, Outcome::Completed);
+    assert_eq!(bench.started, [1, 0]);
+}
+
+#[test]
+fn what_is_held_back_when_the_queue_closes_never_starts() {
+    let mut bench = Bench::with_keys(9, None, 1);
+    bench.offer_named([key("a"), key("a"), key("b"), key("a"), key("b")]);
+    let deferred = bench.jobs.len();
+    bench.offer_as(Admit::Deferred, key("a"));
+    bench.queue.close();
+    bench.finish(0, Outcome::Cancelled);
+    assert_eq!(bench.take_unstarted(2), [1, 3]);
+    bench.finish(2, Outcome::Cancelled);
+    assert_eq!(bench.take_unstarted(9), [4, deferred]);
+    assert_eq!(bench.started, [0, 2]);
+    assert!(bench.queue.is_idle());
+    assert_eq!(bench.queue.lanes.count(), 0);
+}
+
+/// Invariant 11.
+#[test]
+fn at_most_one_job_of_a_unique_key_is_there() {
+    let mut bench = Bench::new(1, None);
+    assert_eq!(bench.offer_as(Admit::Deferred, unique("u")), Taken);
+    let refused = |bench: &mut Bench| {
+        let ways = [Admit::Limited, Admit::Deferred, Admit::Outside];
+        assert_eq!(ways.map(|how| bench.offer_as(how, unique("u"))), [Duplicate(0); 3]);
+        assert_eq!(bench.offer_as(Admit::Limited, unique("v")), Taken, "another key");
+    };
+    refused(&mut bench);
+    let runs = bench.jobs.len() - 1;
+    bench.begin(0);
+    assert_eq!(bench.jobs[0].state(), JobState::Pending);
+    assert_eq!(bench.offer_as(Admit::Limited, unique("u")), Duplicate(0));
+    bench.finish(runs, Outcome::Completed);
+    assert_eq!(bench.jobs[0].state(), JobState::Active);
+    refused(&mut bench);
+    bench.finish(0, Outcome::Panicked);
+    assert_eq!(bench.offer_as(Admit::Limited, unique("u")), Taken);
+}
+
+/// Invariant 11.
+#[test]
+fn a_job_replaces_one_that_has_not_started() {
+    let mut bench = Bench::new(1, 1);
+    assert_eq!(bench.offer_named([NO_NAMES, unique("u"), NO_NAMES]), [Taken, Taken, Full]);
+    assert_eq!(bench.offer_as(Admit::Limited, replacing("u")), Taken, "in its place");
+    assert_eq!(bench.replaced, [1]);
+    assert_eq!(bench.offer_as(Admit::Deferred, replacing("u")), Taken);
+    assert_eq!(bench.replaced, [1, 3]);
+    assert_eq!(bench.offer_as(Admit::Limited, unique("u")), Duplicate(4), "it only asks");
+    assert_eq!(bench.offer_as(Admit::Limited, replacing("u")), Taken);
+    bench.finish(0, Outcome::Completed);
+    assert_eq!(bench.started, [0, 6]);
+    assert_eq!(bench.offer_as(Admit::Limited, replacing("u")), Duplicate(6), "it has started");
+    assert_eq!(bench.queue.totals().of(Outcome::Cancelled), 3);
+}
+
+/// Invariant 2: what replaces a deferred job may not wait where nothing may.
+#[test]
+fn a_job_that_would_wait_replaces_none_where_there_is_no_queue() {
+    let mut bench = Bench::with_keys(9, 0, 1);
+    assert_eq!(bench.offer_as(Admit::Limited, key("a")), Taken);
+    assert_eq!(bench.offer_as(Admit::Deferred, unique("u")), Taken);
+    assert_eq!(bench.offer_as(Admit::Limited, Names { ..replacing("u") }), Taken);
+    assert_eq!(bench.offer_as(Admit::Deferred, unique("v")), Taken);
+    let names = Names { key: Some("a"), ..replacing("v") };
+    assert_eq!(bench.offer_as(Admit::Limited, names), Full);
+    assert_eq!(bench.replaced, [1]);
+}
+
+/// Invariant 11: in line, spawners of one unique key are not jobs yet.
+#[test]
+fn a_spawner_whose_turn_finds_a_duplicate_gives_its_place_on() {
+    let mut bench = Bench::new(1, 0);
+    bench.offer();
+    let [(first, _), (second, bell)] = [(); 2].map(|()| bench.join(unique("u")));
+    let (_, last_bell) = bench.join(NO_NAMES);
+    bench.finish(0, Outcome::Completed);
+    assert_eq!(bench.ask(1, first, &bell), Taken);
+    bench.finish(1, Outcome::Completed);
+    assert!(granted(&bell));
+    assert_eq!(bench.offer_as(Admit::Outside, unique("u")), Taken);
+    assert_eq!(bench.ask(2, second, &bell), Duplicate(4));
+    assert!(!granted(&last_bell));
+    bench.leave(second);
+    assert!(granted(&last_bell));
+}
+
+/// The work of a step does not grow with the backlog, and nothing is kept of what is over.
+#[test]
+fn a_hot_key_among_many_cold_ones_neither_starves_them_nor_leaves_anything_behind() {
+    const HOT: usize = 20_000;
+    const COLD: usize = 50_000;
+    let mut bench = Bench::with_keys(4, None, 2);
+    let keys = Vec::from_iter((0..COLD).map(|n| &*format!("tenant {n}").leak()));
+    for _ in 0..HOT {
+        bench.offer_as(Admit::Limited, key("hot"));
+    }
+    for cold in keys {
+        bench.offer_as(Admit::Limited, key(cold));
+    }
+    assert_eq!(bench.queue.lanes.count(), COLD + 1);
+    let mut at = 0;
+    while let Some(&number) = bench.started.get(at) {
+        bench.finish(number, Outcome::Completed);
+        at += 1;
+    }
+    let hot: Vec<_> = bench.started.iter().copied().filter(|number| *number < HOT).collect();
+    assert!(hot.is_sorted());
+    assert_eq!((bench.started.len(), hot.len()), (HOT + COLD, HOT));
+    // Two places were never the hot key's: they served the others meanwhile.
+    let cold = bench.started[..HOT].iter().filter(|number| **number >= HOT).count();
+    assert!(cold >= HOT / 2 - 2, "{cold} cold jobs beside the hot ones");
+    assert!(bench.queue.is_idle());
+    assert_eq!((bench.queue.lanes.count(), bench.queue.len()), (0, 0));
+}
+
 #[test]
 fn paging_lists_every_job() {
     let mut bench = Bench::new(3, None);
@@ -571,10 +917,10 @@ fn paging_lists_every_job() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Offer,
-    OfferOrWait,
-    OfferDeferred,
-    OfferOutside,
+    Offer(Names),
+    OfferOrWait(Names),
+    OfferDeferred(Names),
+    OfferOutside(Names),
     Begin(usize),
     Ask(usize),
     Leave(usize),
@@ -598,13 +944,20 @@ fn outcome() -> impl Strategy<Value = Outcome> {
     ])
 }
 
+fn names() -> impl Strategy<Value = Names> {
+    let keys = prop::sample::select(vec!["a", "b", "c"]);
+    let uniques = (prop::sample::select(vec!["one", "two"]), any::<bool>());
+    (prop::option::weighted(0.7, keys), prop::option::weighted(0.2, uniques))
+        .prop_map(|(key, unique)| Names { key, unique })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let any = any::<u8>().prop_map(usize::from);
     prop_oneof![
-        8 => Just(Step::Offer),
-        10 => Just(Step::OfferOrWait),
-        4 => Just(Step::OfferDeferred),
-        2 => Just(Step::OfferOutside),
+        8 => names().prop_map(Step::Offer),
+        10 => names().prop_map(Step::OfferOrWait),
+        4 => names().prop_map(Step::OfferDeferred),
+        2 => names().prop_map(Step::OfferOutside),
         4 => any.clone().prop_map(Step::Begin),
         8 => any.clone().prop_map(Step::Ask),
         3 => any.clone().prop_map(Step::Leave),
@@ -622,7 +975,9 @@ fn step() -> impl Strategy<Value = Step> {
 struct Model {
     limit: usize,
     pending_limit: usize,
+    limit_per_key: usize,
     phase: Phase,
+    names: Vec<Names>,
     deferred: Vec<usize>,
     pending: Vec<usize>,
     active: Vec<usize>,
@@ -630,44 +985,86 @@ struct Model {
     /// Spawners, by the number of their job, in the order they came.
     waiting: Vec<usize>,
     granted: Vec<usize>,
+    /// The pending jobs and granted spawners that count against the limit of their key.
+    let_in: Vec<usize>,
     started: Vec<usize>,
+    replaced: Vec<usize>,
     accepted: u64,
     outcomes: Vec<Outcome>,
     ended: Vec<(usize, Outcome)>,
 }
 
 impl Model {
-    fn running(&self) -> usize {
-        self.active.iter().filter(|number| !self.outside.contains(number)).count()
+    fn running(&self) -> Vec<usize> {
+        let inside = |number: &&usize| !self.outside.contains(number);
+        self.active.iter().filter(inside).copied().collect()
+    }
+
+    fn to_wait(&self) -> usize {
+        self.pending.len() + self.deferred.len() + self.granted.len()
     }
 
     fn free(&self) -> bool {
-        let jobs = self.running() + self.pending.len() + self.deferred.len();
-        let held = jobs + self.granted.len();
+        let held = self.running().len() + self.to_wait();
         self.limit.checked_add(self.pending_limit).is_none_or(|places| held < places)
     }
 
-    fn has_room(&self, how: Admit) -> bool {
+    fn may_wait(&self) -> bool {
+        self.to_wait() < self.pending_limit // 10
+    }
+
+    fn of_key(&self, key: &str) -> usize {
+        let all = self.running().into_iter().chain(self.let_in.iter().copied());
+        all.filter(|number| self.names[*number].key == Some(key)).count()
+    }
+
+    fn key_is_open(&self, names: Names) -> bool {
+        names.key.is_none_or(|key| self.of_key(key) < self.limit_per_key)
+    }
+
+    fn has_room(&self, how: Admit, names: Names) -> bool {
         match how {
             Admit::Outside => true,
-            Admit::Limited => self.free(),
+            Admit::Limited if self.key_is_open(names) => self.free(),
+            Admit::Limited => self.may_wait(),
             Admit::Deferred if self.pending_limit == 0 => self.free(),
-            Admit::Deferred => {
-                let waiting = self.pending.len() + self.deferred.len() + self.granted.len();
-                waiting < self.pending_limit // 10
-            }
+            Admit::Deferred => self.may_wait(),
         }
     }
 
-    fn idle(&self) -> bool {
-        let spawners = self.waiting.len() + self.granted.len();
-        self.deferred.is_empty()
-            && self.pending.is_empty()
-            && self.active.is_empty()
-            && (spawners == 0 || self.phase == Phase::Closed)
+    /// The job of the same unique key, and whether it may be replaced.
+    fn rival(&self, names: Names) -> Option<(usize, bool)> {
+        let (unique, replace) = names.unique?;
+        let mut all = self.deferred.iter().chain(&self.pending).chain(&self.active);
+        let same =
+            |number: &&usize| self.names[**number].unique.is_some_and(|(other, _)| other == unique);
+        let rival = *all.find(same)?;
+        Some((rival, replace && !self.active.contains(&rival)))
+    }
+
+    /// What is said to a job that is offered.
+    fn offer(&mut self, number: usize, how: Admit) -> Answer {
+        let names = self.names[number];
+        let rival = self.rival(names);
+        match rival {
+            _ if self.phase == Phase::Closed => Closed,
+            Some((rival, false)) => Duplicate(rival),
+            // It would have to wait, and there is nothing to wait in.
+            Some(_)
+                if how == Admit::Limited && self.pending_limit == 0 && !self.key_is_open(names) =>
+            {
+                Full
+            }
+            None if !self.has_room(how, names) => Full,
+            _ => self.accept(number, how),
+        }
     }
 
     fn accept(&mut self, number: usize, how: Admit) -> Answer {
+        if let Some((rival, true)) = self.rival(self.names[number]) {
+            self.end(rival, Outcome::Cancelled);
+            self.replaced.push(rival);
+        }
         self.accepted += 1;
         match how {
             Admit::Limited => self.pending.push(number),
@@ -681,10 +1078,28 @@ impl Model {
         Taken
     }
 
+    /// A spawner leaves the line, granted or not.
+    fn leave(&mut self, number: usize) {
+        self.waiting.retain(|other| *other != number);
+        self.granted.retain(|other| *other != number);
+        if !self.pending.contains(&number) {
+            self.let_in.retain(|other| *other != number);
+        }
+    }
+
+    fn idle(&self) -> bool {
+        let spawners = self.waiting.len() + self.granted.len();
+        self.deferred.is_empty()
+            && self.pending.is_empty()
+            && self.active.is_empty()
+            && (spawners == 0 || self.phase == Phase::Closed)
+    }
+
     fn end(&mut self, number: usize, outcome: Outcome) {
         self.active.retain(|other| *other != number);
         self.pending.retain(|other| *other != number);
         self.deferred.retain(|other| *other != number);
+        self.let_in.retain(|other| *other != number);
         self.outcomes.push(outcome);
         let well = [Outcome::Completed, Outcome::Skipped].contains(&outcome);
         if self.phase != Phase::Open && !well {
@@ -693,19 +1108,53 @@ impl Model {
     }
 
     fn settle(&mut self) {
-        while self.phase != Phase::Closed {
-            if self.running() < self.limit && !self.pending.is_empty() {
-                let number = self.pending.remove(0);
-                self.active.push(number);
-                self.started.push(number);
-            } else if self.free() && !self.waiting.is_empty() {
-                self.granted.push(self.waiting.remove(0));
-            } else if self.phase == Phase::Draining && self.idle() {
-                self.phase = Phase::Closed;
-            } else {
-                break;
+        while self.phase != Phase::Closed && self.settle_one() {}
+    }
+
+    /// Does the first thing that can be done, if there is one.
+    fn settle_one(&mut self) -> bool {
+        let opens = |number: &&usize| self.key_is_open(self.names[**number]);
+        let held = self.pending.iter().filter(|number| !self.let_in.contains(number));
+        let ready = self.pending.iter().find(|number| self.let_in.contains(number));
+        let call = match self.free() {
+            true if self.may_wait() => self.waiting.first(),
+            true => self.waiting.iter().find(opens),
+            false => None,
+        };
+        if let Some(number) = held.copied().find(|number| opens(&number)) {
+            self.let_in.push(number);
+        } else if let Some(&number) = ready.filter(|_| self.running().len() < self.limit) {
+            self.pending.retain(|other| *other != number);
+            self.let_in.retain(|other| *other != number);
+            self.active.push(number);
+            self.started.push(number);
+        } else if let Some(&number) = call {
+            if opens(&&number) {
+                self.let_in.push(number);
             }
+            self.waiting.retain(|other| *other != number);
+            self.granted.push(number);
+        } else if self.phase == Phase::Draining && self.idle() {
+            self.phase = Phase::Closed;
+        } else {
+            return false;
         }
+        true
+    }
+
+    /// The keys of which the queue must know something.
+    fn lanes(&self) -> BTreeSet<&'static str> {
+        let (running, limited) = (self.running(), self.limit_per_key < usize::MAX);
+        let all = [&running, &self.pending, &self.let_in, &self.waiting].into_iter().flatten();
+        all.filter_map(|number| self.names[*number].key).filter(|_| limited).collect()
+    }
+
+    /// In the order in which a closed queue gives them up.
+    fn unstarted(&self) -> Vec<usize> {
+        let limited = self.limit_per_key < usize::MAX;
+        let has_key = |number: &usize| limited && self.names[*number].key.is_some();
+        let (keyed, line): (Vec<_>, Vec<_>) = self.pending.iter().copied().partition(has_key);
+        [line, keyed, self.deferred.clone()].concat()
     }
 }
 
@@ -713,19 +1162,23 @@ fn pick<T: Copy>(from: &[T], at: usize) -> Option<T> {
     (!from.is_empty()).then(|| from[at % from.len()])
 }
 
-fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
-    let mut bench = Bench::new(limit, pending_limit);
+fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<Step>) {
+    let mut bench = Bench::with_keys(limit, pending_limit, limit_per_key);
     let mut model = Model {
         limit: limit.unwrap_or(usize::MAX),
         pending_limit: pending_limit.unwrap_or(usize::MAX),
+        limit_per_key: limit_per_key.unwrap_or(usize::MAX),
         phase: Phase::Open,
+        names: Vec::new(),
         deferred: Vec::new(),
         pending: Vec::new(),
         active: Vec::new(),
         outside: Vec::new(),
         waiting: Vec::new(),
         granted: Vec::new(),
+        let_in: Vec::new(),
         started: Vec::new(),
+        replaced: Vec::new(),
         accepted: 0,
         outcomes: Vec::new(),
         ended: Vec::new(),
@@ -733,30 +1186,33 @@ fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
     // Spawners that have joined the line and not left it, and the time of each job's last move.
     let mut spawners: Vec<(usize, Ticket, Arc<Bell>)> = Vec::new();
     let mut since: Vec<(JobState, Instant)> = Vec::new();
+    // Jobs that were deferred, and are so no more.
+    let mut begun = Vec::new();
     for step in steps {
         bench.now += Duration::from_secs(1);
         match step {
-            Step::Offer | Step::OfferOrWait | Step::OfferDeferred | Step::OfferOutside => {
+            Step::Offer(names)
+            | Step::OfferOrWait(names)
+            | Step::OfferDeferred(names)
+            | Step::OfferOutside(names) => {
                 let (number, bell) = (bench.jobs.len(), Arc::new(Bell::default()));
                 let how = match step {
-                    Step::OfferDeferred => Admit::Deferred,
-                    Step::OfferOutside => Admit::Outside,
+                    Step::OfferDeferred(_) => Admit::Deferred,
+                    Step::OfferOutside(_) => Admit::Outside,
                     _ => Admit::Limited,
                 };
-                let waits = matches!(step, Step::OfferOrWait);
-                let answer = if waits { bench.offer_or_wait(&bell) } else { bench.offer_as(how) };
-                if let Waits(ticket) = answer {
+                model.names.push(names);
+                let expected = model.offer(number, how);
+                if !matches!(step, Step::OfferOrWait(_)) {
+                    assert_eq!(bench.offer_as(how, names), expected);
+                } else if let Waits(ticket) = bench.offer_or_wait(names, &bell) {
+                    assert_eq!(expected, Full);
                     assert!(spawners.iter().all(|(_, earlier, _)| *earlier < ticket));
                     spawners.push((number, ticket, bell));
                     model.waiting.push(number);
-                }
-                match answer {
-                    _ if model.phase == Phase::Closed => assert_eq!(answer, Closed),
-                    _ if model.has_room(how) => {
-                        assert_eq!(answer, model.accept(number, how));
-                    }
-                    _ if waits => assert!(matches!(answer, Waits(_))),
-                    _ => assert_eq!(answer, Full),
+                } else {
+                    let job = bench.jobs.last().expect("just offered");
+                    assert_eq!(expected == Taken, job.slot() < usize::MAX);
                 }
             }
             Step::Begin(at) => {
@@ -767,6 +1223,7 @@ fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
                 if model.phase != Phase::Closed && model.deferred.contains(&number) {
                     model.deferred.retain(|other| *other != number);
                     model.pending.push(number);
+                    begun.push(number);
                 }
             }
             Step::Ask(at) => {
@@ -774,28 +1231,29 @@ fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
                 let (number, ticket, _) = spawners[at];
                 let bell = Arc::new(Bell::default());
                 let answer = bench.ask(number, ticket, &bell);
-                let granted = model.granted.contains(&number);
-                if model.phase == Phase::Closed {
-                    assert_eq!(answer, Closed);
+                let rival = model.rival(model.names[number]);
+                match rival {
+                    _ if model.phase == Phase::Closed => assert_eq!(answer, Closed),
+                    _ if !model.granted.contains(&number) => {
+                        assert_eq!(answer, Waits(ticket));
+                        spawners[at].2 = bell;
+                        continue;
+                    }
+                    Some((rival, false)) => assert_eq!(answer, Duplicate(rival)),
+                    _ => assert_eq!(answer, model.accept(number, Admit::Limited)),
+                }
+                if answer != Taken {
                     spawners[at].2 = bell;
                     bench.leave(ticket);
-                } else if granted {
-                    assert_eq!(answer, model.accept(number, Admit::Limited));
-                } else {
-                    assert_eq!(answer, Waits(ticket));
-                    spawners[at].2 = bell;
-                    continue;
                 }
                 spawners.remove(at);
-                model.waiting.retain(|other| *other != number);
-                model.granted.retain(|other| *other != number);
+                model.leave(number);
             }
             Step::Leave(at) => {
                 let Some(at) = pick(&Vec::from_iter(0..spawners.len()), at) else { continue };
                 let (number, ticket, _) = spawners.remove(at);
                 bench.leave(ticket);
-                model.waiting.retain(|other| *other != number);
-                model.granted.retain(|other| *other != number);
+                model.leave(number);
             }
             Step::Finish(at, outcome) => {
                 // Any job, also one that is past it: then nothing happens.
@@ -839,8 +1297,8 @@ fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
                 }
             }
             Step::TakeUnstarted(most) if model.phase == Phase::Closed => {
-                let unstarted = model.pending.iter().chain(&model.deferred);
-                let expected: Vec<_> = unstarted.copied().take(most).collect();
+                let mut expected = model.unstarted();
+                expected.truncate(most);
                 assert_eq!(bench.take_unstarted(most), expected);
                 expected.iter().for_each(|number| model.end(*number, Outcome::NeverStarted));
             }
@@ -857,10 +1315,18 @@ fn check(limit: Option<usize>, pending_limit: Option<usize>, steps: Vec<Step>) {
         model.settle();
         let queue = &bench.queue;
         assert_eq!(bench.started, model.started); // 3, 5, 6: when, in which order
-        assert!(model.running() <= model.limit); // 1
+        assert_eq!(bench.replaced, model.replaced); // 11
+        assert!(model.running().len() <= model.limit); // 1
+        for key in model.lanes() {
+            assert!(model.of_key(key) <= model.limit_per_key); // 1
+        }
+        assert_eq!(queue.lanes.count(), model.lanes().len(), "those of quiet keys are forgotten");
         assert_eq!(bench.counts(), (model.active.len(), model.pending.len()));
         assert_eq!(queue.deferred_count(), model.deferred.len());
-        assert!(queue.pending_count() <= model.pending_limit); // 2
+        let waits_beside_no_queue =
+            |number: &&usize| model.pending_limit == 0 && begun.contains(number);
+        let beside = model.pending.iter().filter(waits_beside_no_queue).count();
+        assert!(queue.pending_count() <= model.pending_limit.saturating_add(beside)); // 2
         assert_eq!(queue.waiting_count(), model.waiting.len()); // 4
         assert_eq!((queue.phase(), queue.is_idle()), (model.phase, model.idle())); // 8
         assert_eq!(queue.totals().accepted, model.accepted);
@@ -901,7 +1367,10 @@ fn every_invariant_holds_after_every_step() {
     let limits = (
         prop_oneof![4 => (1..4_usize).prop_map(Some), 1 => Just(None)],
         prop_oneof![1 => Just(Some(0)), 4 => (1..4_usize).prop_map(Some), 1 => Just(None)],
+        prop_oneof![4 => (1..4_usize).prop_map(Some), 1 => Just(None)],
     );
+    let limits = limits
+        .prop_map(|(limit, pending_limit, limit_per_key)| [limit, pending_limit, limit_per_key]);
     let history = (limits, prop::collection::vec(step(), 1..80));
     let mut config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     if env::var_os("PROPTEST_CASES").is_none() {
@@ -911,8 +1380,8 @@ fn every_invariant_holds_after_every_step() {
         config.rng_seed = RngSeed::Fixed(RandomState::new().hash_one(()));
     }
     let seed = config.rng_seed;
-    let checked = TestRunner::new(config).run(&history, |((limit, pending_limit), steps)| {
-        check(limit, pending_limit, steps);
+    let checked = TestRunner::new(config).run(&history, |(limits, steps)| {
+        check(limits, steps);
         Ok(())
     });
     if let Err(error) = checked {
