@@ -60,6 +60,7 @@ impl Shared {
     }
 
     /// Like `wait_and_close`, with all of it over by `deadline`.
+    #[cfg(feature = "shutdown")]
     pub(crate) async fn wait_and_close_by(self: &Arc<Self>, deadline: Instant) -> DrainReport {
         let closing = self.config.close_timeout + LANDING;
         self.drain_until(deadline.checked_sub(closing).or(Some(deadline))).await;
@@ -78,6 +79,7 @@ impl Shared {
     }
 
     /// Like `close`, with all of it over by `deadline`.
+    #[cfg(feature = "shutdown")]
     pub(crate) async fn close_by(self: &Arc<Self>, deadline: Instant) -> DrainReport {
         let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(LANDING);
         self.close_after(left.min(self.config.close_timeout)).await
