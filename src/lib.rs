@@ -67,18 +67,21 @@
 //! "After the response" is the moment when the server drops the response's body, since that always
 //! comes and nothing else does. By then it is *complete* if the body gave its end, said that it had
 //! reached it, or gave as many bytes as it had declared, or if such a response has no body (`HEAD`,
-//! 204, 304, 1xx); else it was aborted. hyper 1.12 was seen to do this:
+//! 204, 304, 1xx); else, or if it ended short of what it had declared, it was aborted. hyper 1.12 was
+//! seen to do this with bodies:
 //!
-//! | response, over HTTP/1.1 | frames polled | polled to its end | at its end when dropped |
+//! | response | frames polled: HTTP/1.1, HTTP/2 | polled to `None` | at its end when dropped |
 //! |---|---|---|---|
-//! | 204, or empty | 0 | no | yes |
-//! | `"hello"` | 1 | no | yes |
-//! | a stream of unknown length | 3 | yes | no |
-//! | a stream with `content-length` | 2 | no | no: as many bytes as declared |
-//! | `HEAD` where `GET` says `"hello"` | 0 | no | no: it has no body |
+//! | 204, or empty | 0, 0 | no | yes |
+//! | `"hello"` | 1, 1 | no | yes |
+//! | a stream of unknown length | 3, 3 | yes | no |
+//! | a stream of two frames with `content-length` | 2, 3 | no, yes | no |
+//! | a body of `"hello"` for `HEAD` | 0, 1 | no | no, yes |
 //!
 //! The body is dropped once its last part is in the server's buffer, which can be before the client
-//! has read its first byte: a job after the response can therefore start before that.
+//! has read its first byte: a job after the response can therefore start before that. Over HTTP/2
+//! it is dropped in another task than the one that writes to the socket; such a job lets that task
+//! go first.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod atomic;
