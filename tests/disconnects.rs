@@ -19,7 +19,7 @@ use axum::{
     Router,
     body::Body,
     extract::Path,
-    http::{Request, StatusCode},
+    http::{HeaderValue, Request, StatusCode, header::DATE},
     response::{IntoResponse, Response, Sse, sse},
     routing::any,
 };
@@ -45,7 +45,7 @@ async fn answer(Path((shape, _)): Path<(String, u32)>, body: Bytes) -> Response 
     yield_now().await;
     let data = |text: &'static str| Step::Data(Bytes::from_static(text.as_bytes()));
     let event = |text| Ok::<_, Never>(sse::Event::default().data(text));
-    match &*shape {
+    let mut response = match &*shape {
         "fixed" => "response".into_response(),
         "streamed" => {
             let frames = ["res", "pon", "se"].map(data);
@@ -57,7 +57,10 @@ async fn answer(Path((shape, _)): Path<(String, u32)>, body: Bytes) -> Response 
             Sse::new(stream::iter([event("one")]).chain(stream::pending())).into_response()
         }
         _ => unreachable!("{shape}"),
-    }
+    };
+    // HTTP/2 compresses the date, to more bytes in some seconds than in others.
+    response.headers_mut().insert(DATE, HeaderValue::from_static("Sun, 06 Nov 1994 08:49:37 GMT"));
+    response
 }
 
 fn request(shape: &str, id: usize, protocol: Protocol) -> Vec<u8> {
@@ -126,7 +129,8 @@ async fn visit(server: SocketAddr, visit: Visit, id: usize) {
         }
         Leaves::AfterReading(bytes) => {
             let _sent = client.stream.write_all(&request).await;
-            let _read = client.stream.read_exact(&mut vec![0; bytes]).await;
+            let mut read = vec![0; bytes];
+            let _read = within("the bytes", client.stream.read_exact(&mut read)).await;
         }
         Leaves::Satisfied => {
             client.send(&request).await;
