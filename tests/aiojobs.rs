@@ -30,9 +30,11 @@
 //! | 26 | exceptions during it | [`exceptions_during_wait_and_close_are_handled_once_and_counted`] |
 //! | 27 | `async with` | [`dropping_the_last_handle_warns_and_leaves_its_jobs_running`]. Differs: Rust has no asynchronous drop |
 //! | 28 | another event loop | `tests/runtimes.rs`. Differs: not refused; the job runs on the scheduler's own runtime |
-//! | 29-32 | web | in the tests of the layer and the extractor |
+//! | 29, 30 | `setup`, `spawn(request, ..)` | `tests/requests.rs` |
+//! | 31 | `get_scheduler` | `tests/extractor.rs` |
+//! | 32 | nested apps | `tests/layer.rs` |
 //! | 33 | `@atomic` | `tests/atomic.rs` |
-//! | 34 | closing the server | in the tests of the example; `Shutdown`: later |
+//! | 34 | closing the server | `tests/requests.rs`, `tests/shutdown.rs`, `tests/welcome_email.rs` |
 //! | 35 | open requests (362, 484, 15, 152, 623) | [`a_job_does_not_inherit_the_span_it_was_spawned_in`], [`a_job_that_runs_longer_than_its_timeout_has_failed`], [`try_spawn_never_waits_and_gives_the_future_back`], [`a_pending_limit_of_zero_refuses_in_place_of_queueing`], [`waiting_and_closing_is_woken_by_the_last_job_and_by_nothing_else`]. Priorities (455): none; jobs of another priority have a scheduler of their own |
 #![allow(clippy::disallowed_methods, reason = "a caller is a task of its own, to be cancelled")]
 
