@@ -16,8 +16,9 @@ use std::{
 };
 
 use hyper::{
-    HeaderMap, Request, StatusCode,
-    body::{Body, Bytes},
+    HeaderMap, Request, Response, StatusCode,
+    body::{Body, Bytes, Incoming},
+    client::conn::http1::SendRequest,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -171,19 +172,47 @@ pub(crate) struct Answer {
 }
 
 /// Sends one request over a connection of its own.
-pub(crate) async fn send<B>(to: SocketAddr, mut request: Request<B>) -> Result<Answer, BoxError>
+pub(crate) async fn send<B>(to: SocketAddr, request: Request<B>) -> Result<Answer, BoxError>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
-    let host = to.to_string().parse().expect("an address is a header value");
-    request.headers_mut().insert("host", host);
-    let stream = TcpStream::connect(to).await?;
-    let (mut client, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let response = within("a response", client.send_request(request)).await?;
-    let (head, body) = response.into_parts();
-    let body = http_body_util::BodyExt::collect(body).await?.to_bytes();
-    let text = String::from_utf8(body.into())?;
-    Ok(Answer { status: head.status, headers: head.headers, text })
+    Connection::open(to).await?.send(request).await
+}
+
+/// A connection that is kept open for one request after the other.
+pub(crate) struct Connection<B> {
+    to: SocketAddr,
+    client: SendRequest<B>,
+}
+
+impl<B> Connection<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    pub(crate) async fn open(to: SocketAddr) -> Result<Self, BoxError> {
+        let stream = TcpStream::connect(to).await?;
+        let (client, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Self { to, client })
+    }
+
+    /// Sends a request and gives the head of the answer, with the body still to come.
+    pub(crate) async fn begin(
+        &mut self,
+        mut request: Request<B>,
+    ) -> Result<Response<Incoming>, BoxError> {
+        let host = self.to.to_string().parse().expect("an address is a header value");
+        request.headers_mut().insert("host", host);
+        self.client.ready().await?;
+        Ok(self.client.send_request(request).await?)
+    }
+
+    pub(crate) async fn send(&mut self, request: Request<B>) -> Result<Answer, BoxError> {
+        let response = within("a response", self.begin(request)).await?;
+        let (head, body) = response.into_parts();
+        let body = http_body_util::BodyExt::collect(body).await?.to_bytes();
+        let text = String::from_utf8(body.into())?;
+        Ok(Answer { status: head.status, headers: head.headers, text })
+    }
 }
