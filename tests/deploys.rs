@@ -9,6 +9,7 @@
 //! (though no two runs meet in time the same way).
 #![cfg(unix)]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "real tasks, real time")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and print")]
 
 mod support;
 
@@ -49,6 +50,10 @@ impl Random {
 
     fn below(&mut self, end: u64) -> u64 {
         self.next() % end
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
     }
 
     fn one_in(&mut self, n: u64) -> bool {
@@ -99,7 +104,7 @@ impl Shape {
 
     fn random_within(grace: u64, random: &mut Random) -> Self {
         Self {
-            runtime: ["current_thread", "multi_thread"][random.below(2) as usize],
+            runtime: random.pick(&["current_thread", "multi_thread"]),
             limit: 1 + random.below(40),
             grace,
             connection_grace: random.below(grace + 50),
@@ -139,7 +144,7 @@ impl Client {
                 return;
             }
             let id = format!("{}.{n}", self.name);
-            let kind = kinds[self.random.below(kinds.len() as u64) as usize];
+            let kind = self.random.pick(kinds);
             let factor = if self.random.one_in(8) { 10 } else { 1 };
             let ms = self.random.below(longest) * factor;
             self.orders.lock().unwrap().kinds.insert(id.clone(), kind);
@@ -160,7 +165,7 @@ impl Client {
                     self.orders.lock().unwrap().acknowledged.insert(id);
                 }
                 Ok(answer) => {
-                    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer:?}")
+                    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
                 }
                 // It may or may not have been accepted: nobody said so.
                 Err(_) => continue,
@@ -249,7 +254,7 @@ fn check(ended: &Ended, log: &Log, orders: &Orders) {
     let all = [&failed, &panicked, &timed_out, &cancelled, &never_started, &abandoned];
     let bad: BTreeSet<_> = all.into_iter().flatten().cloned().collect();
     assert_eq!(bad.len(), all.iter().map(|ids| ids.len()).sum::<usize>(), "two outcomes: {report}");
-    let count = |name: &str| stats[name].as_u64().unwrap() as usize;
+    let count = |name: &str| usize::try_from(stats[name].as_u64().unwrap()).unwrap();
     let kind = |id: &String| {
         orders.kinds.get(id).copied().unwrap_or_else(|| {
             assert!(id.ends_with("/child"), "nobody ordered {id}");
@@ -395,8 +400,7 @@ fn number(name: &str) -> Option<u64> {
 async fn no_acknowledged_job_is_lost_or_run_twice_whenever_sigterm_comes() {
     let rounds = number("DEPLOY_ROUNDS").unwrap_or(12);
     let seed = number("DEPLOY_SEED").unwrap_or_else(|| {
-        let nanos = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos();
-        nanos as u64 % 1_000_000_000
+        u64::from(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos())
     });
     let (mut latest, mut ended_well, mut acknowledged) = (Duration::ZERO, 0, 0);
     for n in 0..rounds {

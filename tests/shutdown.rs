@@ -1,5 +1,6 @@
 //! `Shutdown`: its order, its one deadline, and what gets in its way.
 #![allow(clippy::disallowed_methods, reason = "a test may start tasks and hold threads")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 
