@@ -427,6 +427,14 @@ async fn a_signal_before_the_server_is_up_ends_it_in_order() {
         .await;
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.jobs.completed, 1);
+
+    let starts_slowly = async |stop: Stop| {
+        sleep(3 * SECOND).await;
+        stop.await;
+    };
+    let report = at_once(&Scheduler::new()).serve(starts_slowly).await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.phases.connections, 3 * SECOND);
 }
 
 #[tokio::test(start_paused = true)]

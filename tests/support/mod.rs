@@ -22,7 +22,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader},
     net::TcpStream,
     process::{Child, Command},
     sync::watch,
@@ -197,7 +197,14 @@ where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     pub(crate) async fn open(to: SocketAddr) -> Result<Self, BoxError> {
-        let stream = TcpStream::connect(to).await?;
+        Self::over(TcpStream::connect(to).await?, to).await
+    }
+
+    /// Speaks HTTP over `stream`, which leads there.
+    pub(crate) async fn over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        to: SocketAddr,
+    ) -> Result<Self, BoxError> {
         let (client, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
