@@ -63,7 +63,7 @@ type OnUnstarted = Box<dyn Fn(JobInfo) + Send + Sync>;
 /// 5. What then still runs is told to end, and dropped when it does not: [`Scheduler::close`].
 ///
 /// A second signal goes straight to 5. A server that ends by itself, fails or panics goes to 4,
-/// with the whole grace ahead of it.
+/// with the whole grace ahead of it; a first signal then changes nothing.
 ///
 /// # Guarantees
 ///
@@ -213,7 +213,14 @@ impl Shutdown {
             tracing::info!(target: "tower_jobs", jobs = self.scheduler.len(), "draining jobs");
             shared.wait_and_close_by(deadline).await
         };
-        let closed_in_order = last(trigger.next(), in_order).await;
+        let hurry = async {
+            if !signalled {
+                // The server ended by itself: this is the first signal, and all is in hand.
+                trigger.next().await;
+            }
+            trigger.next().await;
+        };
+        let closed_in_order = last(hurry, in_order).await;
         let jobs = match closed_in_order {
             Some(report) => report,
             None => {

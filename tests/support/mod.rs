@@ -16,12 +16,13 @@ use std::{
 };
 
 use hyper::{
-    HeaderMap, Request, StatusCode,
-    body::{Body, Bytes},
+    HeaderMap, Request, Response, StatusCode,
+    body::{Body, Bytes, Incoming},
+    client::conn::http1::SendRequest,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader},
     net::TcpStream,
     process::{Child, Command},
     sync::watch,
@@ -106,10 +107,17 @@ impl Process {
     /// Sends SIGTERM.
     #[cfg(unix)]
     pub(crate) async fn terminate(&self) {
-        let pid = self.child.id().expect("the program still runs");
+        assert!(self.try_terminate().await, "SIGTERM could not be sent");
+    }
+
+    /// Sends SIGTERM to a program that may have ended.
+    #[cfg(unix)]
+    pub(crate) async fn try_terminate(&self) -> bool {
+        // The number is nobody else's before the end has been waited for.
+        let Some(pid) = self.child.id() else { return false };
         let kill = format!("kill -TERM {pid}");
         let status = Command::new("sh").args(["-c", &kill]).status().await;
-        assert!(status.expect("sh runs").success(), "{kill} failed");
+        status.expect("sh runs").success()
     }
 
     pub(crate) async fn ended(mut self) -> Ended {
@@ -171,19 +179,54 @@ pub(crate) struct Answer {
 }
 
 /// Sends one request over a connection of its own.
-pub(crate) async fn send<B>(to: SocketAddr, mut request: Request<B>) -> Result<Answer, BoxError>
+pub(crate) async fn send<B>(to: SocketAddr, request: Request<B>) -> Result<Answer, BoxError>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
-    let host = to.to_string().parse().expect("an address is a header value");
-    request.headers_mut().insert("host", host);
-    let stream = TcpStream::connect(to).await?;
-    let (mut client, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let response = within("a response", client.send_request(request)).await?;
-    let (head, body) = response.into_parts();
-    let body = http_body_util::BodyExt::collect(body).await?.to_bytes();
-    let text = String::from_utf8(body.into())?;
-    Ok(Answer { status: head.status, headers: head.headers, text })
+    Connection::open(to).await?.send(request).await
+}
+
+/// A connection that is kept open for one request after the other.
+pub(crate) struct Connection<B> {
+    to: SocketAddr,
+    client: SendRequest<B>,
+}
+
+impl<B> Connection<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    pub(crate) async fn open(to: SocketAddr) -> Result<Self, BoxError> {
+        Self::over(TcpStream::connect(to).await?, to).await
+    }
+
+    /// Speaks HTTP over `stream`, which leads there.
+    pub(crate) async fn over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        to: SocketAddr,
+    ) -> Result<Self, BoxError> {
+        let (client, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Self { to, client })
+    }
+
+    /// Sends a request and gives the head of the answer, with the body still to come.
+    pub(crate) async fn begin(
+        &mut self,
+        mut request: Request<B>,
+    ) -> Result<Response<Incoming>, BoxError> {
+        let host = self.to.to_string().parse().expect("an address is a header value");
+        request.headers_mut().insert("host", host);
+        self.client.ready().await?;
+        Ok(self.client.send_request(request).await?)
+    }
+
+    pub(crate) async fn send(&mut self, request: Request<B>) -> Result<Answer, BoxError> {
+        let response = within("a response", self.begin(request)).await?;
+        let (head, body) = response.into_parts();
+        let body = http_body_util::BodyExt::collect(body).await?.to_bytes();
+        let text = String::from_utf8(body.into())?;
+        Ok(Answer { status: head.status, headers: head.headers, text })
+    }
 }

@@ -1,0 +1,173 @@
+//! `Shutdown` around servers other than `axum::serve`: an accept loop of hyper's, axum-server with
+//! TLS.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "servers start tasks")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::{io, net::SocketAddr, pin::pin, sync::Arc};
+
+use axum::{Router, extract::State, http::StatusCode, routing::post};
+use axum_server::tls_rustls::RustlsConfig;
+use http_body_util::Empty;
+use hyper::{Request, body::Bytes, server::conn::http1};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::PrivatePkcs8KeyDer};
+use support::{BoxError, Connection, within};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    select,
+    sync::{Notify, oneshot, watch},
+    task::JoinSet,
+};
+use tokio_rustls::TlsConnector;
+use tower_jobs::{
+    Jobs, JobsLayer, Scheduler, ServerEnd, Shutdown, ShutdownReport, SpawnError, Stop,
+};
+
+type Client = Connection<Empty<Bytes>>;
+
+/// How far things may go: handlers to their answers, jobs to their ends.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Go {
+    Nowhere,
+    Handlers,
+    Jobs,
+}
+
+/// Signals with one job under way and one request that will spawn another.
+async fn shut_down<S>(
+    serve: impl FnOnce(TcpListener, Router, Stop) -> S + Send + 'static,
+    connect: impl AsyncFn(SocketAddr) -> Result<Client, BoxError>,
+) -> ShutdownReport<io::Result<()>>
+where
+    S: Future<Output = io::Result<()>> + Send + 'static,
+{
+    let (go, gone) = watch::channel(Go::Nowhere);
+    let begun = Arc::new(Notify::new());
+    type Signs = (watch::Receiver<Go>, Arc<Notify>);
+    async fn spawn(
+        State((mut gone, _)): State<Signs>,
+        jobs: Jobs,
+    ) -> Result<StatusCode, SpawnError> {
+        let job = async move { drop(gone.wait_for(|go| *go == Go::Jobs).await) };
+        jobs.spawn(job).await?;
+        Ok(StatusCode::ACCEPTED)
+    }
+    async fn hold(State(signs): State<Signs>, jobs: Jobs) -> Result<StatusCode, SpawnError> {
+        let (mut gone, begun) = signs.clone();
+        begun.notify_one();
+        drop(gone.wait_for(|go| *go >= Go::Handlers).await);
+        spawn(State(signs), jobs).await
+    }
+    let scheduler = Scheduler::new();
+    let app = Router::new()
+        .route("/spawn", post(spawn))
+        .route("/hold", post(hold))
+        .layer(JobsLayer::new(scheduler.clone()))
+        .with_state((gone, begun.clone()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (signal, signalled) = oneshot::channel::<()>();
+    let shutdown = Shutdown::new(&scheduler).on(async { drop(signalled.await) });
+    let serving = tokio::spawn(shutdown.serve(|stop| serve(listener, app, stop)));
+
+    let request = |path| Request::post(path).body(Empty::new()).unwrap();
+    let mut idle = connect(address).await.unwrap();
+    let answer = idle.send(request("/spawn")).await.unwrap();
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
+    let mut busy = connect(address).await.unwrap();
+    let under_way = tokio::spawn(async move { busy.send(request("/hold")).await });
+    within("the request", begun.notified()).await;
+
+    signal.send(()).unwrap();
+    scheduler.shutting_down().await;
+    let closed = async { while TcpStream::connect(address).await.is_ok() {} };
+    within("the end of the listener", closed).await;
+    go.send_replace(Go::Handlers);
+    let answer = within("the answer", under_way).await.unwrap().unwrap();
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
+    assert!(!serving.is_finished(), "two jobs are under way");
+    go.send_replace(Go::Jobs);
+    within("the report", serving).await.unwrap()
+}
+
+fn is_clean(report: &ShutdownReport<io::Result<()>>) {
+    assert!(matches!(report.server, ServerEnd::Finished(Ok(()))), "{report}");
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.jobs.completed, 2, "{report}");
+}
+
+/// As in hyper's examples, for HTTP/1.
+async fn accept_loop(listener: TcpListener, app: Router, stop: Stop) -> io::Result<()> {
+    let mut connections = JoinSet::new();
+    let mut stopped = pin!(stop.clone());
+    loop {
+        let (stream, _) = select! {
+            accepted = listener.accept() => accepted?,
+            () = &mut stopped => break,
+        };
+        let service = TowerToHyperService::new(app.clone());
+        let stop = stop.clone();
+        connections.spawn(async move {
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let mut connection = pin!(connection);
+            select! {
+                result = connection.as_mut() => return result,
+                () = stop => connection.as_mut().graceful_shutdown(),
+            }
+            connection.await
+        });
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_accept_loop_over_hyper() {
+    is_clean(&shut_down(accept_loop, async |address| Client::open(address).await).await);
+}
+
+#[tokio::test]
+async fn axum_server_with_tls() {
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let certificate = certified.cert.der().clone();
+    let key = PrivatePkcs8KeyDer::from(certified.key_pair.serialize_der());
+    let provider = Arc::new(ring::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key.into())
+        .unwrap();
+    let serve = move |listener: TcpListener, app: Router, stop: Stop| async move {
+        let handle = axum_server::Handle::new();
+        let server = axum_server::from_tcp_rustls(
+            listener.into_std()?,
+            RustlsConfig::from_config(Arc::new(server)),
+        )?;
+        let stopping = handle.clone();
+        tokio::spawn(async move {
+            stop.await;
+            // No time of its own: `Shutdown` has the deadline.
+            stopping.graceful_shutdown(None);
+        });
+        server.handle(handle).serve(app.into_make_service()).await
+    };
+
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(client));
+    let connect = async |address| {
+        let stream = TcpStream::connect(address).await?;
+        let stream = connector.connect("localhost".try_into()?, stream).await?;
+        Client::over(stream, address).await
+    };
+    is_clean(&shut_down(serve, connect).await);
+}

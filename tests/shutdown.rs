@@ -1,0 +1,614 @@
+//! `Shutdown`: its order, its one deadline, and what gets in its way.
+#![allow(clippy::disallowed_methods, reason = "a test may start tasks and hold threads")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::{
+    future::{pending, ready},
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, mpsc as blocking},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::State,
+    http::{Request, StatusCode},
+    routing::{get, post},
+};
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, Empty};
+use support::{Connection, send, within};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Notify, mpsc, oneshot},
+    task::{spawn_blocking, yield_now},
+    time::{Instant, sleep},
+};
+use tower_jobs::{
+    BoxError, JobOutput, Jobs, JobsLayer, Scheduler, ServerEnd, Shutdown, ShutdownReport,
+    SpawnError, Stop, liveness, readiness,
+};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+/// What closing keeps back for jobs that do not let themselves be dropped.
+const LANDING: Duration = Duration::from_millis(20);
+
+/// A shutdown that begins now.
+fn at_once(scheduler: &Scheduler) -> Shutdown {
+    Shutdown::new(scheduler).on(ready(()))
+}
+
+/// The jobs of that outcome, by name.
+fn names(jobs: &[tower_jobs::JobInfo]) -> Vec<&str> {
+    jobs.iter().map(|job| &*job.name).collect()
+}
+
+async fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+async fn status(from: SocketAddr, path: &str) -> StatusCode {
+    let request = Request::get(path).body(Empty::<Bytes>::new()).unwrap();
+    send(from, request).await.unwrap().status
+}
+
+/// Keeps a paused clock from advancing by itself, so that sockets can be waited for.
+struct Frozen(#[allow(dead_code, reason = "its drop ends the thread")] blocking::Sender<()>);
+
+fn freeze() -> Frozen {
+    let (sender, receiver) = blocking::channel::<()>();
+    drop(spawn_blocking(move || receiver.recv()));
+    Frozen(sender)
+}
+
+fn is_closed(error: &SpawnError) -> bool {
+    matches!(error, SpawnError::Closed)
+}
+
+// The order.
+
+#[tokio::test(start_paused = true)]
+async fn readiness_goes_off_while_the_server_still_accepts_and_requests_under_way_may_spawn() {
+    let scheduler = Scheduler::new();
+    let signs = Arc::new([Notify::new(), Notify::new()]);
+    let [begun, go] = &*signs;
+    type Signs = Arc<[Notify; 2]>;
+    async fn hold(State(signs): State<Signs>, jobs: Jobs) -> Result<StatusCode, SpawnError> {
+        signs[0].notify_one();
+        signs[1].notified().await;
+        jobs.spawn(sleep(SECOND)).await?;
+        Ok(StatusCode::ACCEPTED)
+    }
+    let app = Router::new()
+        .route("/ready", get(readiness))
+        .route("/live", get(liveness))
+        .route("/hold", post(hold))
+        .layer(JobsLayer::new(scheduler.clone()))
+        .with_state(signs.clone());
+    let (listener, address) = listener().await;
+    let (signal, signalled) = oneshot::channel::<()>();
+    let (told, stopping) = oneshot::channel();
+    let shutdown =
+        Shutdown::new(&scheduler).readiness_delay(5 * SECOND).on(async { drop(signalled.await) });
+    let serving = tokio::spawn(shutdown.serve(|stop| {
+        let stop = async move {
+            stop.await;
+            told.send(()).unwrap();
+        };
+        axum::serve(listener, app).with_graceful_shutdown(stop).into_future()
+    }));
+
+    let frozen = freeze();
+    assert_eq!(status(address, "/ready").await, StatusCode::OK);
+    assert_eq!(status(address, "/live").await, StatusCode::OK);
+    let under_way =
+        tokio::spawn(send(address, Request::post("/hold").body(Empty::<Bytes>::new()).unwrap()));
+    begun.notified().await;
+    assert!(!scheduler.is_draining());
+
+    signal.send(()).unwrap();
+    scheduler.shutting_down().await;
+    assert!(scheduler.is_draining());
+    // Over connections of their own: it still accepts.
+    assert_eq!(status(address, "/ready").await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(status(address, "/live").await, StatusCode::OK);
+
+    drop(frozen);
+    stopping.await.unwrap();
+    let frozen = freeze();
+    while TcpStream::connect(address).await.is_ok() {
+        yield_now().await;
+    }
+    assert!(!scheduler.is_closed());
+    go.notify_one();
+    let answer = under_way.await.unwrap().unwrap();
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
+    drop(frozen);
+
+    let report = serving.await.unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.jobs.completed, 1);
+    assert_eq!(report.phases.readiness, 5 * SECOND);
+    assert!(scheduler.is_closed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_step_comes_at_its_time() {
+    let scheduler = Scheduler::new();
+    let (events, mut seen) = mpsc::unbounded_channel();
+    let began = Instant::now();
+    let note = move |event: &'static str, events: &Events| {
+        events.send((event, began.elapsed().as_secs())).unwrap();
+    };
+    type Events = mpsc::UnboundedSender<(&'static str, u64)>;
+    let job = {
+        let events = events.clone();
+        async move |context: tower_jobs::JobContext| {
+            context.cancelled().await;
+            note("jobs told to end", &events);
+        }
+    };
+    scheduler.spawn_with(job).await.unwrap();
+    let watch = {
+        let (scheduler, events) = (scheduler.clone(), events.clone());
+        async move {
+            scheduler.shutting_down().await;
+            note("draining", &events);
+        }
+    };
+    tokio::spawn(watch);
+    struct Dropped(Events, Instant);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.send(("server dropped", self.1.elapsed().as_secs())).unwrap();
+        }
+    }
+    let report = Shutdown::new(&scheduler)
+        .on(sleep(SECOND))
+        .readiness_delay(2 * SECOND)
+        .connection_grace(4 * SECOND)
+        .serve(|stop| async move {
+            let _dropped = Dropped(events.clone(), began);
+            stop.await;
+            note("stop accepting", &events);
+            pending::<()>().await;
+        })
+        .await;
+    assert!(matches!(report.server, ServerEnd::Unfinished));
+    let mut order = Vec::new();
+    while let Some(event) = seen.recv().await {
+        order.push(event);
+    }
+    // 1 s until the signal, 25 s of grace, 120 ms of which are kept for closing.
+    assert_eq!(
+        order,
+        [("draining", 1), ("stop accepting", 3), ("server dropped", 7), ("jobs told to end", 25)]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_pending_starts_once_jobs_are_told_to_end() {
+    let scheduler = Scheduler::builder().limit(1).build();
+    let ends_when_told = async |context: tower_jobs::JobContext| context.cancelled().await;
+    scheduler.job("running").spawn_with(ends_when_told).await.unwrap();
+    let started = Arc::new(Mutex::new(Vec::new()));
+    for name in ["second", "third"] {
+        let started = started.clone();
+        let job = async move { started.lock().unwrap().push(name) };
+        scheduler.job(name).spawn(job).await.unwrap();
+    }
+    let report = at_once(&scheduler).serve(async |stop| stop.await).await;
+    assert_eq!(*started.lock().unwrap(), [""; 0]);
+    assert_eq!(names(&report.jobs.never_started), ["second", "third"]);
+    assert_eq!(report.jobs.completed, 1, "{report}");
+}
+
+// The deadline.
+
+#[tokio::test(start_paused = true)]
+async fn the_phases_share_one_deadline() {
+    // grace, readiness_delay, connection_grace, and what each phase then takes, in ms
+    for (settings, phases) in [
+        ([10_000, 3_000, 4_000], [3_000, 4_000, 3_000 - 20]),
+        ([10_000, 0, 4_000], [0, 4_000, 6_000 - 20]),
+        ([10_000, 0, 10_000], [0, 10_000, 0]),
+        ([10_000, 30_000, 30_000], [10_000, 0, 0]),
+        ([10_000, 6_000, 30_000], [6_000, 4_000, 0]),
+        ([0, 1_000, 1_000], [0, 0, 0]),
+    ] {
+        let [grace, delay, connections] = settings.map(|ms| ms * MS);
+        let scheduler = Scheduler::builder().limit(2).close_timeout(SECOND).build();
+        scheduler.job("endless").spawn(pending::<()>()).await.unwrap();
+        let deaf = async |_context| pending::<()>().await;
+        scheduler.job("deaf").spawn_with(deaf).await.unwrap();
+        scheduler.job("waiting").spawn(async {}).await.unwrap();
+        yield_now().await;
+        let began = Instant::now();
+        let report = at_once(&scheduler)
+            .grace(grace)
+            .connection_grace(connections)
+            .readiness_delay(delay)
+            .serve(|_| pending::<()>())
+            .await;
+        let took = report.phases;
+        assert_eq!([took.readiness, took.connections, took.jobs], phases.map(|ms| ms * MS));
+        assert_eq!(took.readiness + took.connections + took.jobs, began.elapsed());
+        assert!(matches!(report.server, ServerEnd::Unfinished), "{report}");
+        let mut dropped = names(&report.jobs.cancelled);
+        // Jobs that have no time left to end when they are told count as late.
+        dropped.extend(names(&report.jobs.timed_out));
+        assert_eq!(dropped, ["endless", "deaf"], "{report}");
+        assert_eq!(names(&report.jobs.never_started), ["waiting"], "{report}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_stays_open_does_not_take_the_time_of_the_jobs() {
+    let scheduler = Scheduler::new();
+    scheduler.spawn(sleep(8 * SECOND)).await.unwrap();
+    let report = at_once(&scheduler)
+        .grace(10 * SECOND)
+        .connection_grace(SECOND)
+        .serve(|_| pending::<io::Result<()>>())
+        .await;
+    assert_eq!(report.jobs.completed, 1);
+    assert!(report.jobs.is_clean() && !report.is_clean(), "{report}");
+    assert_eq!(report.phases.jobs, 7 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_nothing_to_do_it_takes_no_time() {
+    let scheduler = Scheduler::new();
+    let report = at_once(&scheduler).serve(async |stop| stop.await).await;
+    assert!(report.is_clean());
+    assert!(report.jobs.elapsed <= MS, "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grace_of_nothing_closes_at_once() {
+    let scheduler = Scheduler::builder().limit(1).build();
+    scheduler.job("running").spawn(sleep(SECOND)).await.unwrap();
+    scheduler.job("waiting").spawn(sleep(SECOND)).await.unwrap();
+    yield_now().await;
+    let report = at_once(&scheduler).grace(Duration::ZERO).serve(async |stop| stop.await).await;
+    assert_eq!(names(&report.jobs.timed_out), ["running"]);
+    assert_eq!(names(&report.jobs.never_started), ["waiting"]);
+    assert!(report.jobs.elapsed <= LANDING, "{report}");
+}
+
+// Servers.
+
+#[tokio::test(start_paused = true)]
+async fn an_event_stream_that_heeds_shutting_down_lets_the_server_finish() {
+    let scheduler = Scheduler::new();
+    let events = async |jobs: Jobs| {
+        let ticks = stream::unfold((), async |()| {
+            sleep(SECOND).await;
+            Some((Ok::<_, BoxError>("tick\n"), ()))
+        });
+        Body::from_stream(Box::pin(ticks).take_until(Box::pin(async move {
+            jobs.shutting_down().await;
+        })))
+    };
+    let app = Router::new().route("/events", get(events)).layer(JobsLayer::new(scheduler.clone()));
+    let (listener, address) = listener().await;
+    let (signal, signalled) = oneshot::channel::<()>();
+    let shutdown = Shutdown::new(&scheduler).on(async { drop(signalled.await) });
+    let serving = tokio::spawn(
+        shutdown
+            .serve(|stop| axum::serve(listener, app).with_graceful_shutdown(stop).into_future()),
+    );
+    let mut connection = Connection::open(address).await.unwrap();
+    let request = Request::get("/events").body(Empty::<Bytes>::new()).unwrap();
+    let mut stream = connection.begin(request).await.unwrap().into_body();
+    for _ in 0..3 {
+        stream.frame().await.unwrap().unwrap();
+    }
+    signal.send(()).unwrap();
+    stream.collect().await.expect("the stream ends in good order");
+    let report = serving.await.unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert!(report.jobs.elapsed < SECOND, "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_never_returns_is_left_behind() {
+    let scheduler = Scheduler::new();
+    let (begun, mut has_begun) = mpsc::unbounded_channel();
+    async fn stuck(State(begun): State<mpsc::UnboundedSender<Jobs>>, jobs: Jobs) {
+        jobs.spawn(sleep(5 * SECOND)).await.unwrap();
+        begun.send(jobs).unwrap();
+        pending::<()>().await;
+    }
+    let app = Router::new()
+        .route("/", get(stuck))
+        .layer(JobsLayer::new(scheduler.clone()))
+        .with_state(begun);
+    let (listener, address) = listener().await;
+    let request = Request::get("/").body(Empty::<Bytes>::new()).unwrap();
+    drop(tokio::spawn(async move {
+        let mut connection = Connection::open(address).await.unwrap();
+        drop(connection.begin(request).await);
+    }));
+    let (jobs, seen) = oneshot::channel();
+    let trigger = async move { jobs.send(has_begun.recv().await.unwrap()).unwrap() };
+    let report = Shutdown::new(&scheduler)
+        .connection_grace(2 * SECOND)
+        .on(trigger)
+        .serve(|stop| axum::serve(listener, app).with_graceful_shutdown(stop).into_future())
+        .await;
+    assert!(matches!(report.server, ServerEnd::Unfinished));
+    assert_eq!(report.phases.connections, 2 * SECOND);
+    assert!(report.jobs.is_clean() && report.jobs.completed == 1, "{report}");
+    let late = seen.await.unwrap().spawn(async {}).await.unwrap_err();
+    assert!(is_closed(&late), "{late}");
+}
+
+/// What is reported of a server that ends before anything else did, with a job of 20 s under way.
+async fn after<S: Future>(server: S) -> ShutdownReport<S::Output> {
+    let scheduler = Scheduler::new();
+    scheduler.spawn(sleep(20 * SECOND)).await.unwrap();
+    let report = Shutdown::new(&scheduler).on(pending()).serve(|_| server).await;
+    assert_eq!(report.jobs.completed, 1, "its job has the whole grace: {report}");
+    assert_eq!(report.phases.jobs, 20 * SECOND);
+    report
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_ends_fails_or_panics_still_drains_the_jobs() {
+    let report = after(ready(Ok::<_, io::Error>(()))).await;
+    assert!(report.is_clean(), "{report}");
+
+    let report = after(ready(Err::<(), _>(io::Error::other("no more files")))).await;
+    assert!(!report.is_clean(), "{report}");
+    let ServerEnd::Finished(Err(error)) = report.server else { panic!("{report}") };
+    assert_eq!(error.to_string(), "no more files");
+
+    let report = after(async { panic!("out of luck") }).await;
+    let report: ShutdownReport<()> = report;
+    assert!(!report.is_clean(), "{report}");
+    assert!(report.to_string().contains("out of luck"), "{report}");
+    let ServerEnd::Panicked(error) = report.server else { panic!("{error:?}", error = report) };
+    assert!(error.is_panic());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_signal_after_the_servers_own_end_does_not_hurry_the_jobs() {
+    let scheduler = Scheduler::new();
+    scheduler.spawn(sleep(10 * SECOND)).await.unwrap();
+    let report = Shutdown::new(&scheduler).on(sleep(SECOND)).serve(|_| ready(())).await;
+    assert_eq!(report.jobs.completed, 1, "{report}");
+    assert!(report.is_clean(), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_panics_when_told_or_when_dropped_is_contained() {
+    let scheduler = Scheduler::new();
+    let stumbles = async |stop: Stop| {
+        stop.await;
+        panic!("stumbled");
+    };
+    let report: ShutdownReport<()> = at_once(&scheduler).serve(stumbles).await;
+    assert!(matches!(report.server, ServerEnd::Panicked(_)), "{report}");
+
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("went off");
+        }
+    }
+    let scheduler = Scheduler::new();
+    scheduler.spawn(sleep(20 * SECOND)).await.unwrap();
+    let report = at_once(&scheduler)
+        .serve(|_| async {
+            let _bomb = Bomb;
+            pending::<()>().await;
+        })
+        .await;
+    assert!(matches!(report.server, ServerEnd::Unfinished), "{report}");
+    assert_eq!(report.jobs.completed, 1, "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signal_before_the_server_is_up_ends_it_in_order() {
+    let scheduler = Scheduler::new();
+    scheduler.spawn(sleep(SECOND)).await.unwrap();
+    let (listener, _) = listener().await;
+    let app = Router::new().layer(JobsLayer::new(scheduler.clone()));
+    let report = at_once(&scheduler)
+        .serve(|stop| axum::serve(listener, app).with_graceful_shutdown(stop).into_future())
+        .await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.jobs.completed, 1);
+
+    let starts_slowly = async |stop: Stop| {
+        sleep(3 * SECOND).await;
+        stop.await;
+    };
+    let report = at_once(&Scheduler::new()).serve(starts_slowly).await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.phases.connections, 3 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_server_may_be_any_future_and_give_anything() {
+    struct Connections(#[allow(dead_code, reason = "only its type matters")] usize);
+    impl JobOutput for Connections {
+        type Value = Self;
+        fn into_result(self) -> Result<Self, BoxError> {
+            Ok(self)
+        }
+    }
+    let scheduler = Scheduler::new();
+    let report = at_once(&scheduler).serve(|_| ready(Connections(7))).await;
+    assert!(report.is_clean());
+
+    // Not `Send`, nor `'static`, nor the output one of a job's: then whether it is clean is for
+    // the caller to say.
+    struct Own<'a>(&'a str);
+    let text = String::from("mine");
+    let local = std::rc::Rc::new(());
+    let report = at_once(&Scheduler::new())
+        .serve(|stop| async {
+            stop.await;
+            drop(local);
+            Own(&text)
+        })
+        .await;
+    let ServerEnd::Finished(Own(text)) = report.server else { panic!("it ended") };
+    assert_eq!(text, "mine");
+    assert!(report.jobs.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_can_be_cloned_and_sent_to_tasks() {
+    fn can_be_shared<T: Clone + Send + 'static>(_: &T) {}
+    fn can_be_sent<T: Send>(future: T) -> T {
+        future
+    }
+    let scheduler = Scheduler::new();
+    let shutdown = Shutdown::new(&scheduler).on(sleep(SECOND));
+    let serving = shutdown.serve(|stop| async move {
+        can_be_shared(&stop);
+        let early = stop.clone();
+        let tasks = [tokio::spawn(early.clone()), tokio::spawn(early)];
+        stop.clone().await;
+        for task in tasks {
+            task.await.unwrap();
+        }
+        stop.await;
+        Instant::now()
+    });
+    let began = Instant::now();
+    let report = can_be_sent(serving).await;
+    let ServerEnd::Finished(stopped) = report.server else { panic!("it ended") };
+    assert_eq!((stopped - began).as_secs(), 1);
+}
+
+// Jobs that hold threads: these need the real clock.
+
+/// The name of the one job that is left behind by a shutdown that must not take long.
+async fn abandoned(scheduler: &Scheduler) -> String {
+    let began = Instant::now();
+    let shutdown = at_once(scheduler).grace(300 * MS);
+    let report = within("the end", shutdown.serve(async |stop| stop.await)).await;
+    assert!(began.elapsed() < 10 * SECOND, "{report}");
+    assert_eq!(report.jobs.abandoned.len(), 1, "{report}");
+    assert!(!report.is_clean());
+    report.jobs.abandoned[0].name.clone().into_owned()
+}
+
+#[tokio::test]
+async fn a_blocking_thread_is_left_behind() {
+    let scheduler = Scheduler::new();
+    let (release, held) = blocking::channel::<()>();
+    let (started, has_started) = oneshot::channel();
+    let job = move || {
+        started.send(()).unwrap();
+        held.recv().unwrap_err();
+    };
+    scheduler.job("blocking").spawn_blocking(job).await.unwrap();
+    has_started.await.unwrap();
+    assert_eq!(abandoned(&scheduler).await, "blocking");
+    drop(release);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_never_yields_is_left_behind_where_there_is_another_thread() {
+    let scheduler = Scheduler::new();
+    let (release, held) = blocking::channel::<()>();
+    let (started, has_started) = oneshot::channel();
+    let job = async move {
+        started.send(()).unwrap();
+        held.recv().unwrap_err();
+    };
+    scheduler.job("never yields").spawn(job).await.unwrap();
+    has_started.await.unwrap();
+    assert_eq!(abandoned(&scheduler).await, "never yields");
+    drop(release);
+}
+
+// What is said of it.
+
+#[tokio::test(start_paused = true)]
+async fn on_unstarted_is_given_every_job_that_never_started_and_its_panic_is_contained() {
+    let scheduler = Scheduler::builder().limit(1).build();
+    scheduler.job("running").spawn(pending::<()>()).await.unwrap();
+    let waiting: Vec<_> = (0..300).map(|n| format!("waiting {n}")).collect();
+    for name in &waiting {
+        scheduler.job(name.clone()).spawn(async {}).await.unwrap();
+    }
+    let saved = Arc::new(Mutex::new(Vec::new()));
+    let hook = {
+        let saved = saved.clone();
+        move |job: tower_jobs::JobInfo| {
+            let count = {
+                let mut saved = saved.lock().unwrap();
+                saved.push(job.name.into_owned());
+                saved.len()
+            };
+            assert!(count % 2 == 1, "no room on the disk");
+        }
+    };
+    let report = at_once(&scheduler).on_unstarted(hook).serve(async |stop| stop.await).await;
+    assert_eq!(*saved.lock().unwrap(), waiting);
+    assert_eq!(names(&report.jobs.never_started), waiting);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_report_is_one_line_and_serializes() {
+    let scheduler = Scheduler::builder().limit(2).build();
+    scheduler.spawn(sleep(SECOND)).await.unwrap();
+    scheduler.job("endless").spawn(pending::<()>()).await.unwrap();
+    let report = at_once(&scheduler)
+        .grace(3 * SECOND)
+        .serve(|_| ready(Err::<(), _>(io::Error::other("two\nlines"))))
+        .await;
+    let line = report.to_string();
+    assert_eq!(line.lines().count(), 1, "{line}");
+    for part in ["server finished", "1 completed", "1 cancelled (job ", "\"endless\""] {
+        assert!(line.contains(part), "no {part:?} in {line}");
+    }
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["jobs"]["completed"], 1, "{json}");
+    assert_eq!(json["jobs"]["cancelled"][0]["name"], "endless", "{json}");
+    assert_eq!(json["phases"]["readiness"]["secs"], 0, "{json}");
+    assert!(json["server"].is_string(), "{json}");
+}
+
+// Settings.
+
+/// What `change` panics with.
+fn refusal(change: fn(Shutdown, Duration) -> Shutdown) -> String {
+    let shutdown = Shutdown::new(&Scheduler::new());
+    let longest = Duration::from_secs(365 * 24 * 60 * 60);
+    let shutdown = change(shutdown, longest);
+    let change = std::panic::AssertUnwindSafe(|| change(shutdown, longest + MS));
+    let payload = std::panic::catch_unwind(change).expect_err("it is too long");
+    *payload.downcast::<String>().unwrap()
+}
+
+#[test]
+fn times_longer_than_a_year_are_refused_by_name() {
+    assert!(refusal(Shutdown::grace).starts_with("grace "));
+    assert!(refusal(Shutdown::connection_grace).starts_with("connection_grace "));
+    assert!(refusal(Shutdown::readiness_delay).starts_with("readiness_delay "));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_times_work() {
+    let longest = Duration::from_secs(365 * 24 * 60 * 60);
+    let scheduler = Scheduler::new();
+    scheduler.spawn(sleep(100 * 24 * 60 * 60 * SECOND)).await.unwrap();
+    let shutdown =
+        at_once(&scheduler).grace(longest).connection_grace(longest).readiness_delay(SECOND);
+    let report = shutdown.serve(async |stop| stop.await).await;
+    assert!(report.is_clean(), "{report}");
+}
