@@ -96,9 +96,9 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         self.set_unique(key.into(), false)
     }
 
-    /// Like [`unique`](Self::unique), but where the other job has not started, this one takes its
-    /// place: the other is dropped and counts as cancelled. One that runs is left alone, and this
-    /// one refused.
+    /// Like [`unique`](Self::unique), but where the other job has not started, this one replaces it,
+    /// at the end of the line: the other is dropped and counts as cancelled. One that runs is left
+    /// alone, and this one refused.
     pub fn unique_or_replace(self, key: impl Into<Arc<str>>) -> Self {
         self.set_unique(key.into(), true)
     }
