@@ -90,7 +90,9 @@ impl Shape {
         let grace = 100 + random.below(700);
         if healthy {
             // Time for all: the program must exit with 0.
+            let limit = 20 + random.below(20);
             return Self {
+                limit,
                 grace: 30_000,
                 connection_grace: 15_000,
                 readers: 0,
