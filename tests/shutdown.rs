@@ -278,7 +278,7 @@ async fn a_grace_of_nothing_closes_at_once() {
     scheduler.job("waiting").spawn(sleep(SECOND)).await.unwrap();
     yield_now().await;
     let report = at_once(&scheduler).grace(Duration::ZERO).serve(async |stop| stop.await).await;
-    assert_eq!(names(&report.jobs.timed_out), ["running"]);
+    assert_eq!(names(&report.jobs.cancelled), ["running"]);
     assert_eq!(names(&report.jobs.never_started), ["waiting"]);
     assert!(report.jobs.elapsed <= LANDING, "{report}");
 }
