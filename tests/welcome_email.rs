@@ -148,7 +148,7 @@ async fn a_sign_up_that_got_its_202_is_delivered_once_although_sigterm_came() {
     while let Some(answer) = support::within("a sign-up", answers.recv()).await {
         record(answer);
     }
-    program.stderr.line_with("shutting down").await;
+    program.stderr.line_with("draining").await;
     mail.obey("take").await;
     let ended = program.ended().await;
 
@@ -185,7 +185,7 @@ async fn mail_that_fails_during_the_drain_is_named_in_the_report() {
         accepted.insert(sign_up_guest(address, n).await);
     }
     program.terminate().await;
-    program.stderr.line_with("shutting down").await;
+    program.stderr.line_with("draining").await;
     mail.obey("refuse").await;
     let ended = program.ended().await;
     assert_eq!(named(&ended.stdout), accepted, "{ended:#?}");
