@@ -62,9 +62,15 @@ impl Shared {
     /// Like `wait_and_close`, with all of it over by `deadline`.
     #[cfg(feature = "shutdown")]
     pub(crate) async fn wait_and_close_by(self: &Arc<Self>, deadline: Instant) -> DrainReport {
-        let closing = self.config.close_timeout + LANDING;
-        self.drain_until(deadline.checked_sub(closing).or(Some(deadline))).await;
+        self.drain_until(Some(self.latest_close(deadline))).await;
         self.close_by(deadline).await
+    }
+
+    /// When to begin closing so that it is over by `deadline`; in the past if it cannot be.
+    #[cfg(feature = "shutdown")]
+    pub(crate) fn latest_close(&self, deadline: Instant) -> Instant {
+        let closing = self.config.close_timeout + LANDING;
+        deadline.checked_sub(closing).unwrap_or_else(Instant::now)
     }
 
     async fn drain_until(&self, deadline: Option<Instant>) {

@@ -75,8 +75,7 @@ impl Work {
     message = "a job cannot return `{Self}`",
     note = "a job returns `()`, a plain value, or a `Result` whose error converts into \
             `Box<dyn Error + Send + Sync>`",
-    note = "implement `tower_jobs::JobOutput` for a type of your own, or end the job with `;`",
-    note = "a loop without an end has the type `!`: end it when its `JobContext` is cancelled"
+    note = "implement `tower_jobs::JobOutput` for a type of your own, or end the job with `;`"
 )]
 pub trait JobOutput {
     /// What awaiting the job gives.

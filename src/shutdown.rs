@@ -174,7 +174,7 @@ impl Shutdown {
     /// Runs the server that `serve` makes until it is time to stop, then ends it and the jobs.
     ///
     /// `serve` is given what the server must wait for to stop accepting: see [`Stop`]. The server
-    /// may be any future, and give anything.
+    /// may be any future, and give anything; what it gives is in the report.
     ///
     /// # Panics
     ///
@@ -196,16 +196,18 @@ impl Shutdown {
         let began = Instant::now();
         let deadline = began + self.grace;
         let shared = self.scheduler.shared();
+        // The time that closing takes is the jobs', whatever else takes its time.
+        let before_closing = shared.latest_close(deadline);
         self.scheduler.start_draining();
         tracing::info!(target: "tower_jobs", signalled, jobs = self.scheduler.len(), "shutting down");
         let mut phases = Phases::default();
         let in_order = async {
             if signalled {
-                let delay = (began + self.readiness_delay).min(deadline);
+                let delay = (began + self.readiness_delay).min(before_closing);
                 first(time::sleep_until(delay), server.run()).await;
                 phases.readiness = began.elapsed();
                 stopping.send_replace(true);
-                let connections = (Instant::now() + self.connection_grace).min(deadline);
+                let connections = (Instant::now() + self.connection_grace).min(before_closing);
                 first(time::sleep_until(connections), server.run()).await;
                 phases.connections = began.elapsed() - phases.readiness;
             }
@@ -453,7 +455,8 @@ pub struct Phases {
     pub jobs: Duration,
 }
 
-/// What a [`Shutdown`] did. `Display` is one line.
+/// What a [`Shutdown`] did. `Display` is one line; it says of a server that gave an error that it
+/// finished, since only the caller knows what an output means: see [`is_clean`](Self::is_clean).
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ShutdownReport<T> {
@@ -477,7 +480,6 @@ impl<T: JobOutput> ShutdownReport<T> {
 impl<T> ShutdownReport<T> {
     fn log(&self) {
         let Phases { readiness, connections, jobs } = self.phases;
-        let well = matches!(self.server, ServerEnd::Finished(_)) && self.jobs.is_clean();
         macro_rules! event {
             ($level:ident) => {
                 tracing::$level!(
@@ -490,6 +492,7 @@ impl<T> ShutdownReport<T> {
                 )
             };
         }
+        let well = matches!(self.server, ServerEnd::Finished(_)) && self.jobs.is_clean();
         if well { event!(info) } else { event!(warn) }
     }
 }
