@@ -136,7 +136,7 @@ impl Shutdown {
     }
 
     /// How long connections may take to finish after the server has stopped accepting, within the
-    /// grace. Defaults to 10 s.
+    /// grace less the scheduler's `close_timeout`, which is the jobs' own. Defaults to 10 s.
     ///
     /// # Panics
     ///
