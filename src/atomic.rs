@@ -13,7 +13,7 @@ use tower_service::Service;
 use tracing::Instrument;
 
 use crate::{
-    error::{BoxError, JobError},
+    error::{BoxError, JobError, SpawnError},
     job::Options,
     jobs::Jobs,
     scheduler::Scheduler,
@@ -48,7 +48,7 @@ use crate::{
 ///   failure. An error is the response future's; if the client has left, likewise.
 /// - The request's extensions and the current span go along.
 /// - Where a scheduler closes before the handler has ended, or is closed already, the response is
-///   503 with an empty body and `Retry-After`.
+///   503 with an empty body and `Retry-After` (500 where the scheduler has no runtime).
 ///
 /// # What it does not do
 ///
@@ -136,6 +136,10 @@ impl<B: Default, E> Future for AtomicFuture<Response<B>, E> {
             Err(error) => {
                 tracing::debug!(%error, "an atomic handler was cut off by its scheduler's end");
                 let mut response = Response::new(B::default());
+                if error.is_refused_as(SpawnError::NoRuntime) {
+                    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                    return Poll::Ready(Ok(response));
+                }
                 *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
                 response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
                 Poll::Ready(Ok(response))

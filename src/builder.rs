@@ -59,7 +59,9 @@ impl SchedulerBuilder {
     /// How many jobs wait for a running place before spawners must wait themselves. Defaults to
     /// 10 000.
     ///
-    /// 0 = no queue: a job runs now or is refused. `None` = any number. (In aiojobs 0 means any
+    /// Jobs that wait for the end of their response wait here too, so it is also how many of those
+    /// there can be. 0 = no queue: a job runs now or is refused, and one that waits for its response
+    /// holds a running place. `None` = any number. (In aiojobs 0 means any
     /// number.)
     pub fn pending_limit(mut self, pending_limit: impl Into<Option<usize>>) -> Self {
         self.config.pending_limit = pending_limit.into();

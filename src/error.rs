@@ -50,8 +50,10 @@ impl Error for SpawnError {}
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TrySpawnError<F> {
-    /// All places, running and waiting, are taken, or other spawners wait for one already. Or the
-    /// job's [key](crate::JobBuilder::key) is at its limit, and all places to wait in are taken.
+    /// All places, running and waiting, are taken, or other spawners wait for one already. For a
+    /// job that would have to wait although others could run, since its
+    /// [key](crate::JobBuilder::key) is at its limit or its response is not over: all places to wait
+    /// in are taken.
     Full(F),
     /// The scheduler is closed.
     Closed(F),
@@ -242,6 +244,10 @@ impl JobError {
             Kind::Failed(error) => Ok(error),
             kind => Err(Self(kind)),
         }
+    }
+
+    pub(crate) fn is_refused_as(&self, refusal: SpawnError) -> bool {
+        matches!(self.0, Kind::Refused(error) if error == refusal)
     }
 
     /// Whether somebody must hear of it. Being cancelled or given out already is nobody's fault.

@@ -69,6 +69,9 @@ impl Work {
 ///     fn into_result(self) -> Result<Self, BoxError> {
 ///         Ok(self)
 ///     }
+///     fn is_failure(&self) -> bool {
+///         false
+///     }
 /// }
 /// ```
 #[diagnostic::on_unimplemented(
@@ -88,11 +91,8 @@ pub trait JobOutput {
     /// The error that makes this job a failed one.
     fn into_result(self) -> Result<Self::Value, Box<dyn Error + Send + Sync>>;
 
-    /// Whether [`into_result`](Self::into_result) would give an error. Defaults to `false`, which
-    /// is right for plain values.
-    fn is_failure(&self) -> bool {
-        false
-    }
+    /// Whether [`into_result`](Self::into_result) would give an error.
+    fn is_failure(&self) -> bool;
 }
 
 impl<T: Send + 'static, E: Into<BoxError>> JobOutput for Result<T, E> {
@@ -119,6 +119,10 @@ macro_rules! plain_values {
             fn into_result(self) -> Result<Self, BoxError> {
                 Ok(self)
             }
+
+            fn is_failure(&self) -> bool {
+                false
+            }
         }
     )*};
 }
@@ -144,6 +148,10 @@ where
     fn into_result(self) -> Result<Self, BoxError> {
         Ok(self)
     }
+
+    fn is_failure(&self) -> bool {
+        false
+    }
 }
 
 impl<T: Send + 'static, const N: usize> JobOutput for [T; N] {
@@ -151,6 +159,10 @@ impl<T: Send + 'static, const N: usize> JobOutput for [T; N] {
 
     fn into_result(self) -> Result<Self, BoxError> {
         Ok(self)
+    }
+
+    fn is_failure(&self) -> bool {
+        false
     }
 }
 

@@ -285,7 +285,7 @@ impl<M> Jobs<M> {
     }
 
     /// Resolves when this request has no jobs. Deferred ones count: awaited before the response is
-    /// over, by its own handler above all, this waits for ever.
+    /// over, by its own handler above all, this waits for ever. So it does awaited by one of them.
     ///
     /// # Cancel safety
     ///

@@ -133,10 +133,18 @@ impl<M> fmt::Debug for JobsLayer<M> {
 }
 
 /// The service of [`JobsLayer`].
-#[derive(Debug)]
 pub struct JobsService<S, M = ()> {
     inner: S,
     layer: JobsLayer<M>,
+}
+
+impl<S: fmt::Debug, M> fmt::Debug for JobsService<S, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobsService")
+            .field("inner", &self.inner)
+            .field("layer", &self.layer)
+            .finish()
+    }
 }
 
 impl<S: Clone, M> Clone for JobsService<S, M> {

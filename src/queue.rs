@@ -136,7 +136,7 @@ struct Slot<R, W> {
     work: Option<W>,
     /// Shielded work holds no place.
     has_place: bool,
-    /// Pending since the how-manieth time that a job became pending.
+    /// Smaller than that of any job that became pending later.
     turn: u64,
     /// When the job came into its present state.
     since: Instant,

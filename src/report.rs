@@ -48,9 +48,9 @@ pub struct Stats {
 
 /// What closing a scheduler did with its jobs.
 ///
-/// Covers the time from the first [`close`](crate::Scheduler::close) or
-/// [`wait_and_close`](crate::Scheduler::wait_and_close) until no job was left to wait for, and
-/// names every job that ended otherwise than well in that time. `Display` is one line.
+/// Covers the time from the first [`start_draining`](crate::Scheduler::start_draining),
+/// [`wait_and_close`](crate::Scheduler::wait_and_close) or [`close`](crate::Scheduler::close) until
+/// no job was left to wait for, and names every job that ended otherwise than well in that time. `Display` is one line.
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

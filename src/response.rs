@@ -86,9 +86,12 @@ pin_project! {
         #[pin]
         inner: B,
         status: StatusCode,
+        // No body is sent with such a response, whatever this one has.
+        has_no_body: bool,
         // What is left of the declared length.
         left: Option<u64>,
-        guard: ResponseGuard,
+        // None where a layer further out has made an empty body of its own.
+        guard: Option<ResponseGuard>,
     }
 }
 
@@ -106,10 +109,18 @@ impl<B: Body> ResponseBody<B> {
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         // What is declared for a body that is not sent says nothing.
         let left = left.filter(|_| !has_no_body);
-        let mut body = Self { inner, status, left, guard };
-        let complete = has_no_body || is_whole(left, body.inner.is_end_stream());
-        body.guard.outcome = outcome(complete, status);
-        body
+        let mut guard = guard;
+        let complete = has_no_body || is_whole(left, inner.is_end_stream());
+        guard.outcome = outcome(complete, status);
+        Self { inner, status, has_no_body, left, guard: Some(guard) }
+    }
+}
+
+/// An empty body that belongs to no request, as layers like tower-http's `TimeoutLayer` make.
+impl<B: Default> Default for ResponseBody<B> {
+    fn default() -> Self {
+        let status = StatusCode::OK;
+        Self { inner: B::default(), status, has_no_body: false, left: None, guard: None }
     }
 }
 
@@ -138,6 +149,7 @@ impl<B: Body> Body for ResponseBody<B> {
         let mut this = self.project();
         let frame = ready!(this.inner.as_mut().poll_frame(cx));
         let complete = match &frame {
+            _ if *this.has_no_body => true,
             None => is_whole(*this.left, true),
             Some(Err(_)) => false,
             Some(Ok(frame)) => {
@@ -147,7 +159,9 @@ impl<B: Body> Body for ResponseBody<B> {
                 is_whole(*this.left, this.inner.is_end_stream())
             }
         };
-        this.guard.outcome = outcome(complete, *this.status);
+        if let Some(guard) = this.guard {
+            guard.outcome = outcome(complete, *this.status);
+        }
         Poll::Ready(frame)
     }
 

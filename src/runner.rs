@@ -20,7 +20,7 @@ use crate::{
     lock::lock,
     queue::{Effects, Queue, Start},
     report::DrainReport,
-    state::{JobState, Outcome},
+    state::Outcome,
 };
 
 /// How many jobs a runner finishes before other tasks of the runtime have their turn.
@@ -193,23 +193,18 @@ impl fmt::Debug for Shared {
 
 impl Owner for Shared {
     fn close(self: Arc<Self>, job: Entry) {
+        if self.take_out(&job) {
+            return;
+        }
         match &job.header().kind {
-            Kind::Cooperative(_) if job.header().state() == JobState::Active => {
-                job.header().cancel();
-            }
-            _ => self.abort(job),
+            Kind::Cooperative(_) => job.header().cancel(),
+            Kind::Plain | Kind::Blocking(_) => job.header().stop(false),
         }
     }
 
     fn abort(self: Arc<Self>, job: Entry) {
-        let (slot, id) = (job.header().slot(), job.header().id());
-        let removed = self.queue().remove(slot, id, Outcome::Cancelled, Instant::now());
-        match removed {
-            Some((work, effects)) => {
-                self.follow(effects);
-                self.drop_unstarted(&job, work, JobError::cancelled());
-            }
-            None => job.header().stop(false),
+        if !self.take_out(&job) {
+            job.header().stop(false);
         }
     }
 
@@ -251,6 +246,16 @@ impl Shared {
             self.follow(effects);
             self.drop_unstarted(entry, work, JobError::skipped());
         }
+    }
+
+    /// Ends a job that has not started. Whether it had not.
+    fn take_out(self: &Arc<Self>, job: &Entry) -> bool {
+        let (slot, id) = (job.header().slot(), job.header().id());
+        let removed = self.queue().remove(slot, id, Outcome::Cancelled, Instant::now());
+        let Some((work, effects)) = removed else { return false };
+        self.follow(effects);
+        self.drop_unstarted(job, work, JobError::cancelled());
+        true
     }
 
     /// The end of a job that was taken out of the queue. Its `Drop` may panic; then that is how

@@ -28,7 +28,9 @@ use crate::{
 ///   [`on_failure`](crate::SchedulerBuilder::on_failure).
 /// - Every accepted job is accounted for: at every moment [`stats`](Self::stats) adds up, and
 ///   closing tells what became of each.
-/// - `close` and `wait_and_close` come back in time, whatever jobs do.
+/// - `close` and `wait_and_close` come back in time, whatever jobs do, as long as a thread of the
+///   caller's runtime is free to run them: on a current-thread runtime a job that never awaits
+///   stops everything.
 ///
 /// # What it does not do
 ///
@@ -246,7 +248,11 @@ impl Scheduler {
     /// # Errors
     ///
     /// A [`JobError`] that [`is_cancelled`](JobError::is_cancelled) if the scheduler is closed, or
-    /// closes before the future has ended.
+    /// closes before the future has ended; or if the work was not accepted for another reason, which
+    /// is then its [`source`](std::error::Error::source): no runtime, or a
+    /// [unique](JobBuilder::unique) key that is taken. One that
+    /// [`is_timeout`](JobError::is_timeout) if it ran longer than its timeout, or would not end when
+    /// the scheduler closed.
     ///
     /// # Panics
     ///
@@ -284,7 +290,8 @@ impl Scheduler {
 /// Closing.
 impl Scheduler {
     /// Resolves when no job runs or waits, and no spawner waits for a place. Closes nothing; jobs
-    /// may come again at once.
+    /// may come again at once. Awaited by a job of this scheduler, it waits for that job, and so for
+    /// ever.
     ///
     /// # Cancel safety
     ///
@@ -302,6 +309,10 @@ impl Scheduler {
     /// job that then still holds on, since it does not await or blocks a thread, is *abandoned*.
     ///
     /// Closing again is fine: every caller gets the report of the first.
+    ///
+    /// # Panics
+    ///
+    /// Within a runtime that has no timer (as all that wait up to some time).
     ///
     /// # Cancel safety
     ///

@@ -63,7 +63,8 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     /// How long the job may run, counted from its start. Defaults to any time.
     ///
     /// A job that runs longer is dropped where it stands, and has failed. A blocking one cannot be
-    /// interrupted: it keeps its place until it returns, and has then failed.
+    /// interrupted: it keeps its place until it returns, and has then failed; its time counts from
+    /// when a thread takes it up.
     ///
     /// # Panics
     ///
@@ -439,12 +440,12 @@ where
     C: FnOnce() -> R + Send + 'static,
     R: JobOutput + Send + 'static,
 {
-    let began = Instant::now();
     let in_thread = cell.clone();
     let run = move || {
         let header = &in_thread.header;
         let runs = !header.must_stop() && header.take_up();
-        runs.then(closure)
+        let began = Instant::now();
+        runs.then(|| (closure(), began.elapsed()))
     };
     #[expect(clippy::disallowed_methods, reason = "a job is polled inside its runtime")]
     let runtime = Handle::current();
@@ -459,10 +460,10 @@ where
     })
     .await;
     match (ended, timeout) {
-        (Ok(Some(_)), Some(timeout)) if began.elapsed() > timeout => {
+        (Ok(Some((_, took))), Some(timeout)) if took > timeout => {
             cell.end(JobError::run_timeout(timeout), Outcome::TimedOut)
         }
-        (Ok(Some(output)), _) => cell.end_with(output.into_result()),
+        (Ok(Some((output, _))), _) => cell.end_with(output.into_result()),
         (Err(error), _) if error.is_panic() => {
             cell.end(JobError::panicked(error.into_panic()), Outcome::Panicked)
         }
@@ -538,8 +539,8 @@ impl<T> Spawn<T> {
     ) -> Poll<Result<Effects<Entry, Work>, SpawnError>> {
         let mut work = || self.work.take().expect("a job is admitted once");
         let Some(ticket) = self.ticket else {
-            let spawned = entry.header().spawned();
-            let admitted = self.shared.queue().admit(Admit::Limited, entry, &mut work, spawned);
+            let now = Instant::now();
+            let admitted = self.shared.queue().admit(Admit::Limited, entry, &mut work, now);
             if !matches!(admitted, Err(Refusal::Full))
                 || self.shared.config.pending_limit == Some(0)
             {
@@ -548,7 +549,7 @@ impl<T> Spawn<T> {
             // A waker is not ours, and is not cloned under the lock.
             let waker = cx.waker().clone();
             let mut queue = self.shared.queue();
-            let admitted = queue.admit(Admit::Limited, entry, work, spawned);
+            let admitted = queue.admit(Admit::Limited, entry, work, now);
             if !matches!(admitted, Err(Refusal::Full)) {
                 return Poll::Ready(admitted.map_err(SpawnError::from));
             }

@@ -539,6 +539,19 @@ async fn a_body_that_is_dropped_after_some_of_its_frames_is_aborted() {
     check(&stage, Aborted(OK)).await;
 }
 
+/// As over HTTP/2, where hyper sends the frames of any body, also for `HEAD`.
+#[tokio::test]
+async fn a_response_that_has_no_body_is_complete_however_much_of_one_was_polled() {
+    let stage = Stage::default();
+    let inner = service_fn(async |_: Request<Body>| {
+        Ok::<_, wire::Never>(Body::new(Script::new([data("hel"), data("lo")])).into_response())
+    });
+    let mut body = call(&stage, inner, "HEAD").await.await.unwrap().into_body();
+    body.frame().await.unwrap().unwrap();
+    drop(body);
+    check(&stage, Complete(OK)).await;
+}
+
 // How bodies end, measured.
 
 /// What a server does with a response body.

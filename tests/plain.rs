@@ -24,6 +24,7 @@ use tokio::{
 };
 use tokio_test::{assert_pending, assert_ready};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_http::timeout::TimeoutLayer;
 use tower_jobs::{Jobs, JobsLayer, JobsService, Scheduler, SpawnError};
 
 /// Any body will do: this one is not even one.
@@ -206,4 +207,30 @@ fn layer_service_and_jobs_are_as_sendable_as_what_is_inside() {
     anywhere::<Jobs<Mail>>();
     anywhere::<JobsService<(), Mail>>();
     sendable::<JobsService<Cell<()>>>();
+}
+
+/// tower-http's `TimeoutLayer` makes a response of its own, and so wants a body that has a default.
+#[tokio::test(start_paused = true)]
+async fn the_layer_stands_in_one_stack_with_layers_that_make_empty_bodies() {
+    let scheduler = Scheduler::new();
+    let never = async |request: Request<NotABody>| {
+        let jobs: &Jobs = request.extensions().get().expect("the layer is there");
+        jobs.after_response(async {}).expect("a place");
+        std::future::pending::<Result<Response<String>, Infallible>>().await
+    };
+    let timeout = TimeoutLayer::with_status_code(
+        StatusCode::REQUEST_TIMEOUT,
+        std::time::Duration::from_secs(1),
+    );
+    let service = ServiceBuilder::new()
+        .layer(timeout)
+        .layer(JobsLayer::new(scheduler.clone()))
+        .service_fn(never);
+
+    let response = service.oneshot(request()).await.expect("a response");
+
+    assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
+    assert_eq!(response.into_body().collect().await.expect("empty").to_bytes(), Bytes::new());
+    scheduler.wait_idle().await;
+    assert_eq!(scheduler.stats().completed, 1);
 }

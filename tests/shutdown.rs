@@ -444,6 +444,9 @@ async fn the_server_may_be_any_future_and_give_anything() {
         fn into_result(self) -> Result<Self, BoxError> {
             Ok(self)
         }
+        fn is_failure(&self) -> bool {
+            false
+        }
     }
     let scheduler = Scheduler::new();
     let report = at_once(&scheduler).serve(|_| ready(Connections(7))).await;
