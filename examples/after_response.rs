@@ -12,7 +12,7 @@
 //! ```
 //!
 //! On Ctrl-C or SIGTERM the program stops accepting, lets downloads end for a while, and prints
-//! the counts. It exits with 0 only if every download was counted.
+//! the counts. It exits with 0 only if every download ended in time and was counted.
 //!
 //! | variable | meaning                                  | default          |
 //! |----------|------------------------------------------|------------------|
@@ -38,16 +38,16 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::oneshot, time::sleep};
-use tower_jobs::{BoxError, DrainReport, Jobs, JobsLayer, ResponseOutcome, Scheduler, SpawnError};
+use tokio::{net::TcpListener, time::sleep};
+use tower_jobs::{
+    BoxError, Jobs, JobsLayer, ResponseOutcome, Scheduler, Shutdown, ShutdownReport, SpawnError,
+};
 
 /// A file of 64 MiB, in pieces.
 const PIECE: Bytes = Bytes::from_static(&[b'.'; 64 * 1024]);
 const PIECES: usize = 1024;
-/// Downloads may take this long to end once the program is told to stop ...
+/// Downloads may take this long to end once the program is told to stop.
 const CONNECTION_GRACE: Duration = Duration::from_secs(20);
-/// ... and what was not counted by then, this long.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 async fn download(
     State(counts): State<Counts>,
@@ -111,8 +111,8 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(state: Counts) -> Result<DrainReport, BoxError> {
-    let scheduler = Scheduler::builder().wait_timeout(DRAIN_TIMEOUT).build();
+async fn run(state: Counts) -> Result<ShutdownReport<io::Result<()>>, BoxError> {
+    let scheduler = Scheduler::new();
     let app = Router::new()
         .route("/download", get(download))
         .route("/counts", get(counts))
@@ -123,44 +123,13 @@ async fn run(state: Counts) -> Result<DrainReport, BoxError> {
     let listener = TcpListener::bind(&addr).await.map_err(|error| {
         format!("ADDR {addr:?}: {error}; give HOST:PORT of a free port, like 127.0.0.1:3000")
     })?;
-    let signal = stop_signal()?;
-    println!("listening on http://{}", listener.local_addr()?);
+    let addr = listener.local_addr()?;
 
-    let (stopping, stopped) = oneshot::channel();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async {
-        signal.await;
-        tracing::info!("stopping: no new connections");
-        stopping.send(()).ok();
-    });
-    let deadline = async {
-        stopped.await.ok();
-        sleep(CONNECTION_GRACE).await;
-    };
-    tokio::select! {
-        result = server.into_future() => if let Err(error) = result {
-            tracing::error!("the server failed: {error}");
-        },
-        () = deadline => tracing::warn!("connections still open after {CONNECTION_GRACE:?}"),
-    }
-    Ok(scheduler.wait_and_close().await)
-}
-
-/// Resolves on Ctrl-C or SIGTERM. The signals are caught from the call on, not from the first poll.
-#[cfg(unix)]
-fn stop_signal() -> io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
-}
-
-#[cfg(windows)]
-fn stop_signal() -> io::Result<impl Future<Output = ()>> {
-    let mut ctrl_c = tokio::signal::windows::ctrl_c()?;
-    Ok(async move { drop(ctrl_c.recv().await) })
+    let shutdown = Shutdown::new(&scheduler).connection_grace(CONNECTION_GRACE);
+    Ok(shutdown
+        .serve(|stop| {
+            println!("listening on http://{addr}");
+            axum::serve(listener, app).with_graceful_shutdown(stop).into_future()
+        })
+        .await)
 }

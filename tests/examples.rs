@@ -74,7 +74,7 @@ async fn downloads_are_counted_by_how_they_ended_also_that_which_sigterm_found_u
 
     let mut client = begin(address, "/download", 1).await;
     program.terminate().await;
-    program.stderr.line_with("stopping").await;
+    program.stderr.line_with("shutting down").await;
     let mut rest = Vec::new();
     within("the rest", client.read_to_end(&mut rest)).await.expect("the program still answers");
     assert!(rest.len() > FILE, "with its chunk sizes, {} bytes", rest.len());
