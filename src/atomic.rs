@@ -14,8 +14,8 @@ use tracing::Instrument;
 
 use crate::{
     error::{BoxError, JobError, SpawnError},
-    job::Options,
     jobs::Jobs,
+    record::Options,
     scheduler::Scheduler,
 };
 

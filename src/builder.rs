@@ -5,7 +5,7 @@ use tokio::runtime::Handle;
 use crate::{
     config::{self, SchedulerConfig},
     error::ConfigError,
-    job::Failure,
+    record::Failure,
     runner::{Hook, Shared, SpanLink},
     scheduler::Scheduler,
 };

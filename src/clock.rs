@@ -1,10 +1,12 @@
-//! Waiting with a deadline, wherever the caller happens to run.
+//! Moments, and waiting with a deadline, wherever the caller happens to run.
 
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
+    sync::OnceLock,
     task::Poll,
     thread,
+    time::Duration,
 };
 
 use tokio::{
@@ -12,6 +14,40 @@ use tokio::{
     sync::oneshot,
     time::{self, Instant},
 };
+
+/// A moment of tokio's clock, in half the space of an `Instant`: nanoseconds since the process first
+/// asked. A runtime whose clock is paused may be behind that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(i64);
+
+impl Moment {
+    /// Before all others.
+    pub(crate) const NEVER: Self = Self(i64::MIN);
+
+    pub(crate) fn now() -> Self {
+        static FIRST: OnceLock<Instant> = OnceLock::new();
+        let now = Instant::now();
+        let first = *FIRST.get_or_init(|| now);
+        let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+        Self(match now.checked_duration_since(first) {
+            Some(after) => nanos(after),
+            None => -nanos(first - now),
+        })
+    }
+
+    pub(crate) fn from_nanos(nanos: i64) -> Self {
+        Self(nanos)
+    }
+
+    pub(crate) fn as_nanos(self) -> i64 {
+        self.0
+    }
+
+    /// How long after `earlier` this is; zero if it is not.
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
 
 /// The deadline passed first.
 #[derive(Debug)]

@@ -6,11 +6,13 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{task, time::Instant};
 
 use crate::{
-    clock,
+    body::{Work, discard_work},
+    clock::{self, Moment},
+    contain::{discard, wake},
     error::JobError,
-    job::{Kind, Work},
     queue::{Phase, Queue},
-    report::DrainReport,
+    record::Kind,
+    report::{DrainReport, Drained},
     runner::{Entry, Shared},
     state::Outcome,
 };
@@ -24,18 +26,6 @@ impl Shared {
     /// Resolves when nothing runs or waits.
     pub(crate) async fn wait_idle(&self) {
         self.wait_until(Queue::is_idle).await;
-    }
-
-    /// Resolves when `done`, which is asked whenever the queue has become idle.
-    pub(crate) async fn wait_until(&self, done: impl Fn(&Queue<Entry, Work>) -> bool) {
-        loop {
-            let mut idle = pin!(self.idle.notified());
-            idle.as_mut().enable();
-            if done(&self.queue()) {
-                return;
-            }
-            idle.await;
-        }
     }
 
     pub(crate) fn start_draining(&self) {
@@ -95,22 +85,22 @@ impl Shared {
         self.start_draining();
         let deadline = *self.close_deadline.get_or_init(|| Instant::now() + close_timeout);
         self.close_now();
-        self.for_each_job(|entry| match &entry.header().kind {
-            Kind::Cooperative(_) => entry.header().cancel(),
-            Kind::Plain | Kind::Blocking(_) => entry.header().stop(false),
+        self.for_each_job(|entry| match entry.kind() {
+            Kind::Cooperative => entry.cancel(),
+            _ => entry.stop(false),
         });
         if !self.idle_by(Some(deadline)).await {
             self.for_each_job(|entry| {
                 // The others have been stopped already, and had no time to overrun.
-                let overdue = matches!(entry.header().kind, Kind::Cooperative(_));
-                entry.header().stop(overdue);
+                let overdue = entry.kind() == Kind::Cooperative;
+                entry.stop(overdue);
             });
             // Not from the deadline on: a call that was given up may have let that pass long ago.
             if !self.idle_by(Some(Instant::now() + LANDING)).await {
                 self.abandon();
             }
         }
-        self.report.get_or_init(|| self.make_report()).clone()
+        self.drained.get_or_init(|| self.account()).report()
     }
 
     /// Refuses all spawners, and ends what has not started.
@@ -122,22 +112,24 @@ impl Shared {
             if waiting.is_empty() {
                 break;
             }
-            waiting.into_iter().for_each(crate::contain::wake);
+            waiting.into_iter().for_each(wake);
         }
         let mut remains = Remains(Vec::new());
+        let now = Moment::now();
         loop {
-            let unstarted = self.queue().take_unstarted(PAGE);
+            let unstarted = self.queue().take_unstarted(PAGE, now);
             if unstarted.is_empty() {
                 break;
             }
+            let mut page = Vec::with_capacity(unstarted.len());
             for (entry, work) in unstarted {
-                remains.0.push(work);
-                entry.fail(JobError::cancelled());
-                self.settle(&entry);
+                page.push(work);
+                discard(entry.fail(JobError::cancelled()));
                 entry.publish();
             }
+            remains.0.push(page);
         }
-        self.idle.notify_waiters();
+        self.notify_idle();
         self.drop_apart(remains);
     }
 
@@ -149,9 +141,9 @@ impl Shared {
         if !remains.0.is_empty() {
             // Nobody waits for it, and a runtime that has gone drops it here.
             drop(runtime.spawn(async move {
-                while let Some(work) = remains.0.pop() {
-                    work.discard();
-                    task::coop::consume_budget().await;
+                while let Some(page) = remains.0.pop() {
+                    Remains(vec![page]).discard();
+                    task::yield_now().await;
                 }
             }));
         }
@@ -173,47 +165,52 @@ impl Shared {
 
     fn abandon(&self) {
         self.for_each_job(|entry| {
-            let (slot, id) = (entry.header().slot(), entry.header().id());
+            let now = Moment::now();
             let mut queue = self.queue();
-            let still_runs = queue.is_active(slot, id);
-            let effects = queue.finish(slot, id, Outcome::Abandoned, Instant::now());
+            let still_runs = queue.is_active(entry.slot(), entry.id());
+            let (_, work) = queue.finish(entry.slot(), entry.id(), Outcome::Abandoned, now);
             drop(queue);
-            debug_assert!(effects.start.is_none(), "a closed queue starts nothing");
             // One that has ended in this very moment keeps the result it has.
             if still_runs {
-                entry.fail(JobError::close_timeout(self.config.close_timeout));
+                let error = JobError::close_timeout(self.config.close_timeout);
+                discard(entry.fail(error));
                 self.settle(&entry);
                 entry.publish();
             }
+            // No thread has come to it in all that time.
+            self.drop_apart(Remains(work.map(|work| vec![work]).into_iter().collect()));
         });
-        self.idle.notify_waiters();
+        self.notify_idle();
     }
 
-    fn make_report(&self) -> DrainReport {
+    fn account(&self) -> Drained {
         let now = Instant::now();
         let mut queue = self.queue();
         let (ended, after, before) = (queue.take_ended(), queue.totals(), queue.totals_at_drain());
         drop(queue);
         let since = |outcome| after.of(outcome) - before.of(outcome);
         let began = self.drain_began.get().copied().unwrap_or(now);
-        let mut report = DrainReport {
+        Drained {
             completed: since(Outcome::Completed),
             skipped: since(Outcome::Skipped),
+            ended,
             elapsed: now.saturating_duration_since(began),
-            ..DrainReport::default()
-        };
-        for (entry, outcome) in ended {
-            report.add(outcome, entry.header().info(now));
+            at: Moment::now(),
         }
-        report
     }
 }
 
-/// Futures that will never run. Contains what their `Drop` does, wherever it happens.
-struct Remains(Vec<Work>);
+/// Futures that will never run, by the page. Contains what their `Drop` does, wherever it happens.
+struct Remains(Vec<Vec<Work>>);
+
+impl Remains {
+    fn discard(&mut self) {
+        self.0.drain(..).flatten().for_each(discard_work);
+    }
+}
 
 impl Drop for Remains {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(Work::discard);
+        self.discard();
     }
 }

@@ -3,9 +3,11 @@ use std::{borrow::Cow, fmt, future::Future, marker::PhantomData, sync::Arc, time
 use tokio::time::Instant;
 
 use crate::{
-    clock,
+    clock::{self, Moment},
     error::{JobError, SpawnError, TrySpawnError},
-    job::{Job, JobContext, JobInfo, JobOutput, Options, Owner},
+    job::{Job, JobContext, Owner},
+    output::JobOutput,
+    record::{JobInfo, Options},
     request::{Request, ResponseOutcome},
     runner::Entry,
     scheduler::Scheduler,
@@ -280,8 +282,8 @@ impl<M> Jobs<M> {
 
     /// This request's jobs, oldest first. Looks through all jobs of the scheduler, piece by piece.
     pub fn jobs(&self) -> Vec<JobInfo> {
-        let now = Instant::now();
-        self.entries().iter().map(|entry| entry.header().info(now)).collect()
+        let now = Moment::now();
+        self.entries().iter().map(|entry| entry.info(now)).collect()
     }
 
     /// Resolves when this request has no jobs. Deferred ones count: awaited before the response is
@@ -307,27 +309,25 @@ impl<M> Jobs<M> {
     pub async fn close(&self) -> Vec<JobInfo> {
         let shared = self.scheduler.shared();
         let entries = self.entries();
-        entries.iter().for_each(|entry| shared.clone().close(entry.clone()));
+        entries.iter().for_each(|entry| shared.clone().close(entry));
         let deadline = Instant::now() + self.scheduler.close_timeout();
-        let all_ended =
-            self.request.wait_until(|| entries.iter().all(|entry| entry.header().is_finished()));
+        let all_ended = self.request.wait_until(|| entries.iter().all(|entry| entry.is_finished()));
         if clock::timeout_at(Some(deadline), all_ended).await.is_ok() {
             return Vec::new();
         }
-        let late: Vec<_> =
-            entries.into_iter().filter(|entry| !entry.header().is_finished()).collect();
-        late.iter().for_each(|entry| shared.clone().abort(entry.clone()));
-        late.iter().map(|entry| entry.header().info(Instant::now())).collect()
+        let late: Vec<_> = entries.into_iter().filter(|entry| !entry.is_finished()).collect();
+        late.iter().for_each(|entry| shared.clone().abort(entry));
+        late.iter().map(|entry| entry.info(Moment::now())).collect()
     }
 
     fn entries(&self) -> Vec<Entry> {
         let mut entries = Vec::new();
         self.scheduler.shared().for_each_job(|entry| {
-            if entry.header().belongs_to(&self.request) {
+            if entry.belongs_to(&self.request) {
                 entries.push(entry);
             }
         });
-        entries.sort_unstable_by_key(|entry| entry.header().id());
+        entries.sort_unstable_by_key(|entry| entry.id());
         entries
     }
 }

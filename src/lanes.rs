@@ -22,6 +22,8 @@ use std::{
     task::Waker,
 };
 
+use crate::slots::Key as Slot;
+
 /// The number of a waiting spawner; smaller numbers came earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
@@ -45,9 +47,9 @@ pub(crate) struct Lanes {
     limit: usize,
     lanes: BTreeMap<Key, Lane>,
     /// Pending jobs that are let in: by turn, the slot.
-    let_in: BTreeMap<u64, usize>,
+    let_in: BTreeMap<u64, Slot>,
     /// Pending jobs that are not: likewise.
-    held: BTreeMap<u64, usize>,
+    held: BTreeMap<u64, Slot>,
     waiting: BTreeMap<Ticket, Waiting>,
     open: BTreeSet<Ticket>,
     last_ticket: u64,
@@ -118,7 +120,7 @@ impl Lanes {
 
     // Pending jobs.
 
-    pub(crate) fn push(&mut self, key: &Key, turn: u64, slot: usize, let_in: bool) {
+    pub(crate) fn push(&mut self, key: &Key, turn: u64, slot: Slot, let_in: bool) {
         if let_in {
             self.let_in.insert(turn, slot);
         } else {
@@ -139,7 +141,7 @@ impl Lanes {
     }
 
     /// Of the pending jobs that are let in, the turn and slot of the first.
-    pub(crate) fn first_let_in(&self) -> Option<(u64, usize)> {
+    pub(crate) fn first_let_in(&self) -> Option<(u64, Slot)> {
         self.let_in.first_key_value().map(|(turn, slot)| (*turn, *slot))
     }
 
@@ -149,7 +151,7 @@ impl Lanes {
     }
 
     /// The slot of the job that has been pending longest.
-    pub(crate) fn first(&self) -> Option<usize> {
+    pub(crate) fn first(&self) -> Option<Slot> {
         let first = [&self.let_in, &self.held].into_iter().filter_map(BTreeMap::first_key_value);
         first.min().map(|(_, slot)| *slot)
     }

@@ -85,6 +85,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod atomic;
+mod body;
 mod builder;
 mod clock;
 mod config;
@@ -100,7 +101,9 @@ mod jobs;
 mod lanes;
 mod layer;
 mod lock;
+mod output;
 mod queue;
+mod record;
 mod report;
 mod request;
 mod response;
@@ -108,6 +111,7 @@ mod runner;
 mod scheduler;
 #[cfg(feature = "shutdown")]
 mod shutdown;
+mod slots;
 mod spawn;
 mod state;
 #[cfg(feature = "testing")]
@@ -119,9 +123,11 @@ pub use config::SchedulerConfig;
 pub use error::{BoxError, ConfigError, JobError, SpawnError, TrySpawnError};
 #[cfg(feature = "axum")]
 pub use extract::{MissingJobs, liveness, readiness};
-pub use job::{Failure, Job, JobContext, JobInfo, JobOutput};
+pub use job::{Job, JobContext};
 pub use jobs::Jobs;
 pub use layer::{JobsLayer, JobsService};
+pub use output::JobOutput;
+pub use record::{Failure, JobInfo};
 pub use report::{DrainReport, Stats};
 pub use request::ResponseOutcome;
 pub use response::{ResponseBody, ResponseFuture};

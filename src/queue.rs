@@ -8,10 +8,22 @@
 //! There are `limit + pending_limit` places. A job holds one from when it is accepted until it
 //! ends, and so does a spawner from when it is granted one until it takes its turn; shielded work
 //! holds none. `R` is what the table keeps of a job for its whole life, `W` its work, which leaves
-//! when the job starts.
+//! when a runner takes the job.
 //!
 //! A job with a key runs only while fewer than `limit_per_key` of that key are *let in*: see
 //! [`lanes`](crate::lanes).
+//!
+//! # Runners
+//!
+//! A job that has started is *ready* until one of the caller's runners, which are tasks, takes it.
+//! A runner takes one job after the other, so that short jobs share a task; one whose job waits
+//! stays with it. The queue says when a runner must be *called*, that is, its task spawned.
+//!
+//! While jobs are ready, somebody must be on the way to them although every runner that has come
+//! may be stuck in a job that blocks its thread. A task spawned by a thread of tokio's goes into a
+//! slot of that thread's, from where no other thread takes it, until the thread spawns another. So
+//! runners are called in pairs: the first is then *in reach* of all threads. (Where there is one
+//! thread, every runner is.)
 //!
 //! # Invariants
 //!
@@ -34,14 +46,16 @@
 //! 10. Deferred and pending jobs together are at most `pending_limit` (if that is not 0): jobs
 //!     that wait for their responses do not keep others from running.
 //! 11. At most one job of a unique key is in the table.
+//! 12. Of the ready jobs, the one that started first is taken first.
+//! 13. While there are ready jobs, a runner that is in reach has been called and has not come, or
+//!     as many have as there are ready jobs.
 
 use std::{collections::BTreeMap, mem, sync::Arc, task::Waker};
 
-use slab::Slab;
-use tokio::time::Instant;
-
 use crate::{
+    clock::Moment,
     lanes::{Lanes, Ticket},
+    slots::{Chunk, Key, NONE, Slots},
     state::{JobId, JobState, Outcome},
 };
 
@@ -51,11 +65,15 @@ mod tests;
 /// What the queue asks of the part of a job that stays in its table.
 pub(crate) trait Entry: Clone {
     fn id(&self) -> JobId;
+    /// Shielded work holds no place.
+    fn has_place(&self) -> bool;
     /// Jobs of one key share `limit_per_key`.
     fn key(&self) -> Option<&Arc<str>>;
     fn unique(&self) -> Option<&Unique>;
+    /// What `moved` said last.
+    fn state(&self) -> JobState;
     /// The job is in `state` now, in this slot until it is finished.
-    fn moved(&self, state: JobState, slot: usize);
+    fn moved(&self, state: JobState, slot: Key, now: Moment);
 }
 
 /// There is to be one job of this key.
@@ -95,21 +113,48 @@ pub(crate) enum Admit {
     Outside,
 }
 
-/// A job that the caller must start now.
+/// A job for a runner.
 pub(crate) struct Start<R, W> {
     pub(crate) entry: R,
     pub(crate) work: W,
 }
 
+/// Which runners the caller must call, now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Nobody,
+    /// One, of which is known whether it will be in reach.
+    One(Reach),
+    /// One that will be in reach since another, which may not be, is called after it.
+    Pair,
+}
+
+/// Whether a runner that was called could be taken up by any thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    InReach,
+    Unknown,
+}
+
+/// What a runner does that is through with a job.
+pub(crate) enum Next<R, W> {
+    Take(Start<R, W>),
+    /// Lets other tasks have their turn, and comes again, as if called: in reach.
+    Yield,
+    End,
+}
+
 /// What the caller must do after unlocking.
 #[must_use]
 pub(crate) struct Effects<R, W> {
-    pub(crate) start: Option<Start<R, W>>,
+    pub(crate) call: Call,
     pub(crate) wake: Vec<Waker>,
     /// A job whose unique key another has taken over. It has ended as cancelled.
     pub(crate) replaced: Option<(R, W)>,
     /// The step left nothing in the queue.
     pub(crate) idle: bool,
+    /// To be dropped: rows of the table.
+    pub(crate) surplus: Vec<Chunk<Slot<R, W>>>,
 }
 
 /// Counts of a moment: how many jobs were ever accepted, and how those that ended did.
@@ -129,48 +174,55 @@ impl Totals {
     }
 }
 
-struct Slot<R, W> {
+/// There may be a million: 48 bytes each.
+pub(crate) struct Slot<R, W> {
     entry: R,
-    state: JobState,
-    /// Present until the job starts.
+    /// Present until a runner takes the job.
     work: Option<W>,
-    /// Shielded work holds no place.
-    has_place: bool,
     /// Smaller than that of any job that became pending later.
     turn: u64,
     /// When the job came into its present state.
-    since: Instant,
-    previous: Option<usize>,
-    next: Option<usize>,
+    since: Moment,
+    previous: Key,
+    next: Key,
 }
 
 /// A doubly linked list through the slots, so that any job leaves in constant time.
-#[derive(Default)]
 struct List {
-    first: Option<usize>,
-    last: Option<usize>,
+    first: Key,
+    last: Key,
     len: usize,
 }
 
 impl List {
-    fn push<R, W>(&mut self, slots: &mut Slab<Slot<R, W>>, key: usize) {
-        slots[key].previous = self.last;
-        slots[key].next = None;
-        match self.last.replace(key) {
-            Some(last) => slots[last].next = Some(key),
-            None => self.first = Some(key),
+    fn new() -> Self {
+        Self { first: NONE, last: NONE, len: 0 }
+    }
+
+    fn first(&self) -> Option<Key> {
+        Some(self.first).filter(|key| *key != NONE)
+    }
+
+    fn push<R, W>(&mut self, slots: &mut Slots<Slot<R, W>>, key: Key) {
+        let last = mem::replace(&mut self.last, key);
+        let slot = &mut slots[key];
+        slot.previous = last;
+        slot.next = NONE;
+        match slots.get_mut(last) {
+            Some(last) => last.next = key,
+            None => self.first = key,
         }
         self.len += 1;
     }
 
-    fn unlink<R, W>(&mut self, slots: &mut Slab<Slot<R, W>>, key: usize) {
-        let (previous, next) = (slots[key].previous, slots[key].next);
-        match previous {
-            Some(previous) => slots[previous].next = next,
+    fn unlink<R, W>(&mut self, slots: &mut Slots<Slot<R, W>>, key: Key) {
+        let Slot { previous, next, .. } = slots[key];
+        match slots.get_mut(previous) {
+            Some(previous) => previous.next = next,
             None => self.first = next,
         }
-        match next {
-            Some(next) => slots[next].previous = previous,
+        match slots.get_mut(next) {
+            Some(next) => next.previous = previous,
             None => self.last = previous,
         }
         self.len -= 1;
@@ -181,23 +233,33 @@ pub(crate) struct Queue<R, W> {
     limit: usize,
     pending_limit: usize,
     phase: Phase,
-    slots: Slab<Slot<R, W>>,
+    slots: Slots<Slot<R, W>>,
     deferred: List,
     /// Pending, without a key.
     line: List,
+    /// In the order in which they started; the ready ones are the last of it, from `ready` on.
     active: List,
+    ready: Key,
+    ready_len: usize,
+    /// Runners that were called and have not come; and how many of them are in reach.
+    called: usize,
+    in_reach: usize,
+    has_threads: bool,
     /// The pending jobs with a key, and the line of spawners.
     lanes: Lanes,
     /// Active jobs that hold a place.
     running: usize,
     /// Spawners that hold a place.
     granted: BTreeMap<Ticket, Grant>,
-    uniques: BTreeMap<Arc<str>, usize>,
+    uniques: BTreeMap<Arc<str>, Key>,
     last_turn: u64,
     totals: Totals,
     at_drain: Totals,
-    ended: Vec<(R, Outcome)>,
+    ended: Vec<Vec<(R, Outcome)>>,
 }
+
+/// How many of those that ended are kept in one piece of memory: none is copied as they grow.
+const ENDED: usize = 1024;
 
 /// A place for a spawner, and whether its key has been let in along with it.
 struct Grant {
@@ -215,10 +277,15 @@ impl<R: Entry, W> Queue<R, W> {
             limit: limit.unwrap_or(usize::MAX),
             pending_limit: pending_limit.unwrap_or(usize::MAX),
             phase: Phase::Open,
-            slots: Slab::new(),
-            deferred: List::default(),
-            line: List::default(),
-            active: List::default(),
+            slots: Slots::new(),
+            deferred: List::new(),
+            line: List::new(),
+            active: List::new(),
+            ready: NONE,
+            ready_len: 0,
+            called: 0,
+            in_reach: 0,
+            has_threads: true,
             lanes: Lanes::new(limit_per_key),
             running: 0,
             granted: BTreeMap::new(),
@@ -230,6 +297,11 @@ impl<R: Entry, W> Queue<R, W> {
         }
     }
 
+    /// The runtime that runs the runners has one thread.
+    pub(crate) fn has_one_thread(&mut self) {
+        self.has_threads = false;
+    }
+
     // Admission. `work` is called under the lock, and only if the job is taken in.
 
     /// Takes the job in if there is a place for it.
@@ -238,7 +310,7 @@ impl<R: Entry, W> Queue<R, W> {
         how: Admit,
         entry: &R,
         work: impl FnOnce() -> W,
-        now: Instant,
+        now: Moment,
     ) -> Result<Effects<R, W>, Refusal> {
         let replaced = self.check(entry)?;
         // A job that takes over from another has that one's place.
@@ -255,27 +327,24 @@ impl<R: Entry, W> Queue<R, W> {
         if !has_room {
             return Err(Refusal::Full);
         }
-        let replaced = replaced.and_then(|slot| self.take_over(slot));
-        let slot = self.insert(entry, work(), how != Admit::Outside, now);
-        let start = match how {
+        let replaced = replaced.and_then(|slot| self.take_over(slot, now));
+        let slot = self.insert(entry, work(), now);
+        match how {
             Admit::Limited => self.enter(slot, false, now),
-            Admit::Deferred => {
-                self.put(slot, JobState::Deferred, now);
-                None
-            }
-            Admit::Outside => Some(self.start(slot, now)),
-        };
-        Ok(Effects { replaced, ..self.effects(start, now) })
+            Admit::Deferred => self.put(slot, JobState::Deferred, now),
+            Admit::Outside => self.start(slot, now),
+        }
+        Ok(Effects { replaced, ..self.effects(now) })
     }
 
     /// The deferred job `id` in `slot` may start.
-    pub(crate) fn begin(&mut self, slot: usize, id: JobId, now: Instant) -> Effects<R, W> {
+    pub(crate) fn begin(&mut self, slot: Key, id: JobId, now: Moment) -> Effects<R, W> {
         if self.phase == Phase::Closed || !self.is_at(slot, id, JobState::Deferred) {
-            return self.effects(None, now);
+            return self.effects(now);
         }
         self.deferred.unlink(&mut self.slots, slot);
-        let start = self.enter(slot, false, now);
-        self.effects(start, now)
+        self.enter(slot, false, now);
+        self.effects(now)
     }
 
     /// Joins the line of spawners. Only for one that was refused as `Full` under this same hold of
@@ -290,20 +359,20 @@ impl<R: Entry, W> Queue<R, W> {
         ticket: Ticket,
         entry: &R,
         work: impl FnOnce() -> W,
-        now: Instant,
+        now: Moment,
     ) -> Option<Result<Effects<R, W>, Refusal>> {
         if self.phase < Phase::Closed && !self.granted.contains_key(&ticket) {
             return None;
         }
         // A refused spawner gives its place back when it leaves.
         let replaced = match self.check(entry) {
-            Ok(replaced) => replaced.and_then(|slot| self.take_over(slot)),
+            Ok(replaced) => replaced.and_then(|slot| self.take_over(slot, now)),
             Err(refusal) => return Some(Err(refusal)),
         };
         let grant = self.granted.remove(&ticket)?;
-        let slot = self.insert(entry, work(), true, now);
-        let start = self.enter(slot, grant.let_in, now);
-        Some(Ok(Effects { replaced, ..self.effects(start, now) }))
+        let slot = self.insert(entry, work(), now);
+        self.enter(slot, grant.let_in, now);
+        Some(Ok(Effects { replaced, ..self.effects(now) }))
     }
 
     /// Goes on waiting, after `take_turn` gave `None` under this same hold of the lock. The waker
@@ -313,23 +382,23 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// Leaves the line, whether granted or not. The waker is for the caller to drop.
-    pub(crate) fn leave(&mut self, ticket: Ticket, now: Instant) -> (Effects<R, W>, Option<Waker>) {
+    pub(crate) fn leave(&mut self, ticket: Ticket, now: Moment) -> (Effects<R, W>, Option<Waker>) {
         let waker = self.lanes.leave(ticket);
         if let Some(Grant { key, let_in: true }) = self.granted.remove(&ticket) {
             self.lanes.let_out(key.as_ref());
         }
-        (self.effects(None, now), waker)
+        (self.effects(now), waker)
     }
 
     /// Whether the job may be taken in, and the slot of the one that it replaces.
-    fn check(&self, entry: &R) -> Result<Option<usize>, Refusal> {
+    fn check(&self, entry: &R) -> Result<Option<Key>, Refusal> {
         if self.phase == Phase::Closed {
             return Err(Refusal::Closed);
         }
         let Some(unique) = entry.unique() else { return Ok(None) };
         let Some(&slot) = self.uniques.get(&unique.key) else { return Ok(None) };
         let other = &self.slots[slot];
-        if unique.replace && other.state < JobState::Active {
+        if unique.replace && other.entry.state() < JobState::Active {
             return Ok(Some(slot));
         }
         Err(Refusal::Duplicate(other.entry.id()))
@@ -348,18 +417,15 @@ impl<R: Entry, W> Queue<R, W> {
         self.deferred.len + self.pending_count() + self.granted.len()
     }
 
-    fn insert(&mut self, entry: &R, work: W, has_place: bool, now: Instant) -> usize {
+    fn insert(&mut self, entry: &R, work: W, now: Moment) -> Key {
         self.totals.accepted += 1;
         let slot = self.slots.insert(Slot {
             entry: entry.clone(),
-            // Until `put` says otherwise, in the same step.
-            state: JobState::Deferred,
             work: Some(work),
-            has_place,
             turn: 0,
             since: now,
-            previous: None,
-            next: None,
+            previous: NONE,
+            next: NONE,
         });
         if let Some(unique) = entry.unique() {
             self.uniques.insert(unique.key.clone(), slot);
@@ -368,23 +434,22 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// Starts the job if it may, or has it wait.
-    fn enter(&mut self, slot: usize, let_in: bool, now: Instant) -> Option<Start<R, W>> {
-        let key = self.slots[slot].entry.key().cloned();
+    fn enter(&mut self, slot: Key, let_in: bool, now: Moment) {
+        let key = self.slots[slot].entry.key().filter(|_| self.lanes.are_limited()).cloned();
         let let_in = let_in || self.lanes.let_in(key.as_ref());
         if let_in && self.running < self.limit {
-            return Some(self.start(slot, now));
+            return self.start(slot, now);
         }
         self.put(slot, JobState::Pending, now);
         self.last_turn += 1;
         self.slots[slot].turn = self.last_turn;
-        match key.as_ref().filter(|_| self.lanes.are_limited()) {
+        match &key {
             None => self.line.push(&mut self.slots, slot),
             Some(key) => self.lanes.push(key, self.last_turn, slot, let_in),
         }
-        None
     }
 
-    fn put(&mut self, slot: usize, state: JobState, now: Instant) {
+    fn put(&mut self, slot: Key, state: JobState, now: Moment) {
         match state {
             JobState::Deferred => self.deferred.push(&mut self.slots, slot),
             JobState::Active => self.active.push(&mut self.slots, slot),
@@ -393,93 +458,161 @@ impl<R: Entry, W> Queue<R, W> {
             JobState::Finished => unreachable!("a finished job leaves the table"),
         }
         let job = &mut self.slots[slot];
-        job.state = state;
         job.since = now;
-        job.entry.moved(state, slot);
+        job.entry.moved(state, slot, now);
     }
 
-    fn start(&mut self, slot: usize, now: Instant) -> Start<R, W> {
+    fn start(&mut self, slot: Key, now: Moment) {
         self.put(slot, JobState::Active, now);
-        let job = &mut self.slots[slot];
-        if job.has_place {
+        if self.slots[slot].entry.has_place() {
             self.running += 1;
         }
-        let work = job.work.take().expect("a job starts once");
-        Start { entry: job.entry.clone(), work }
+        if self.ready_len == 0 {
+            self.ready = slot;
+        }
+        self.ready_len += 1;
+    }
+
+    // Runners.
+
+    /// A runner comes that was called. If there is no job for it, it ends.
+    pub(crate) fn come(&mut self, reach: Reach) -> (Option<Start<R, W>>, Call) {
+        self.called -= 1;
+        if reach == Reach::InReach {
+            self.in_reach -= 1;
+        }
+        let start = self.take();
+        (start, self.call())
+    }
+
+    /// After `finish`, for the runner of that job: with `may_go_on`, the next job.
+    pub(crate) fn next(&mut self, may_go_on: bool) -> Next<R, W> {
+        if self.ready_len == 0 {
+            return Next::End;
+        }
+        if !may_go_on {
+            self.called += 1;
+            self.in_reach += 1;
+            return Next::Yield;
+        }
+        self.take().map_or(Next::End, Next::Take)
+    }
+
+    /// The ready job that started first. For whoever sees to it that invariant 13 holds.
+    pub(crate) fn take(&mut self) -> Option<Start<R, W>> {
+        let job = self.slots.get_mut(self.ready).filter(|_| self.ready_len > 0)?;
+        self.ready = job.next;
+        self.ready_len -= 1;
+        let work = job.work.take().expect("a ready job has not been taken");
+        Some(Start { entry: job.entry.clone(), work })
+    }
+
+    fn call(&mut self) -> Call {
+        if self.in_reach > 0 || self.ready_len <= self.called {
+            return Call::Nobody;
+        }
+        if !self.has_threads {
+            self.called += 1;
+            self.in_reach += 1;
+            return Call::One(Reach::InReach);
+        }
+        // One or two jobs at a time are not worth a runner that finds nothing to do.
+        if self.called < 2 {
+            self.called += 1;
+            return Call::One(Reach::Unknown);
+        }
+        self.called += 2;
+        self.in_reach += 1;
+        Call::Pair
     }
 
     // Leaving.
 
-    /// The active job `id` in `slot` has ended. Its place goes to the next that may start, which
-    /// the caller must see to.
+    /// The active job `id` in `slot` has ended. Its place goes to the next that may start. The
+    /// work comes back of a job that no runner has taken.
     pub(crate) fn finish(
         &mut self,
-        slot: usize,
+        slot: Key,
         id: JobId,
         outcome: Outcome,
-        now: Instant,
-    ) -> Effects<R, W> {
+        now: Moment,
+    ) -> (Effects<R, W>, Option<W>) {
+        let mut work = None;
         if self.is_active(slot, id) {
+            if self.slots[slot].work.is_some() {
+                self.ready_len -= 1;
+                if self.ready == slot {
+                    self.ready = self.slots[slot].next;
+                }
+            }
             self.active.unlink(&mut self.slots, slot);
-            let job = self.end(slot, outcome);
-            if job.has_place {
+            let job = self.end(slot, outcome, now);
+            if job.entry.has_place() {
                 self.running -= 1;
                 self.lanes.let_out(job.entry.key());
             }
+            work = job.work;
         }
-        self.effects(None, now)
+        (self.effects(now), work)
     }
 
     /// Takes a job that has not started out of the queue.
     pub(crate) fn remove(
         &mut self,
-        slot: usize,
+        slot: Key,
         id: JobId,
         outcome: Outcome,
-        now: Instant,
+        now: Moment,
     ) -> Option<(W, Effects<R, W>)> {
-        let job = self.slots.get(slot).filter(|job| job.entry.id() == id)?;
-        if job.state >= JobState::Active {
-            return None;
-        }
-        let work = self.take_out(slot, outcome)?.work?;
-        Some((work, self.effects(None, now)))
+        self.slots.get(slot).filter(|job| job.entry.id() == id)?;
+        let work = self.take_out(slot, outcome, now)?.work?;
+        Some((work, self.effects(now)))
     }
 
     /// Ends a job that another replaces.
-    fn take_over(&mut self, slot: usize) -> Option<(R, W)> {
-        let job = self.take_out(slot, Outcome::Cancelled)?;
+    fn take_over(&mut self, slot: Key, now: Moment) -> Option<(R, W)> {
+        let job = self.take_out(slot, Outcome::Cancelled, now)?;
         Some((job.entry, job.work?))
     }
 
-    fn take_out(&mut self, slot: usize, outcome: Outcome) -> Option<Slot<R, W>> {
+    fn take_out(&mut self, slot: Key, outcome: Outcome, now: Moment) -> Option<Slot<R, W>> {
         let job = self.slots.get(slot)?;
-        match (job.state, job.entry.key().filter(|_| self.lanes.are_limited())) {
+        match (job.entry.state(), job.entry.key().filter(|_| self.lanes.are_limited())) {
             (JobState::Deferred, _) => self.deferred.unlink(&mut self.slots, slot),
             (JobState::Pending, None) => self.line.unlink(&mut self.slots, slot),
             (JobState::Pending, Some(key)) => self.lanes.remove(key, job.turn),
             _ => return None,
         }
-        Some(self.end(slot, outcome))
+        Some(self.end(slot, outcome, now))
     }
 
-    pub(crate) fn is_active(&self, slot: usize, id: JobId) -> bool {
+    pub(crate) fn is_active(&self, slot: Key, id: JobId) -> bool {
         self.is_at(slot, id, JobState::Active)
     }
 
-    fn is_at(&self, slot: usize, id: JobId, state: JobState) -> bool {
-        self.slots.get(slot).is_some_and(|job| job.entry.id() == id && job.state == state)
+    fn is_at(&self, slot: Key, id: JobId, state: JobState) -> bool {
+        let job = self.slots.get(slot);
+        job.is_some_and(|job| job.entry.id() == id && job.entry.state() == state)
     }
 
-    fn end(&mut self, slot: usize, outcome: Outcome) -> Slot<R, W> {
+    fn end(&mut self, slot: Key, outcome: Outcome, now: Moment) -> Slot<R, W> {
         let job = self.slots.remove(slot);
-        job.entry.moved(JobState::Finished, slot);
+        job.entry.moved(JobState::Finished, slot, now);
         if let Some(unique) = job.entry.unique() {
             self.uniques.remove(&unique.key);
         }
         self.totals.count(outcome);
         if self.phase > Phase::Open && !matches!(outcome, Outcome::Completed | Outcome::Skipped) {
-            self.ended.push((job.entry.clone(), outcome));
+            let ended = (job.entry.clone(), outcome);
+            match self.ended.last_mut().filter(|last| last.len() < ENDED) {
+                Some(last) => last.push(ended),
+                None => {
+                    let mut piece =
+                        Vec::with_capacity(if self.ended.is_empty() { 4 } else { ENDED });
+                    piece.push(ended);
+                    self.ended.push(piece);
+                }
+            }
         }
         job
     }
@@ -488,34 +621,37 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// At most one more job can start now than before the step; and the places that have come free
     /// go to waiting spawners.
-    fn effects(&mut self, start: Option<Start<R, W>>, now: Instant) -> Effects<R, W> {
-        let open = self.phase < Phase::Closed;
-        let start = start.or_else(|| if open { self.start_next(now) } else { None });
-        let wake = if open { self.grant() } else { Vec::new() };
+    fn effects(&mut self, now: Moment) -> Effects<R, W> {
+        let mut wake = Vec::new();
+        if self.phase < Phase::Closed {
+            self.start_next(now);
+            wake = self.grant();
+        }
         let idle = self.is_idle();
         if idle && self.phase == Phase::Draining {
             self.phase = Phase::Closed; // 8
         }
-        Effects { start, wake, replaced: None, idle }
+        let surplus = if idle { self.slots.surplus() } else { Vec::new() };
+        Effects { call: self.call(), wake, replaced: None, idle, surplus }
     }
 
-    fn start_next(&mut self, now: Instant) -> Option<Start<R, W>> {
+    fn start_next(&mut self, now: Moment) {
         if self.running >= self.limit {
-            return None;
+            return;
         }
-        let first = self.line.first.map(|slot| (self.slots[slot].turn, slot));
+        let first = self.line.first().map(|slot| (self.slots[slot].turn, slot));
         let slot = match (first, self.lanes.first_let_in()) {
             (Some((turn, slot)), let_in) if let_in.is_none_or(|(other, _)| turn < other) => {
                 self.line.unlink(&mut self.slots, slot);
                 slot
             }
-            (_, let_in) => {
-                let (turn, slot) = let_in?;
+            (_, Some((turn, slot))) => {
                 self.lanes.start(turn);
                 slot
             }
+            _ => return,
         };
-        Some(self.start(slot, now))
+        self.start(slot, now);
     }
 
     fn grant(&mut self) -> Vec<Waker> {
@@ -557,11 +693,12 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// After closing: up to `most` jobs that will never start.
-    pub(crate) fn take_unstarted(&mut self, most: usize) -> Vec<(R, W)> {
+    pub(crate) fn take_unstarted(&mut self, most: usize, now: Moment) -> Vec<(R, W)> {
         let mut taken = Vec::with_capacity(most.min(self.pending_count() + self.deferred.len));
         while taken.len() < most {
-            let first = self.line.first.or_else(|| self.lanes.first()).or(self.deferred.first);
-            let Some(job) = first.and_then(|slot| self.take_out(slot, Outcome::NeverStarted))
+            let first =
+                self.line.first().or_else(|| self.lanes.first()).or_else(|| self.deferred.first());
+            let Some(job) = first.and_then(|slot| self.take_out(slot, Outcome::NeverStarted, now))
             else {
                 break;
             };
@@ -571,7 +708,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// What ended otherwise than completed or skipped since the end was announced (9), once.
-    pub(crate) fn take_ended(&mut self) -> Vec<(R, Outcome)> {
+    pub(crate) fn take_ended(&mut self) -> Vec<Vec<(R, Outcome)>> {
         mem::take(&mut self.ended)
     }
 
@@ -585,11 +722,13 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// Starts one job although the queue is on hold.
     #[cfg(feature = "testing")]
-    pub(crate) fn start_one(&mut self, now: Instant) -> Effects<R, W> {
+    pub(crate) fn start_one(&mut self, now: Moment) -> Option<(R, Effects<R, W>)> {
+        let last = self.active.last;
         let limit = mem::replace(&mut self.limit, self.running + 1);
-        let effects = self.effects(None, now);
+        let effects = self.effects(now);
         self.limit = limit;
-        effects
+        let started = self.slots.get(self.active.last).filter(|_| self.active.last != last)?;
+        Some((started.entry.clone(), effects))
     }
 
     // Looking.
@@ -634,16 +773,18 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// Since when the longest pending job has waited, and the longest active one has run.
-    pub(crate) fn oldest(&self) -> (Option<Instant>, Option<Instant>) {
-        let since = |slot: usize| self.slots[slot].since;
-        let pending = self.line.first.into_iter().chain(self.lanes.first()).map(since).min();
-        (pending, self.active.first.map(since))
+    pub(crate) fn oldest(&self) -> (Option<Moment>, Option<Moment>) {
+        let since = |slot: Key| self.slots[slot].since;
+        let pending = self.line.first().into_iter().chain(self.lanes.first()).map(since).min();
+        (pending, self.active.first().map(since))
     }
 
     /// The jobs in up to `most` slots from `from` on, and where to go on.
     pub(crate) fn page(&self, from: usize, most: usize) -> (Vec<R>, Option<usize>) {
-        let to = from.saturating_add(most).min(self.slots.capacity());
-        let jobs = (from..to).filter_map(|slot| self.slots.get(slot)).map(|job| job.entry.clone());
-        (jobs.collect(), (to < self.slots.capacity()).then_some(to))
+        let end = self.slots.end();
+        let to = from.saturating_add(most).min(end);
+        let keys = (from..to).filter_map(|key| Key::try_from(key).ok());
+        let jobs = keys.filter_map(|key| self.slots.get(key)).map(|job| job.entry.clone());
+        (jobs.collect(), (to < end).then_some(to))
     }
 }

@@ -1,6 +1,39 @@
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use crate::{job::JobInfo, state::Outcome};
+use crate::{
+    clock::Moment,
+    record::{JobInfo, Record},
+    state::Outcome,
+};
+
+/// What a report is made of. Every caller of `close` has a report of its own, made when it asks.
+pub(crate) struct Drained {
+    pub(crate) completed: u64,
+    pub(crate) skipped: u64,
+    /// What ended otherwise, by the page.
+    pub(crate) ended: Vec<Vec<(Arc<Record>, Outcome)>>,
+    pub(crate) elapsed: Duration,
+    pub(crate) at: Moment,
+}
+
+impl Drained {
+    pub(crate) fn report(&self) -> DrainReport {
+        let mut report = DrainReport {
+            completed: self.completed,
+            skipped: self.skipped,
+            elapsed: self.elapsed,
+            ..DrainReport::default()
+        };
+        let all = || self.ended.iter().flatten();
+        // The one list that is long where any is.
+        let never_started = all().filter(|(_, outcome)| *outcome == Outcome::NeverStarted);
+        report.never_started.reserve_exact(never_started.count());
+        for (record, outcome) in all() {
+            report.add(*outcome, record.info(self.at));
+        }
+        report
+    }
+}
 
 /// How many jobs are where, at one moment, and what became of those that ended.
 ///
@@ -98,7 +131,7 @@ impl DrainReport {
         .into_iter()
     }
 
-    pub(crate) fn add(&mut self, outcome: Outcome, job: JobInfo) {
+    fn add(&mut self, outcome: Outcome, job: JobInfo) {
         match outcome {
             Outcome::Failed => self.failed.push(job),
             Outcome::Panicked => self.panicked.push(job),

@@ -4,22 +4,33 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::Notify, task::coop, time::Instant};
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::Notify,
+    task::coop,
+    time::Instant,
+};
 use tracing::Span;
 
 use crate::{
+    body::{Work, discard_work},
+    clock::Moment,
     config::SchedulerConfig,
     contain::{contain, discard, forget_panic, wake},
     error::{JobError, SpawnError},
-    job::{Failure, Header, JobFuture, Kind, Owner, Record, Work},
+    job::Owner,
     lock::lock,
-    queue::{Effects, Queue, Start},
-    report::DrainReport,
+    queue::{Call, Effects, Next, Queue, Reach, Start},
+    record::{Failure, Kind, Record},
+    report::Drained,
     state::Outcome,
 };
 
@@ -28,7 +39,7 @@ const JOBS_PER_TURN: usize = 32;
 /// How long a runner starts further jobs before other tasks have their turn.
 const TURN: Duration = Duration::from_micros(200);
 
-pub(crate) type Entry = Arc<dyn Record>;
+pub(crate) type Entry = Arc<Record>;
 pub(crate) type Hook = Box<dyn Fn(Failure) + Send + Sync>;
 
 /// How the span of a job is tied to the span in which it was spawned.
@@ -61,8 +72,9 @@ pub(crate) enum Mode {
 pub(crate) struct Shared {
     pub(crate) config: SchedulerConfig,
     queue: Mutex<Queue<Entry, Work>>,
-    /// Notified by every step that leaves the queue idle.
-    pub(crate) idle: Notify,
+    /// Notified by every step that leaves the queue idle, if anybody waits for that.
+    idle: Notify,
+    wait_for_idle: AtomicUsize,
     /// Notified when the end is announced.
     pub(crate) ending: Notify,
     runtime: OnceLock<Handle>,
@@ -71,7 +83,7 @@ pub(crate) struct Shared {
     /// When the first drain or close began.
     pub(crate) drain_began: OnceLock<Instant>,
     pub(crate) close_deadline: OnceLock<Instant>,
-    pub(crate) report: OnceLock<DrainReport>,
+    pub(crate) drained: OnceLock<Drained>,
     #[cfg(feature = "testing")]
     mode: Mode,
 }
@@ -83,17 +95,22 @@ impl Shared {
         on_failure: Option<Hook>,
         runtime: Option<Handle>,
     ) -> Self {
+        let mut queue = Queue::new(config.limit, config.pending_limit, config.limit_per_key);
+        if runtime.as_ref().is_some_and(has_one_thread) {
+            queue.has_one_thread();
+        }
         Self {
-            queue: Mutex::new(Queue::new(config.limit, config.pending_limit, config.limit_per_key)),
+            queue: Mutex::new(queue),
             config,
             idle: Notify::new(),
+            wait_for_idle: AtomicUsize::new(0),
             ending: Notify::new(),
             runtime: runtime.map(OnceLock::from).unwrap_or_default(),
             span,
             on_failure,
             drain_began: OnceLock::new(),
             close_deadline: OnceLock::new(),
-            report: OnceLock::new(),
+            drained: OnceLock::new(),
             #[cfg(feature = "testing")]
             mode: Mode::Run,
         }
@@ -126,36 +143,66 @@ impl Shared {
     pub(crate) fn bind_runtime(&self) -> Result<(), SpawnError> {
         if self.runtime.get().is_none() {
             let current = Handle::try_current().map_err(|_| SpawnError::NoRuntime)?;
-            self.runtime.get_or_init(|| current);
+            let runtime = self.runtime.get_or_init(|| current);
+            if has_one_thread(runtime) {
+                self.queue().has_one_thread();
+            }
         }
         Ok(())
     }
 
     /// Does what a step of the queue has left to do.
     pub(crate) fn follow(self: &Arc<Self>, effects: Effects<Entry, Work>) {
-        if let Some(start) = self.follow_but_start(effects) {
-            let runtime = self.runtime.get().expect("jobs are accepted once there is a runtime");
-            // The task's handle is not needed: a runner accounts for its jobs however it ends.
-            drop(runtime.spawn(Runner::new(self.clone(), start)));
-        }
-    }
-
-    fn follow_but_start(&self, effects: Effects<Entry, Work>) -> Option<Start<Entry, Work>> {
-        effects.wake.into_iter().for_each(wake);
-        if let Some((entry, work)) = effects.replaced {
+        let Effects { call, wake: wakers, replaced, idle, surplus } = effects;
+        self.call(call);
+        wakers.into_iter().for_each(wake);
+        if let Some((entry, work)) = replaced {
             self.drop_unstarted(&entry, work, JobError::cancelled());
         }
         #[cfg(feature = "testing")]
-        if self.mode == Mode::Record {
-            self.idle.notify_waiters();
+        let idle = idle || self.mode == Mode::Record;
+        if idle {
+            self.notify_idle();
         }
-        if effects.idle {
-            self.idle.notify_waiters();
-        }
-        effects.start
+        drop(surplus);
     }
 
-    pub(crate) fn new_span(&self, job: &Header) -> Span {
+    fn call(self: &Arc<Self>, call: Call) {
+        let runners: &[Reach] = match call {
+            Call::Nobody => return,
+            Call::One(Reach::InReach) => &[Reach::InReach],
+            Call::One(Reach::Unknown) => &[Reach::Unknown],
+            Call::Pair => &[Reach::InReach, Reach::Unknown],
+        };
+        let runtime = self.runtime.get().expect("jobs are accepted once there is a runtime");
+        for reach in runners {
+            // The task's handle is not needed: a runner accounts for its jobs however it ends.
+            drop(runtime.spawn(Runner::new(self.clone(), *reach)));
+        }
+    }
+
+    /// Waits for [`notify_idle`](Self::notify_idle), until the queue is `done`.
+    pub(crate) async fn wait_until(&self, done: impl Fn(&Queue<Entry, Work>) -> bool) {
+        // Before the queue is asked: whoever leaves it idle after that sees it.
+        let _waits = Counted::new(&self.wait_for_idle);
+        loop {
+            let mut idle = std::pin::pin!(self.idle.notified());
+            idle.as_mut().enable();
+            if done(&self.queue()) {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    /// After the step, and not under the lock.
+    pub(crate) fn notify_idle(&self) {
+        if self.wait_for_idle.load(Ordering::SeqCst) > 0 {
+            self.idle.notify_waiters();
+        }
+    }
+
+    pub(crate) fn new_span(&self, job: &Record) -> Span {
         macro_rules! job_span {
             ($($parent:tt)*) => {
                 tracing::info_span!(
@@ -180,8 +227,28 @@ impl Shared {
     /// Reports the failure of a job whose handle has gone.
     pub(crate) fn settle(&self, entry: &Entry) {
         if let Some(error) = entry.unheard() {
-            self.report(entry.header(), error);
+            self.report(entry, error);
         }
+    }
+}
+
+fn has_one_thread(runtime: &Handle) -> bool {
+    runtime.runtime_flavor() == RuntimeFlavor::CurrentThread
+}
+
+/// Counts one as long as it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -192,24 +259,24 @@ impl fmt::Debug for Shared {
 }
 
 impl Owner for Shared {
-    fn close(self: Arc<Self>, job: Entry) {
-        if self.take_out(&job) {
+    fn close(self: Arc<Self>, job: &Entry) {
+        if self.take_out(job) {
             return;
         }
-        match &job.header().kind {
-            Kind::Cooperative(_) => job.header().cancel(),
-            Kind::Plain | Kind::Blocking(_) => job.header().stop(false),
+        match job.kind() {
+            Kind::Cooperative => job.cancel(),
+            _ => job.stop(false),
         }
     }
 
-    fn abort(self: Arc<Self>, job: Entry) {
-        if !self.take_out(&job) {
-            job.header().stop(false);
+    fn abort(self: Arc<Self>, job: &Entry) {
+        if !self.take_out(job) {
+            job.stop(false);
         }
     }
 
-    fn report(&self, job: &Header, error: JobError) {
-        let failure = Failure { job: job.info(Instant::now()), error };
+    fn report(&self, job: &Record, error: JobError) {
+        let failure = Failure { job: job.info(Moment::now()), error };
         // The hook is not ours, nor is the error: showing it, or dropping it, may panic.
         let tell = || match &self.on_failure {
             Some(hook) => hook(failure),
@@ -217,7 +284,7 @@ impl Owner for Shared {
         };
         if let Err(payload) = contain(tell) {
             let error = JobError::panicked(payload);
-            let job = job.info(Instant::now());
+            let job = job.info(Moment::now());
             tracing::error!(%job, %error, "on_failure, or the error it was called with, panicked");
             if let Ok(payload) = error.into_panic() {
                 forget_panic(payload);
@@ -233,37 +300,36 @@ impl Owner for Shared {
 impl Shared {
     /// The response of a deferred job is over.
     pub(crate) fn begin(self: &Arc<Self>, entry: &Entry) {
-        let (slot, id) = (entry.header().slot(), entry.header().id());
-        let effects = self.queue().begin(slot, id, Instant::now());
+        let now = Moment::now();
+        let effects = self.queue().begin(entry.slot(), entry.id(), now);
         self.follow(effects);
     }
 
     /// The response of a deferred job is over, and is not what the job waited for.
     pub(crate) fn skip(self: &Arc<Self>, entry: &Entry) {
-        let (slot, id) = (entry.header().slot(), entry.header().id());
-        let removed = self.queue().remove(slot, id, Outcome::Skipped, Instant::now());
-        if let Some((work, effects)) = removed {
-            self.follow(effects);
-            self.drop_unstarted(entry, work, JobError::skipped());
-        }
+        self.remove(entry, Outcome::Skipped, JobError::skipped());
     }
 
     /// Ends a job that has not started. Whether it had not.
-    fn take_out(self: &Arc<Self>, job: &Entry) -> bool {
-        let (slot, id) = (job.header().slot(), job.header().id());
-        let removed = self.queue().remove(slot, id, Outcome::Cancelled, Instant::now());
+    fn take_out(self: &Arc<Self>, entry: &Entry) -> bool {
+        self.remove(entry, Outcome::Cancelled, JobError::cancelled())
+    }
+
+    fn remove(self: &Arc<Self>, entry: &Entry, outcome: Outcome, error: JobError) -> bool {
+        let now = Moment::now();
+        let removed = self.queue().remove(entry.slot(), entry.id(), outcome, now);
         let Some((work, effects)) = removed else { return false };
         self.follow(effects);
-        self.drop_unstarted(job, work, JobError::cancelled());
+        self.drop_unstarted(entry, work, error);
         true
     }
 
     /// The end of a job that was taken out of the queue. Its `Drop` may panic; then that is how
     /// it failed.
-    fn drop_unstarted(&self, entry: &Entry, work: Work, error: JobError) {
-        let Work { future, span } = work;
-        let dropped = span.in_scope(|| contain(|| drop(future)));
-        entry.fail(dropped.map_or_else(JobError::panicked, |()| error));
+    fn drop_unstarted(&self, entry: &Entry, mut work: Work, error: JobError) {
+        let span = work.as_mut().take_span();
+        let dropped = span.in_scope(|| contain(|| drop(work)));
+        discard(entry.fail(dropped.map_or_else(JobError::panicked, |()| error)));
         self.settle(entry);
         entry.publish();
     }
@@ -285,96 +351,144 @@ fn log_failure(failure: Failure) {
     );
 }
 
-/// An active job and its place. The only thing that ends an active job: when it does, by
-/// [`advance`](Self::advance), or when its runtime does, by `Drop`.
+/// An active job and its place, or the call that a runner has not answered. The only thing that
+/// ends an active job: when it does, by [`advance`](Self::advance), or when its runtime does, by
+/// `Drop`.
 struct Occupied {
     shared: Arc<Shared>,
     entry: Option<Entry>,
+    called: Option<Reach>,
 }
 
 impl Occupied {
-    /// Ends the job and takes the next one into its place, in one step.
-    fn advance(&mut self, outcome: Outcome, now: Instant) -> Option<Work> {
+    /// Answers the call, and has the job that is due, if there is one.
+    fn come(&mut self, reach: Reach) -> Option<Work> {
+        let (start, call) = self.shared.queue().come(reach);
+        self.called = None;
+        self.shared.call(call);
+        self.occupy(start?)
+    }
+
+    fn occupy(&mut self, start: Start<Entry, Work>) -> Option<Work> {
+        self.entry = Some(start.entry);
+        Some(start.work)
+    }
+
+    /// Ends the job and, with `may_go_on`, takes the next one, in one step.
+    fn advance(&mut self, outcome: Outcome, now: Moment, may_go_on: bool) -> Option<Work> {
         let entry = self.entry.take()?;
-        let (slot, id) = (entry.header().slot(), entry.header().id());
-        let effects = self.shared.queue().finish(slot, id, outcome, now);
+        let mut queue = self.shared.queue();
+        let (effects, _) = queue.finish(entry.slot(), entry.id(), outcome, now);
+        let next = queue.next(may_go_on);
+        drop(queue);
         entry.publish();
-        let Start { entry, work } = self.shared.follow_but_start(effects)?;
-        self.entry = Some(entry);
-        Some(work)
+        self.shared.follow(effects);
+        match next {
+            Next::Take(start) => self.occupy(start),
+            Next::Yield => {
+                self.called = Some(Reach::InReach);
+                None
+            }
+            Next::End => None,
+        }
     }
 }
 
 impl Drop for Occupied {
-    /// Only a runtime that goes away drops a runner with a job in it, and nothing can run there
-    /// any more: the scheduler closes.
+    /// Only a runtime that goes away drops a runner with a job in it, or before it has come, and
+    /// nothing can run there any more: the scheduler closes.
     fn drop(&mut self) {
-        let Some(entry) = &self.entry else { return };
-        let outcome = match &entry.header().kind {
-            Kind::Blocking(begun) if begun.load(Ordering::Acquire) => Outcome::Abandoned,
+        if self.entry.is_none() && self.called.is_none() {
+            return;
+        }
+        self.shared.close_now();
+        if let Some(entry) = self.entry.take() {
+            self.shared.lose(&entry);
+        }
+        // No runner comes any more, not for those that are ready either.
+        loop {
+            let ready = self.shared.queue().take();
+            let Some(Start { entry, work }) = ready else { break };
+            discard_work(work);
+            self.shared.lose(&entry);
+        }
+    }
+}
+
+impl Shared {
+    /// The end of an active job whose runner has gone.
+    fn lose(&self, entry: &Entry) {
+        let outcome = match entry.kind() {
+            Kind::Blocking if entry.is_taken_up() => Outcome::Abandoned,
             _ => Outcome::Cancelled,
         };
-        entry.fail(JobError::cancelled());
-        self.shared.settle(entry);
-        self.shared.close_now();
-        let next = self.advance(outcome, Instant::now());
-        debug_assert!(next.is_none(), "a closed queue starts nothing");
+        discard(entry.fail(JobError::cancelled()));
+        self.settle(entry);
+        let (effects, _) = self.queue().finish(entry.slot(), entry.id(), outcome, Moment::now());
+        entry.publish();
+        if effects.idle {
+            self.notify_idle();
+        }
     }
 }
 
 /// The task that polls a job, and, when that ends, the next one in the queue, inside itself.
 struct Runner {
-    future: Option<JobFuture>,
+    work: Option<Work>,
     span: Span,
-    /// The job has left its waker with [`Header::park`].
+    /// The job has left its waker with [`Record::park`].
     parked: bool,
     place: Occupied,
 }
 
 impl Runner {
-    fn new(shared: Arc<Shared>, start: Start<Entry, Work>) -> Self {
-        let Start { entry, work: Work { future, span } } = start;
-        let place = Occupied { shared, entry: Some(entry) };
-        Self { future: Some(future), span, parked: false, place }
+    fn new(shared: Arc<Shared>, reach: Reach) -> Self {
+        let place = Occupied { shared, entry: None, called: Some(reach) };
+        Self { work: None, span: Span::none(), parked: false, place }
+    }
+
+    fn take_on(&mut self, mut work: Work) {
+        self.span = work.as_mut().take_span();
+        self.work = Some(work);
+        self.parked = false;
     }
 
     /// Polls the job once. When it ends, its future has been dropped, its result is stored and a
     /// failure that nobody awaits is reported, all while it still holds its place.
     fn poll_job(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let Occupied { shared, entry: Some(entry) } = &self.place else {
+        let Occupied { shared, entry: Some(entry), .. } = &self.place else {
             unreachable!("a runner without a job is finished");
         };
-        let header = entry.header();
         let entered = self.span.enter();
-        let mut outcome = match &mut self.future {
-            Some(future) if !header.must_stop() || matches!(header.kind, Kind::Blocking(_)) => {
-                match contain(|| future.as_mut().poll(cx)) {
+        let mut outcome = match &mut self.work {
+            Some(work) if !entry.must_stop() || entry.kind() == Kind::Blocking => {
+                match contain(|| work.as_mut().poll(entry, cx)) {
                     Ok(Poll::Ready(outcome)) => outcome,
                     Ok(Poll::Pending) => {
-                        if !self.parked && header.park(cx.waker().clone()) {
+                        if !self.parked && entry.park(cx.waker().clone()) {
                             cx.waker().wake_by_ref();
                         }
                         self.parked = true;
                         return Poll::Pending;
                     }
                     Err(payload) => {
-                        entry.fail(JobError::panicked(payload));
+                        discard(entry.fail(JobError::panicked(payload)));
                         Outcome::Panicked
                     }
                 }
             }
-            _ if header.is_overdue() => {
-                entry.fail(JobError::close_timeout(shared.config.close_timeout));
+            _ if entry.is_overdue() => {
+                discard(entry.fail(JobError::close_timeout(shared.config.close_timeout)));
                 Outcome::TimedOut
             }
             _ => {
-                entry.fail(JobError::cancelled());
+                discard(entry.fail(JobError::cancelled()));
                 Outcome::Cancelled
             }
         };
-        let future = self.future.take();
-        if let Err(payload) = contain(|| drop(future)) {
-            entry.fail(JobError::panicked(payload));
+        let work = self.work.take();
+        if let Err(payload) = contain(|| drop(work)) {
+            discard(entry.fail(JobError::panicked(payload)));
             outcome = Outcome::Panicked;
         }
         shared.settle(entry);
@@ -388,28 +502,34 @@ impl Future for Runner {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(reach) = self.place.called {
+            let Some(work) = self.place.come(reach) else { return Poll::Ready(()) };
+            self.take_on(work);
+        }
+        let mut jobs = 0;
         let mut first_end = None;
-        for _ in 0..JOBS_PER_TURN {
+        loop {
             let outcome = ready!(self.poll_job(cx));
-            let now = Instant::now();
-            let Some(Work { future, span }) = self.place.advance(outcome, now) else {
-                return Poll::Ready(());
-            };
-            self.future = Some(future);
-            self.span = span;
-            self.parked = false;
-            if now - *first_end.get_or_insert(now) > TURN || !coop::has_budget_remaining() {
-                break;
+            let now = Moment::now();
+            jobs += 1;
+            let may_go_on = jobs < JOBS_PER_TURN
+                && now.since(*first_end.get_or_insert(now)) <= TURN
+                && coop::has_budget_remaining();
+            match self.place.advance(outcome, now, may_go_on) {
+                Some(work) => self.take_on(work),
+                None if self.place.called.is_some() => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                None => return Poll::Ready(()),
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 }
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        let Some(future) = self.future.take() else { return };
-        self.span.in_scope(|| discard(future));
+        let Some(work) = self.work.take() else { return };
+        self.span.in_scope(|| discard(work));
     }
 }

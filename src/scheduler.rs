@@ -1,11 +1,12 @@
 use std::{borrow::Cow, fmt, future::Future, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
-
 use crate::{
+    clock::Moment,
     error::{JobError, SpawnError, TrySpawnError},
-    job::{Job, JobContext, JobInfo, JobOutput, Options},
+    job::{Job, JobContext},
+    output::JobOutput,
     queue::Phase,
+    record::{JobInfo, Options},
     report::{DrainReport, Stats},
     runner::Shared,
     spawn::{JobBuilder, Spawn, Value},
@@ -421,16 +422,16 @@ impl Scheduler {
     /// All jobs there are, oldest first. Taken piece by piece, so jobs that start or end meanwhile
     /// may be missing or listed; ask [`stats`](Self::stats) for numbers that agree.
     pub fn jobs(&self) -> Vec<JobInfo> {
-        let now = Instant::now();
+        let now = Moment::now();
         let mut jobs = Vec::new();
-        self.shared().for_each_job(|entry| jobs.push(entry.header().info(now)));
+        self.shared().for_each_job(|entry| jobs.push(entry.info(now)));
         jobs.sort_unstable_by_key(|job| job.id);
         jobs
     }
 
     /// All counts, of one and the same moment.
     pub fn stats(&self) -> Stats {
-        let now = Instant::now();
+        let now = Moment::now();
         let queue = self.shared().queue();
         let totals = queue.totals();
         let (pending, active) = queue.oldest();
@@ -448,8 +449,8 @@ impl Scheduler {
             never_started: totals.of(Outcome::NeverStarted),
             abandoned: totals.of(Outcome::Abandoned),
             waiting_spawners: queue.waiting_count() as u64,
-            oldest_pending: pending.map(|since| now.saturating_duration_since(since)),
-            oldest_active: active.map(|since| now.saturating_duration_since(since)),
+            oldest_pending: pending.map(|since| now.since(since)),
+            oldest_active: active.map(|since| now.since(since)),
         }
     }
 }

@@ -16,7 +16,8 @@ use crate::{
     config,
     contain::{contain, discard, forget_panic},
     error::JobError,
-    job::{JobInfo, JobOutput},
+    output::JobOutput,
+    record::JobInfo,
     report::DrainReport,
     scheduler::Scheduler,
 };

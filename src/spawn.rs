@@ -6,22 +6,26 @@ use std::{
     mem,
     panic::{Location, resume_unwind},
     pin::Pin,
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use pin_project_lite::pin_project;
-use tokio::{runtime::Handle, sync::Notify, time::Instant};
+use tokio::{runtime::Handle, time::Instant};
 use tracing::Span;
 
 use crate::{
-    clock, config,
+    body::{Body, Keep, Packed, PassThrough, Run, Stored, Work},
+    clock::{self, Moment},
+    config,
     contain::discard,
     error::{JobError, SpawnError, TrySpawnError},
-    job::{Cell, Header, Job, JobContext, JobOutput, Kind, Options, PassThrough, Run, Work},
+    job::{Job, JobContext},
     lanes::Ticket,
+    output::JobOutput,
     queue::{Admit, Effects, Refusal, Unique},
+    record::{Kind, Options, Record},
     request::{Request, ResponseOutcome},
     runner::{Entry, Shared},
     state::Outcome,
@@ -85,7 +89,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     ///
     /// Shielded work is outside this limit too.
     pub fn key(mut self, key: impl Into<Arc<str>>) -> Self {
-        self.options.keys.key = Some(key.into());
+        self.options.key = Some(key.into());
         self
     }
 
@@ -105,7 +109,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     }
 
     fn set_unique(mut self, key: Arc<str>, replace: bool) -> Self {
-        self.options.keys.unique = Some(Unique { key, replace });
+        self.options.unique = Some(Unique { key, replace });
         self
     }
 
@@ -115,10 +119,9 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        let cell = self.cell(Kind::Plain);
-        let run = Run::new(future, cell.clone(), self.options.timeout);
-        let span = self.shared.new_span(&cell.header);
-        Spawn::new(self.shared, cell, Work { future: Box::pin(run), span })
+        let shared = self.shared;
+        let (record, run) = self.pack(Kind::Plain, |_| Run::<_, Keep>::new(future));
+        Spawn::new(shared, record, run.into_work())
     }
 
     /// Like [`Scheduler::try_spawn`](crate::Scheduler::try_spawn).
@@ -131,10 +134,10 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        let cell = self.cell(Kind::Plain);
-        let run = Run::new(future, cell.clone(), self.options.timeout);
-        match self.admit_now(&cell, run, Admit::Limited) {
-            Ok(()) => Ok(Job::new(cell, self.shared.clone())),
+        let shared = self.shared;
+        let (record, run) = self.pack(Kind::Plain, |_| Run::<_, Keep>::new(future));
+        match admit_now(shared, &record, run, Admit::Limited) {
+            Ok(()) => Ok(Job::new(record, shared.clone())),
             Err(error) => Err(error.map(Run::into_future)),
         }
     }
@@ -172,27 +175,29 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         C: FnOnce(JobContext) -> F + Send + 'static,
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        let cell = self.cell(Kind::Cooperative(Box::new(Notify::new())));
-        let context = JobContext::new(cell.clone());
-        // Made inside the job, so that a panic in there is the job's.
-        let future = async move { make(context).await };
-        let run = Run::new(future, cell.clone(), self.options.timeout);
-        let span = self.shared.new_span(&cell.header);
-        Spawn::new(self.shared, cell, Work { future: Box::pin(run), span })
+        let shared = self.shared;
+        let (record, run) = self.pack(Kind::Cooperative, |record| {
+            let context = JobContext::new(record.clone());
+            // Made inside the job, so that a panic in there is the job's.
+            Run::<_, Keep>::new(async move { make(context).await })
+        });
+        Spawn::new(shared, record, run.into_work())
     }
 
     /// Like [`Scheduler::spawn_blocking`](crate::Scheduler::spawn_blocking).
     #[track_caller]
-    pub fn spawn_blocking<C, R>(self, closure: C) -> Spawn<R::Value>
+    pub fn spawn_blocking<C, R>(mut self, closure: C) -> Spawn<R::Value>
     where
         C: FnOnce() -> R + Send + 'static,
         R: JobOutput + Send + 'static,
     {
-        let timeout = self.options.timeout;
-        let cell = self.cell(Kind::Blocking(AtomicBool::new(false)));
-        let span = self.shared.new_span(&cell.header);
-        let run = run_blocking(closure, cell.clone(), timeout, span.clone());
-        Spawn::new(self.shared, cell, Work { future: Box::pin(run), span })
+        let shared = self.shared;
+        let timeout = self.options.timeout.take();
+        let record = self.record(Kind::Blocking);
+        let span = shared.new_span(&record);
+        let run = run_blocking(closure, record.clone(), timeout, span.clone());
+        let packed = Packed::new(Run::<_, Stored>::new(run), None, span);
+        Spawn::new(shared, record, packed.into_work())
     }
 
     /// Like [`Scheduler::shield`](crate::Scheduler::shield).
@@ -213,19 +218,17 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         F: Future<Output: JobOutput + Send + 'static> + Send + 'static,
     {
         let shared = self.shared.clone();
-        let cell = self.cell(Kind::Plain);
-        let run = Run::new(future, PassThrough(cell.clone()), self.options.timeout);
-        let work = Work { future: Box::pin(run), span: shared.new_span(&cell.header) };
+        let (record, run) = self.pack(Kind::Shielded, |_| Run::<_, PassThrough>::new(future));
         async move {
             shared.bind_runtime().map_err(JobError::refused)?;
-            let entry: Entry = cell.clone();
             // Refused, it is dropped after unlocking: that is user code.
-            let mut work: Option<Work> = Some(work);
+            let mut work = Some(run.into_work());
             let take = || work.take().expect("admitted once");
-            let admitted = shared.queue().admit(Admit::Outside, &entry, take, Instant::now());
+            let now = Moment::now();
+            let admitted = shared.queue().admit(Admit::Outside, &record, take, now);
             let effects = admitted.map_err(|refusal| JobError::refused(refusal.into()))?;
             shared.follow(effects);
-            let mut shielded = Shielded(Job::new(cell, shared));
+            let mut shielded = Shielded(Job::new(record, shared));
             match shielded.0.wait().await.map_err(JobError::into_panic) {
                 Ok(output) => Ok(output),
                 Err(Ok(payload)) => resume_unwind(payload),
@@ -234,44 +237,48 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         }
     }
 
-    /// Admits the job without waiting, or gives it back.
-    fn admit_now<T, R>(
-        &self,
-        cell: &Arc<Cell<T>>,
-        run: R,
-        how: Admit,
-    ) -> Result<(), TrySpawnError<R>>
-    where
-        T: Send + 'static,
-        R: Future<Output = Outcome> + Send + 'static,
-    {
-        if self.shared.bind_runtime().is_err() {
-            return Err(TrySpawnError::NoRuntime(run));
-        }
-        let entry: Entry = cell.clone();
-        // Pinned only once it is accepted, so that a refused future can be given back.
-        let mut run = Some(Box::new(run));
-        let mut span = self.shared.new_span(&cell.header);
-        let pin = || {
-            let future = run.take().map(Box::into_pin).expect("admitted once");
-            Work { future, span: mem::replace(&mut span, Span::none()) }
-        };
-        let admitted = self.shared.queue().admit(how, &entry, pin, cell.header.spawned());
-        match (admitted, run) {
-            (Ok(effects), _) => {
-                self.shared.follow(effects);
-                Ok(())
-            }
-            (Err(Refusal::Full), Some(run)) => Err(TrySpawnError::Full(*run)),
-            (Err(Refusal::Closed), Some(run)) => Err(TrySpawnError::Closed(*run)),
-            (Err(Refusal::Duplicate(id)), Some(run)) => Err(TrySpawnError::Duplicate(*run, id)),
-            (Err(_), None) => unreachable!("a refused job has not been pinned"),
-        }
+    /// A job's record, and its body.
+    #[track_caller]
+    fn pack<B: Body + 'static>(
+        self,
+        kind: Kind,
+        body: impl FnOnce(&Arc<Record>) -> B,
+    ) -> (Arc<Record>, Packed<B>) {
+        let (shared, timeout) = (self.shared, self.options.timeout);
+        let record = self.record(kind);
+        let packed = Packed::new(body(&record), timeout, shared.new_span(&record));
+        (record, packed)
     }
 
     #[track_caller]
-    fn cell<T>(&self, kind: Kind) -> Arc<Cell<T>> {
-        Arc::new(Cell::new(Header::new(self.options.clone(), kind, Location::caller())))
+    fn record(self, kind: Kind) -> Arc<Record> {
+        Record::new(self.options, kind, Location::caller())
+    }
+}
+
+/// Admits the job without waiting, or gives it back.
+fn admit_now<B: Body + 'static>(
+    shared: &Arc<Shared>,
+    record: &Arc<Record>,
+    body: Packed<B>,
+    how: Admit,
+) -> Result<(), TrySpawnError<B>> {
+    if shared.bind_runtime().is_err() {
+        return Err(TrySpawnError::NoRuntime(body.into_body()));
+    }
+    let mut body = Some(body);
+    let take = || body.take().expect("admitted once").into_work();
+    let now = Moment::now();
+    let admitted = shared.queue().admit(how, record, take, now);
+    match (admitted, body.map(Packed::into_body)) {
+        (Ok(effects), _) => {
+            shared.follow(effects);
+            Ok(())
+        }
+        (Err(Refusal::Full), Some(body)) => Err(TrySpawnError::Full(body)),
+        (Err(Refusal::Closed), Some(body)) => Err(TrySpawnError::Closed(body)),
+        (Err(Refusal::Duplicate(id)), Some(body)) => Err(TrySpawnError::Duplicate(body, id)),
+        (Err(_), None) => unreachable!("the body of a refused job stays here"),
     }
 }
 
@@ -287,9 +294,7 @@ impl JobBuilder<'_, RequestScope> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        let cell = self.cell(Kind::Plain);
-        let run = Run::new(future, cell.clone(), self.options.timeout);
-        self.defer(cell, run, |_| true).map_err(|error| error.map(Run::into_future))
+        self.defer(future, |_| true)
     }
 
     /// Like [`Jobs::after_response_with`](crate::Jobs::after_response_with).
@@ -303,11 +308,8 @@ impl JobBuilder<'_, RequestScope> {
         C: FnOnce(ResponseOutcome) -> F + Send + 'static,
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        let cell = self.cell(Kind::Plain);
         let told = Told::Make { make: Some(make), request: self.request().clone() };
-        let run = Run::new(told, cell.clone(), self.options.timeout);
-        self.defer(cell, run, |_| true)
-            .map_err(|error| error.map(|run| run.into_future().into_make()))
+        self.defer(told, |_| true).map_err(|error| error.map(Told::into_make))
     }
 
     /// Like [`Jobs::after_success`](crate::Jobs::after_success).
@@ -320,30 +322,28 @@ impl JobBuilder<'_, RequestScope> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        let cell = self.cell(Kind::Plain);
-        let run = Run::new(future, cell.clone(), self.options.timeout);
-        self.defer(cell, run, ResponseOutcome::is_success)
-            .map_err(|error| error.map(Run::into_future))
+        self.defer(future, ResponseOutcome::is_success)
     }
 
-    fn defer<T, R>(
-        &self,
-        cell: Arc<Cell<T>>,
-        run: R,
+    #[track_caller]
+    fn defer<F>(
+        self,
+        future: F,
         wanted: fn(ResponseOutcome) -> bool,
-    ) -> Result<Job<T>, TrySpawnError<R>>
+    ) -> Result<Job<Value<F>>, TrySpawnError<F>>
     where
-        T: Send + 'static,
-        R: Future<Output = Outcome> + Send + 'static,
+        F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.admit_now(&cell, AfterOthers::new(run), Admit::Deferred)
-            .map_err(|error| error.map(|run| run.future))?;
-        let entry: Entry = cell.clone();
-        let shared = self.shared.clone();
-        self.request().when_over(Box::new(move |outcome| {
-            if wanted(outcome) { shared.begin(&entry) } else { shared.skip(&entry) }
+        let (shared, request) = (self.shared, self.request().clone());
+        let after = AfterOthers::new(future);
+        let (record, run) = self.pack(Kind::Plain, |_| Run::<_, Keep>::new(after));
+        admit_now(shared, &record, run, Admit::Deferred)
+            .map_err(|error| error.map(|run| run.into_future().future))?;
+        let (entry, owner) = (record.clone(), shared.clone());
+        request.when_over(Box::new(move |outcome| {
+            if wanted(outcome) { owner.begin(&entry) } else { owner.skip(&entry) }
         }));
-        Ok(Job::new(cell, self.shared.clone()))
+        Ok(Job::new(record, shared.clone()))
     }
 
     fn request(&self) -> &Arc<Request> {
@@ -432,7 +432,7 @@ impl<S> fmt::Debug for JobBuilder<'_, S> {
 
 async fn run_blocking<C, R>(
     closure: C,
-    cell: Arc<Cell<R::Value>>,
+    record: Arc<Record>,
     timeout: Option<Duration>,
     span: Span,
 ) -> Outcome
@@ -440,10 +440,9 @@ where
     C: FnOnce() -> R + Send + 'static,
     R: JobOutput + Send + 'static,
 {
-    let in_thread = cell.clone();
+    let in_thread = record.clone();
     let run = move || {
-        let header = &in_thread.header;
-        let runs = !header.must_stop() && header.take_up();
+        let runs = !in_thread.must_stop() && in_thread.take_up();
         let began = Instant::now();
         runs.then(|| (closure(), began.elapsed()))
     };
@@ -451,7 +450,7 @@ where
     let runtime = Handle::current();
     let mut thread = runtime.spawn_blocking(move || span.in_scope(run));
     let ended = poll_fn(|cx| {
-        if cell.header.must_stop() && cell.header.take_up() {
+        if record.must_stop() && record.take_up() {
             // No thread will run it, but its handle resolves only when one has had a look.
             thread.abort();
             return Poll::Ready(Ok(None));
@@ -461,13 +460,13 @@ where
     .await;
     match (ended, timeout) {
         (Ok(Some((_, took))), Some(timeout)) if took > timeout => {
-            cell.end(JobError::run_timeout(timeout), Outcome::TimedOut)
+            record.end(JobError::run_timeout(timeout), Outcome::TimedOut)
         }
-        (Ok(Some((output, _))), _) => cell.end_with(output.into_result()),
+        (Ok(Some((output, _))), _) => record.end_with(output.into_result()),
         (Err(error), _) if error.is_panic() => {
-            cell.end(JobError::panicked(error.into_panic()), Outcome::Panicked)
+            record.end(JobError::panicked(error.into_panic()), Outcome::Panicked)
         }
-        (Ok(None) | Err(_), _) => cell.end(JobError::cancelled(), Outcome::Cancelled),
+        (Ok(None) | Err(_), _) => record.end(JobError::cancelled(), Outcome::Cancelled),
     }
 }
 
@@ -504,61 +503,71 @@ impl From<Refusal> for SpawnError {
 /// the line.
 #[must_use = "a job is spawned only when this is awaited"]
 pub struct Spawn<T> {
-    shared: Arc<Shared>,
-    cell: Option<Arc<Cell<T>>>,
+    /// Present until this resolves.
+    target: Option<Target>,
     work: Option<Work>,
     ticket: Option<Ticket>,
+    value: PhantomData<fn() -> T>,
     /// Spawned, and awaited, since this is a test.
     #[cfg(feature = "testing")]
     inline: Option<Job<T>>,
 }
 
+struct Target {
+    shared: Arc<Shared>,
+    record: Arc<Record>,
+}
+
 impl<T> Spawn<T> {
-    fn new(shared: &Arc<Shared>, cell: Arc<Cell<T>>, work: Work) -> Self {
+    fn new(shared: &Arc<Shared>, record: Arc<Record>, work: Work) -> Self {
         Self {
-            shared: shared.clone(),
-            cell: Some(cell),
+            target: Some(Target { shared: shared.clone(), record }),
             work: Some(work),
             ticket: None,
+            value: PhantomData,
             #[cfg(feature = "testing")]
             inline: None,
         }
     }
 
     fn leave(&mut self) {
-        let Some(ticket) = self.ticket.take() else { return };
-        let (effects, waker) = self.shared.queue().leave(ticket, Instant::now());
+        let (Some(ticket), Some(Target { shared, .. })) = (self.ticket.take(), &self.target) else {
+            return;
+        };
+        let now = Moment::now();
+        let (effects, waker) = shared.queue().leave(ticket, now);
         drop(waker);
-        self.shared.follow(effects);
+        shared.follow(effects);
     }
 
     fn poll_admit(
         &mut self,
-        entry: &Entry,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Effects<Entry, Work>, SpawnError>> {
+        let target = self.target.as_ref();
+        let Target { shared, record } =
+            target.expect("a spawn is not polled after it has resolved");
+        shared.bind_runtime()?;
         let mut work = || self.work.take().expect("a job is admitted once");
+        let now = Moment::now();
         let Some(ticket) = self.ticket else {
-            let now = Instant::now();
-            let admitted = self.shared.queue().admit(Admit::Limited, entry, &mut work, now);
-            if !matches!(admitted, Err(Refusal::Full))
-                || self.shared.config.pending_limit == Some(0)
-            {
+            let admitted = shared.queue().admit(Admit::Limited, record, &mut work, now);
+            if !matches!(admitted, Err(Refusal::Full)) || shared.config.pending_limit == Some(0) {
                 return Poll::Ready(admitted.map_err(SpawnError::from));
             }
             // A waker is not ours, and is not cloned under the lock.
             let waker = cx.waker().clone();
-            let mut queue = self.shared.queue();
-            let admitted = queue.admit(Admit::Limited, entry, work, now);
+            let mut queue = shared.queue();
+            let admitted = queue.admit(Admit::Limited, record, work, now);
             if !matches!(admitted, Err(Refusal::Full)) {
                 return Poll::Ready(admitted.map_err(SpawnError::from));
             }
-            self.ticket = Some(queue.wait(entry, waker));
+            self.ticket = Some(queue.wait(record, waker));
             return Poll::Pending;
         };
         let waker = cx.waker().clone();
-        let mut queue = self.shared.queue();
-        if let Some(admitted) = queue.take_turn(ticket, entry, work, Instant::now()) {
+        let mut queue = shared.queue();
+        if let Some(admitted) = queue.take_turn(ticket, record, work, now) {
             return Poll::Ready(admitted.map_err(SpawnError::from));
         }
         let replaced = queue.wait_on(ticket, waker);
@@ -576,28 +585,24 @@ impl<T: Send + 'static> Future for Spawn<T> {
         if let Some(job) = self.inline.take() {
             return self.poll_inline(job, cx);
         }
-        self.shared.bind_runtime()?;
-        let cell = self.cell.clone().expect("a spawn is not polled after it has resolved");
-        let entry: Entry = cell.clone();
-        let admitted = ready!(self.poll_admit(&entry, cx));
-        self.cell = None;
-        self.work = None;
-        let effects = match admitted {
+        let effects = match ready!(self.poll_admit(cx)) {
             Ok(effects) => effects,
             Err(error) => {
-                // A place that it was granted is not held until this is dropped.
+                // Neither its work nor a place that it was granted is held until this is dropped.
                 self.leave();
+                self.work = None;
+                self.target = None;
                 return Poll::Ready(Err(error));
             }
         };
         self.ticket = None;
-        self.shared.follow(effects);
-        let job = Job::new(cell, self.shared.clone());
+        let Target { shared, record } = self.target.take().expect("polled just now");
+        shared.follow(effects);
         #[cfg(feature = "testing")]
-        if self.shared.is_inline() {
-            return self.poll_inline(job, cx);
+        if shared.is_inline() {
+            return self.poll_inline(Job::new(record, shared), cx);
         }
-        Poll::Ready(Ok(job))
+        Poll::Ready(Ok(Job::new(record, shared)))
     }
 }
 

@@ -13,11 +13,10 @@ use std::{
     thread,
 };
 
-use tokio::time::Instant;
-
 use crate::{
-    job::{Failure, JobInfo},
+    clock::Moment,
     lock::lock,
+    record::{Failure, JobInfo},
     runner::{Mode, Shared},
     scheduler::Scheduler,
 };
@@ -113,13 +112,12 @@ impl Recorder {
     pub async fn run_all(&self) -> Vec<Failure> {
         let shared = self.scheduler.shared();
         loop {
-            let effects = shared.queue().start_one(Instant::now());
-            let Some(start) = &effects.start else { break };
-            lock(&self.ran).push(start.entry.header().info(Instant::now()));
-            let entry = start.entry.clone();
+            let started = shared.queue().start_one(Moment::now());
+            let Some((entry, effects)) = started else { break };
+            lock(&self.ran).push(entry.info(Moment::now()));
             shared.follow(effects);
-            shared.wait_until(|_| entry.header().is_finished()).await;
-            let info = entry.header().info(Instant::now());
+            shared.wait_until(|_| entry.is_finished()).await;
+            let info = entry.info(Moment::now());
             lock(&self.ran).retain(|job| job.id != info.id);
             lock(&self.ran).push(info);
             self.pass_on_panics();

@@ -26,7 +26,7 @@ impl Bench {
 
     fn pend(&mut self, key: &Key, let_in: bool) {
         self.turn += 1;
-        let slot = usize::try_from(self.turn).expect("few");
+        let slot = Slot::try_from(self.turn).expect("few");
         self.lanes.push(key, self.turn, slot, let_in);
     }
 

@@ -9,7 +9,6 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::Wake,
-    time::Duration,
 };
 
 use proptest::{
@@ -47,27 +46,25 @@ struct Job(Rc<Told>);
 struct Told {
     id: JobId,
     state: Cell<JobState>,
-    slot: Cell<usize>,
+    slot: Cell<Key>,
+    has_place: bool,
     key: Option<Arc<str>>,
     unique: Option<Unique>,
 }
 
 impl Job {
-    fn new(names: Names) -> Self {
+    fn new(how: Admit, names: Names) -> Self {
         Self(Rc::new(Told {
             id: JobId::next(),
             state: Cell::new(JobState::Deferred),
-            slot: Cell::new(usize::MAX),
+            slot: Cell::new(NONE),
+            has_place: how != Admit::Outside,
             key: names.key.map(Arc::from),
             unique: names.unique.map(|(key, replace)| Unique { key: key.into(), replace }),
         }))
     }
 
-    fn state(&self) -> JobState {
-        self.0.state.get()
-    }
-
-    fn slot(&self) -> usize {
+    fn slot(&self) -> Key {
         self.0.slot.get()
     }
 }
@@ -85,7 +82,15 @@ impl Entry for Job {
         self.0.unique.as_ref()
     }
 
-    fn moved(&self, state: JobState, slot: usize) {
+    fn has_place(&self) -> bool {
+        self.0.has_place
+    }
+
+    fn state(&self) -> JobState {
+        self.0.state.get()
+    }
+
+    fn moved(&self, state: JobState, slot: Key, _: Moment) {
         assert!(state >= self.state(), "from {:?} back to {state:?}", self.state());
         self.0.state.set(state);
         self.0.slot.set(slot);
@@ -127,7 +132,7 @@ impl Wake for Bell {
 struct Bench {
     queue: Queue<Job, Task>,
     jobs: Vec<Job>,
-    now: Instant,
+    now: Moment,
     /// Jobs in the order in which they were started.
     started: Vec<usize>,
     /// Jobs in the order in which others took over from them.
@@ -161,15 +166,16 @@ impl Bench {
         Self {
             queue: Queue::new(limit.into(), pending_limit.into(), limit_per_key.into()),
             jobs: Vec::new(),
-            now: Instant::now(),
+            now: Moment::from_nanos(0),
             started: Vec::new(),
             replaced: Vec::new(),
             idle: true,
         }
     }
 
+    /// Has a runner for every job that starts.
     fn follow(&mut self, effects: Effects<Job, Task>) {
-        if let Some(start) = effects.start {
+        while let Some(start) = self.queue.take() {
             assert_eq!(start.entry.state(), JobState::Active);
             self.started.push(start.work.take());
         }
@@ -201,7 +207,7 @@ impl Bench {
     }
 
     fn offer_as(&mut self, how: Admit, names: Names) -> Answer {
-        let job = Job::new(names);
+        let job = Job::new(how, names);
         self.jobs.push(job.clone());
         let number = self.jobs.len() - 1;
         let result = self.queue.admit(how, &job, || Task(number, false), self.now);
@@ -245,7 +251,8 @@ impl Bench {
 
     fn finish(&mut self, number: usize, outcome: Outcome) {
         let job = self.jobs[number].clone();
-        let effects = self.queue.finish(job.slot(), job.id(), outcome, self.now);
+        let (effects, work) = self.queue.finish(job.slot(), job.id(), outcome, self.now);
+        assert!(work.is_none(), "a runner has it");
         self.follow(effects);
     }
 
@@ -260,7 +267,7 @@ impl Bench {
     }
 
     fn take_unstarted(&mut self, most: usize) -> Vec<usize> {
-        let unstarted = self.queue.take_unstarted(most);
+        let unstarted = self.queue.take_unstarted(most, self.now);
         unstarted.into_iter().map(|(_, work)| work.take()).collect()
     }
 
@@ -596,7 +603,7 @@ fn an_announced_end_does_not_close_an_idle_queue() {
     assert_eq!(bench.queue.phase(), Phase::Announced);
     bench.queue.drain();
     assert_eq!(bench.queue.phase(), Phase::Closed);
-    assert_eq!(bench.queue.take_ended().len(), 1);
+    assert_eq!(bench.queue.take_ended().concat().len(), 1);
 }
 
 /// Invariant 9.
@@ -615,7 +622,7 @@ fn what_ends_badly_from_the_drain_on_is_kept_for_the_report_once() {
     bench.finish(3, Outcome::Abandoned);
     bench.finish(4, Outcome::Cancelled);
     let ended: Vec<_> =
-        bench.queue.take_ended().into_iter().map(|(job, outcome)| (job.id(), outcome)).collect();
+        bench.queue.take_ended().into_iter().flatten().map(|(job, outcome)| (job.id(), outcome)).collect();
     let expected = [(2, Outcome::Panicked), (3, Outcome::Abandoned), (4, Outcome::Cancelled)];
     assert_eq!(ended, expected.map(|(number, outcome)| (bench.jobs[number].id(), outcome)));
     assert!(bench.queue.take_ended().is_empty());
@@ -1185,11 +1192,11 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
     };
     // Spawners that have joined the line and not left it, and the time of each job's last move.
     let mut spawners: Vec<(usize, Ticket, Arc<Bell>)> = Vec::new();
-    let mut since: Vec<(JobState, Instant)> = Vec::new();
+    let mut since: Vec<(JobState, Moment)> = Vec::new();
     // Jobs that were deferred, and are so no more.
     let mut begun = Vec::new();
     for step in steps {
-        bench.now += Duration::from_secs(1);
+        bench.now = Moment::from_nanos(bench.now.as_nanos() + 1);
         match step {
             Step::Offer(names)
             | Step::OfferOrWait(names)
@@ -1212,7 +1219,7 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
                     model.waiting.push(number);
                 } else {
                     let job = bench.jobs.last().expect("just offered");
-                    assert_eq!(expected == Taken, job.slot() < usize::MAX);
+                    assert_eq!(expected == Taken, job.slot() != NONE);
                 }
             }
             Step::Begin(at) => {
@@ -1304,7 +1311,7 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
             }
             Step::TakeWaiters(_) | Step::TakeUnstarted(_) => continue,
             Step::TakeEnded => {
-                let ended = bench.queue.take_ended();
+                let ended = bench.queue.take_ended().concat();
                 let id =
                     |(number, outcome): &(usize, Outcome)| (bench.jobs[*number].id(), *outcome);
                 let expected: Vec<_> = model.ended.drain(..).map(|ended| id(&ended)).collect();
@@ -1348,7 +1355,7 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
                 () if model.pending.contains(&number) => JobState::Pending,
                 () if model.deferred.contains(&number) => JobState::Deferred,
                 // Not taken in.
-                () if job.slot() == usize::MAX => JobState::Deferred,
+                () if job.slot() == NONE => JobState::Deferred,
                 () => JobState::Finished,
             };
             assert_eq!(job.state(), expected, "job {number}");

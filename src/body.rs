@@ -1,0 +1,182 @@
+//! What a job does: the user's future, and around it what stores its result, ends it when its time
+//! is over, and has the span it runs in.
+
+use std::{
+    future::Future,
+    marker::PhantomData,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tokio::{
+    task::coop,
+    time::{self, Sleep},
+};
+use tracing::Span;
+
+use crate::{contain::discard, error::JobError, output::JobOutput, record::Record, state::Outcome};
+
+/// Has stored the job's result in its record when it is ready.
+pub(crate) trait Body: Send {
+    fn poll(self: Pin<&mut Self>, record: &Record, cx: &mut Context<'_>) -> Poll<Outcome>;
+
+    /// The span to poll and drop this in. It leaves the job as that ends, so that it closes then,
+    /// whoever still holds a handle.
+    fn take_span(self: Pin<&mut Self>) -> Span {
+        Span::none()
+    }
+}
+
+/// A job's body that waits to be run.
+pub(crate) type Work = Pin<Box<dyn Body>>;
+
+/// Drops what will never run, where it belongs.
+pub(crate) fn discard_work(mut work: Work) {
+    let span = work.as_mut().take_span();
+    span.in_scope(|| discard(work));
+}
+
+pin_project! {
+    /// A future, and where its output goes.
+    pub(crate) struct Run<F, C> {
+        #[pin]
+        future: F,
+        complete: PhantomData<fn() -> C>,
+    }
+}
+
+impl<F, C> Run<F, C> {
+    pub(crate) fn new(future: F) -> Self {
+        Self { future, complete: PhantomData }
+    }
+
+    pub(crate) fn into_future(self) -> F {
+        self.future
+    }
+}
+
+impl<F: Future + Send, C: Complete<F::Output>> Body for Run<F, C> {
+    fn poll(self: Pin<&mut Self>, record: &Record, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let output = ready!(self.project().future.poll(cx));
+        Poll::Ready(C::complete(output, record))
+    }
+}
+
+/// Where a job's output goes.
+pub(crate) trait Complete<T> {
+    fn complete(output: T, record: &Record) -> Outcome;
+}
+
+/// The output is the job's result.
+pub(crate) enum Keep {}
+
+impl<T: JobOutput> Complete<T> for Keep {
+    fn complete(output: T, record: &Record) -> Outcome {
+        record.end_with(output.into_result())
+    }
+}
+
+/// The output passes through to a caller, as it is.
+pub(crate) enum PassThrough {}
+
+impl<T: JobOutput + Send + 'static> Complete<T> for PassThrough {
+    fn complete(output: T, record: &Record) -> Outcome {
+        let outcome = if output.is_failure() { Outcome::Failed } else { Outcome::Completed };
+        match record.keep(output) {
+            // The caller has gone: a failure is told as any job's.
+            Some(output) => match output.into_result() {
+                Ok(_) => outcome,
+                Err(error) => record.end(JobError::failed(error), Outcome::Failed),
+            },
+            None => outcome,
+        }
+    }
+}
+
+/// The future has stored the result itself.
+pub(crate) enum Stored {}
+
+impl Complete<Outcome> for Stored {
+    fn complete(outcome: Outcome, _: &Record) -> Outcome {
+        outcome
+    }
+}
+
+pin_project! {
+    /// A body with what most have not.
+    struct Equipped<B> {
+        #[pin]
+        body: B,
+        timer: Option<Timer>,
+        span: Span,
+    }
+}
+
+/// The clock starts when the job does: at the first poll.
+struct Timer {
+    after: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timer {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let after = self.after;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(time::sleep(after)));
+        // A job that uses up its cooperative budget in every poll must not put off its end.
+        Pin::new(&mut coop::unconstrained(sleep)).poll(cx)
+    }
+}
+
+impl<B: Body> Body for Equipped<B> {
+    fn poll(self: Pin<&mut Self>, record: &Record, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let this = self.project();
+        if let Poll::Ready(outcome) = this.body.poll(record, cx) {
+            return Poll::Ready(outcome);
+        }
+        let Some(timer) = this.timer else {
+            return Poll::Pending;
+        };
+        ready!(timer.poll(cx));
+        Poll::Ready(record.end(JobError::run_timeout(timer.after), Outcome::TimedOut))
+    }
+
+    fn take_span(self: Pin<&mut Self>) -> Span {
+        std::mem::replace(self.project().span, Span::none())
+    }
+}
+
+/// A body on the heap, that may be taken apart again. Most have no run timeout, and no span that
+/// anybody listens to, and so no place for them.
+pub(crate) struct Packed<B>(Package<B>);
+
+enum Package<B> {
+    Bare(Box<B>),
+    Equipped(Box<Equipped<B>>),
+}
+
+impl<B: Body + 'static> Packed<B> {
+    pub(crate) fn new(body: B, timeout: Option<Duration>, span: Span) -> Self {
+        if timeout.is_none() && span.is_disabled() {
+            return Self(Package::Bare(Box::new(body)));
+        }
+        let timer = timeout.map(|after| Timer { after, sleep: None });
+        Self(Package::Equipped(Box::new(Equipped { body, timer, span })))
+    }
+
+    pub(crate) fn into_work(self) -> Work {
+        match self.0 {
+            Package::Bare(body) => Box::into_pin(body),
+            Package::Equipped(body) => Box::into_pin(body),
+        }
+    }
+
+    /// Without having run.
+    pub(crate) fn into_body(self) -> B {
+        match self.0 {
+            Package::Bare(body) => *body,
+            Package::Equipped(equipped) => equipped.body,
+        }
+    }
+}
