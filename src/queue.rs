@@ -148,13 +148,29 @@ pub(crate) enum Next<R, W> {
 #[must_use]
 pub(crate) struct Effects<R, W> {
     pub(crate) call: Call,
+    /// The step left nothing in the queue.
+    pub(crate) idle: bool,
+    /// What few steps have.
+    pub(crate) more: Option<Box<More<R, W>>>,
+}
+
+pub(crate) struct More<R, W> {
     pub(crate) wake: Vec<Waker>,
     /// A job whose unique key another has taken over. It has ended as cancelled.
     pub(crate) replaced: Option<(R, W)>,
-    /// The step left nothing in the queue.
-    pub(crate) idle: bool,
     /// To be dropped: rows of the table.
     pub(crate) surplus: Vec<Chunk<Slot<R, W>>>,
+}
+
+impl<R, W> Effects<R, W> {
+    fn with_replaced(mut self, replaced: Option<(R, W)>) -> Self {
+        if replaced.is_some() {
+            let nothing =
+                || Box::new(More { wake: Vec::new(), replaced: None, surplus: Vec::new() });
+            self.more.get_or_insert_with(nothing).replaced = replaced;
+        }
+        self
+    }
 }
 
 /// Counts of a moment: how many jobs were ever accepted, and how those that ended did.
@@ -187,6 +203,13 @@ pub(crate) struct Slot<R, W> {
     next: Key,
 }
 
+impl<R: Entry, W> Slot<R, W> {
+    fn moved(&mut self, state: JobState, slot: Key, now: Moment) {
+        self.since = now;
+        self.entry.moved(state, slot, now);
+    }
+}
+
 /// A doubly linked list through the slots, so that any job leaves in constant time.
 struct List {
     first: Key,
@@ -203,20 +226,21 @@ impl List {
         Some(self.first).filter(|key| *key != NONE)
     }
 
-    fn push<R, W>(&mut self, slots: &mut Slots<Slot<R, W>>, key: Key) {
+    fn push<'s, R, W>(&mut self, slots: &'s mut Slots<Slot<R, W>>, key: Key) -> &'s mut Slot<R, W> {
         let last = mem::replace(&mut self.last, key);
-        let slot = &mut slots[key];
-        slot.previous = last;
-        slot.next = NONE;
         match slots.get_mut(last) {
             Some(last) => last.next = key,
             None => self.first = key,
         }
         self.len += 1;
+        let slot = &mut slots[key];
+        slot.previous = last;
+        slot.next = NONE;
+        slot
     }
 
-    fn unlink<R, W>(&mut self, slots: &mut Slots<Slot<R, W>>, key: Key) {
-        let Slot { previous, next, .. } = slots[key];
+    /// Joins the neighbours of a slot that is in this list.
+    fn unlink<R, W>(&mut self, slots: &mut Slots<Slot<R, W>>, previous: Key, next: Key) {
         match slots.get_mut(previous) {
             Some(previous) => previous.next = next,
             None => self.first = next,
@@ -331,10 +355,12 @@ impl<R: Entry, W> Queue<R, W> {
         let slot = self.insert(entry, work(), now);
         match how {
             Admit::Limited => self.enter(slot, false, now),
-            Admit::Deferred => self.put(slot, JobState::Deferred, now),
+            Admit::Deferred => {
+                self.deferred.push(&mut self.slots, slot).moved(JobState::Deferred, slot, now);
+            }
             Admit::Outside => self.start(slot, now),
         }
-        Ok(Effects { replaced, ..self.effects(now) })
+        Ok(self.effects(now).with_replaced(replaced))
     }
 
     /// The deferred job `id` in `slot` may start.
@@ -342,7 +368,8 @@ impl<R: Entry, W> Queue<R, W> {
         if self.phase == Phase::Closed || !self.is_at(slot, id, JobState::Deferred) {
             return self.effects(now);
         }
-        self.deferred.unlink(&mut self.slots, slot);
+        let Slot { previous, next, .. } = self.slots[slot];
+        self.deferred.unlink(&mut self.slots, previous, next);
         self.enter(slot, false, now);
         self.effects(now)
     }
@@ -372,7 +399,7 @@ impl<R: Entry, W> Queue<R, W> {
         let grant = self.granted.remove(&ticket)?;
         let slot = self.insert(entry, work(), now);
         self.enter(slot, grant.let_in, now);
-        Some(Ok(Effects { replaced, ..self.effects(now) }))
+        Some(Ok(self.effects(now).with_replaced(replaced)))
     }
 
     /// Goes on waiting, after `take_turn` gave `None` under this same hold of the lock. The waker
@@ -435,36 +462,36 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// Starts the job if it may, or has it wait.
     fn enter(&mut self, slot: Key, let_in: bool, now: Moment) {
-        let key = self.slots[slot].entry.key().filter(|_| self.lanes.are_limited()).cloned();
+        if !self.lanes.are_limited() {
+            if self.running < self.limit {
+                return self.start(slot, now);
+            }
+            self.last_turn += 1;
+            let job = self.line.push(&mut self.slots, slot);
+            job.turn = self.last_turn;
+            return job.moved(JobState::Pending, slot, now);
+        }
+        let key = self.slots[slot].entry.key().cloned();
         let let_in = let_in || self.lanes.let_in(key.as_ref());
         if let_in && self.running < self.limit {
             return self.start(slot, now);
         }
-        self.put(slot, JobState::Pending, now);
         self.last_turn += 1;
-        self.slots[slot].turn = self.last_turn;
-        match &key {
+        let job = match &key {
             None => self.line.push(&mut self.slots, slot),
-            Some(key) => self.lanes.push(key, self.last_turn, slot, let_in),
-        }
-    }
-
-    fn put(&mut self, slot: Key, state: JobState, now: Moment) {
-        match state {
-            JobState::Deferred => self.deferred.push(&mut self.slots, slot),
-            JobState::Active => self.active.push(&mut self.slots, slot),
-            // In the line or its lane, as `enter` says.
-            JobState::Pending => {}
-            JobState::Finished => unreachable!("a finished job leaves the table"),
-        }
-        let job = &mut self.slots[slot];
-        job.since = now;
-        job.entry.moved(state, slot, now);
+            Some(key) => {
+                self.lanes.push(key, self.last_turn, slot, let_in);
+                &mut self.slots[slot]
+            }
+        };
+        job.turn = self.last_turn;
+        job.moved(JobState::Pending, slot, now);
     }
 
     fn start(&mut self, slot: Key, now: Moment) {
-        self.put(slot, JobState::Active, now);
-        if self.slots[slot].entry.has_place() {
+        let job = self.active.push(&mut self.slots, slot);
+        job.moved(JobState::Active, slot, now);
+        if job.entry.has_place() {
             self.running += 1;
         }
         if self.ready_len == 0 {
@@ -537,23 +564,22 @@ impl<R: Entry, W> Queue<R, W> {
         outcome: Outcome,
         now: Moment,
     ) -> (Effects<R, W>, Option<W>) {
-        let mut work = None;
-        if self.is_active(slot, id) {
-            if self.slots[slot].work.is_some() {
-                self.ready_len -= 1;
-                if self.ready == slot {
-                    self.ready = self.slots[slot].next;
-                }
-            }
-            self.active.unlink(&mut self.slots, slot);
-            let job = self.end(slot, outcome, now);
-            if job.entry.has_place() {
-                self.running -= 1;
-                self.lanes.let_out(job.entry.key());
-            }
-            work = job.work;
+        if !self.is_active(slot, id) {
+            return (self.effects(now), None);
         }
-        (self.effects(now), work)
+        let job = self.end(slot, outcome, now);
+        if job.work.is_some() {
+            self.ready_len -= 1;
+            if self.ready == slot {
+                self.ready = job.next;
+            }
+        }
+        self.active.unlink(&mut self.slots, job.previous, job.next);
+        if job.entry.has_place() {
+            self.running -= 1;
+            self.lanes.let_out(job.entry.key());
+        }
+        (self.effects(now), job.work)
     }
 
     /// Takes a job that has not started out of the queue.
@@ -577,9 +603,10 @@ impl<R: Entry, W> Queue<R, W> {
 
     fn take_out(&mut self, slot: Key, outcome: Outcome, now: Moment) -> Option<Slot<R, W>> {
         let job = self.slots.get(slot)?;
+        let Slot { previous, next, .. } = *job;
         match (job.entry.state(), job.entry.key().filter(|_| self.lanes.are_limited())) {
-            (JobState::Deferred, _) => self.deferred.unlink(&mut self.slots, slot),
-            (JobState::Pending, None) => self.line.unlink(&mut self.slots, slot),
+            (JobState::Deferred, _) => self.deferred.unlink(&mut self.slots, previous, next),
+            (JobState::Pending, None) => self.line.unlink(&mut self.slots, previous, next),
             (JobState::Pending, Some(key)) => self.lanes.remove(key, job.turn),
             _ => return None,
         }
@@ -622,27 +649,33 @@ impl<R: Entry, W> Queue<R, W> {
     /// At most one more job can start now than before the step; and the places that have come free
     /// go to waiting spawners.
     fn effects(&mut self, now: Moment) -> Effects<R, W> {
-        let mut wake = Vec::new();
-        if self.phase < Phase::Closed {
+        let open = self.phase < Phase::Closed;
+        if open && self.running < self.limit {
             self.start_next(now);
-            wake = self.grant();
         }
         let idle = self.is_idle();
+        let has_more = idle || (open && !self.lanes.nobody_waits());
+        let more = if has_more { self.more(open, idle) } else { None };
+        Effects { call: self.call(), idle, more }
+    }
+
+    #[cold]
+    fn more(&mut self, open: bool, idle: bool) -> Option<Box<More<R, W>>> {
+        let wake = if open { self.grant() } else { Vec::new() };
         if idle && self.phase == Phase::Draining {
             self.phase = Phase::Closed; // 8
         }
         let surplus = if idle { self.slots.surplus() } else { Vec::new() };
-        Effects { call: self.call(), wake, replaced: None, idle, surplus }
+        let has_more = !wake.is_empty() || !surplus.is_empty();
+        has_more.then(|| Box::new(More { wake, replaced: None, surplus }))
     }
 
     fn start_next(&mut self, now: Moment) {
-        if self.running >= self.limit {
-            return;
-        }
         let first = self.line.first().map(|slot| (self.slots[slot].turn, slot));
         let slot = match (first, self.lanes.first_let_in()) {
             (Some((turn, slot)), let_in) if let_in.is_none_or(|(other, _)| turn < other) => {
-                self.line.unlink(&mut self.slots, slot);
+                let Slot { previous, next, .. } = self.slots[slot];
+                self.line.unlink(&mut self.slots, previous, next);
                 slot
             }
             (_, Some((turn, slot))) => {

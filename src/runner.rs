@@ -27,8 +27,9 @@ use crate::{
     contain::{contain, discard, forget_panic, wake},
     error::{JobError, SpawnError},
     job::Owner,
+    lanes::Ticket,
     lock::lock,
-    queue::{Call, Effects, Next, Queue, Reach, Start},
+    queue::{Admit, Call, Effects, More, Next, Queue, Reach, Refusal, Start},
     record::{Failure, Kind, Record},
     report::Drained,
     state::Outcome,
@@ -36,8 +37,8 @@ use crate::{
 
 /// How many jobs a runner finishes before other tasks of the runtime have their turn.
 const JOBS_PER_TURN: usize = 32;
-/// How long a runner starts further jobs before other tasks have their turn.
-const TURN: Duration = Duration::from_micros(200);
+/// How long a runner takes further jobs before other tasks have their turn, in nanoseconds.
+const TURN: i64 = 200_000;
 
 pub(crate) type Entry = Arc<Record>;
 pub(crate) type Hook = Box<dyn Fn(Failure) + Send + Sync>;
@@ -153,18 +154,85 @@ impl Shared {
 
     /// Does what a step of the queue has left to do.
     pub(crate) fn follow(self: &Arc<Self>, effects: Effects<Entry, Work>) {
-        let Effects { call, wake: wakers, replaced, idle, surplus } = effects;
-        self.call(call);
-        wakers.into_iter().for_each(wake);
-        if let Some((entry, work)) = replaced {
-            self.drop_unstarted(&entry, work, JobError::cancelled());
+        let Effects { call, idle, more } = effects;
+        if call != Call::Nobody {
+            self.call(call);
+        }
+        if let Some(more) = more {
+            let More { wake: wakers, replaced, surplus } = *more;
+            drop(surplus);
+            wakers.into_iter().for_each(wake);
+            if let Some((entry, work)) = replaced {
+                self.drop_unstarted(&entry, work, JobError::cancelled());
+            }
         }
         #[cfg(feature = "testing")]
         let idle = idle || self.mode == Mode::Record;
         if idle {
             self.notify_idle();
         }
-        drop(surplus);
+    }
+
+    /// Takes a job in, or says why not, without having asked for its work.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        how: Admit,
+        entry: &Entry,
+        work: &mut dyn FnMut() -> Work,
+    ) -> Result<(), Refusal> {
+        let now = Moment::now();
+        let admitted = self.queue().admit(how, entry, work, now);
+        self.follow(admitted?);
+        Ok(())
+    }
+
+    /// Takes in the job of a spawner that can wait for a place.
+    pub(crate) fn poll_admit(
+        self: &Arc<Self>,
+        entry: &Entry,
+        work: &mut Option<Work>,
+        ticket: &mut Option<Ticket>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Refusal>> {
+        let mut work = || work.take().expect("admitted once");
+        let Some(waiting) = *ticket else {
+            let admitted = self.admit(Admit::Limited, entry, &mut work);
+            if admitted != Err(Refusal::Full) || self.config.pending_limit == Some(0) {
+                return Poll::Ready(admitted);
+            }
+            // A waker is not ours, and is not cloned under the lock.
+            let (waker, now) = (cx.waker().clone(), Moment::now());
+            let mut queue = self.queue();
+            let admitted = queue.admit(Admit::Limited, entry, work, now);
+            if let Err(Refusal::Full) = admitted {
+                *ticket = Some(queue.wait(entry, waker));
+                return Poll::Pending;
+            }
+            drop(queue);
+            self.follow(admitted?);
+            return Poll::Ready(Ok(()));
+        };
+        let (waker, now) = (cx.waker().clone(), Moment::now());
+        let mut queue = self.queue();
+        let Some(admitted) = queue.take_turn(waiting, entry, work, now) else {
+            let replaced = queue.wait_on(waiting, waker);
+            drop(queue);
+            drop(replaced);
+            return Poll::Pending;
+        };
+        drop(queue);
+        let effects = admitted?;
+        *ticket = None;
+        self.follow(effects);
+        Poll::Ready(Ok(()))
+    }
+
+    /// A spawner gives up its place in the line.
+    pub(crate) fn leave(self: &Arc<Self>, ticket: Ticket) {
+        let now = Moment::now();
+        let (effects, waker) = self.queue().leave(ticket, now);
+        drop(waker);
+        self.follow(effects);
     }
 
     fn call(self: &Arc<Self>, call: Call) {
@@ -513,7 +581,7 @@ impl Future for Runner {
             let now = Moment::now();
             jobs += 1;
             let may_go_on = jobs < JOBS_PER_TURN
-                && now.since(*first_end.get_or_insert(now)) <= TURN
+                && now.as_nanos() - first_end.get_or_insert(now).as_nanos() <= TURN
                 && coop::has_budget_remaining();
             match self.place.advance(outcome, now, may_go_on) {
                 Some(work) => self.take_on(work),

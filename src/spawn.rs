@@ -17,17 +17,16 @@ use tracing::Span;
 
 use crate::{
     body::{Body, Keep, Packed, PassThrough, Run, Stored, Work},
-    clock::{self, Moment},
-    config,
+    clock, config,
     contain::discard,
     error::{JobError, SpawnError, TrySpawnError},
     job::{Job, JobContext},
     lanes::Ticket,
     output::JobOutput,
-    queue::{Admit, Effects, Refusal, Unique},
+    queue::{Admit, Refusal, Unique},
     record::{Kind, Options, Record},
     request::{Request, ResponseOutcome},
-    runner::{Entry, Shared},
+    runner::Shared,
     state::Outcome,
 };
 
@@ -223,11 +222,9 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
             shared.bind_runtime().map_err(JobError::refused)?;
             // Refused, it is dropped after unlocking: that is user code.
             let mut work = Some(run.into_work());
-            let take = || work.take().expect("admitted once");
-            let now = Moment::now();
-            let admitted = shared.queue().admit(Admit::Outside, &record, take, now);
-            let effects = admitted.map_err(|refusal| JobError::refused(refusal.into()))?;
-            shared.follow(effects);
+            let mut take = || work.take().expect("admitted once");
+            let admitted = shared.admit(Admit::Outside, &record, &mut take);
+            admitted.map_err(|refusal| JobError::refused(refusal.into()))?;
             let mut shielded = Shielded(Job::new(record, shared));
             match shielded.0.wait().await.map_err(JobError::into_panic) {
                 Ok(output) => Ok(output),
@@ -267,14 +264,10 @@ fn admit_now<B: Body + 'static>(
         return Err(TrySpawnError::NoRuntime(body.into_body()));
     }
     let mut body = Some(body);
-    let take = || body.take().expect("admitted once").into_work();
-    let now = Moment::now();
-    let admitted = shared.queue().admit(how, record, take, now);
+    let mut take = || body.take().expect("admitted once").into_work();
+    let admitted = shared.admit(how, record, &mut take);
     match (admitted, body.map(Packed::into_body)) {
-        (Ok(effects), _) => {
-            shared.follow(effects);
-            Ok(())
-        }
+        (Ok(()), _) => Ok(()),
         (Err(Refusal::Full), Some(body)) => Err(TrySpawnError::Full(body)),
         (Err(Refusal::Closed), Some(body)) => Err(TrySpawnError::Closed(body)),
         (Err(Refusal::Duplicate(id)), Some(body)) => Err(TrySpawnError::Duplicate(body, id)),
@@ -531,49 +524,9 @@ impl<T> Spawn<T> {
     }
 
     fn leave(&mut self) {
-        let (Some(ticket), Some(Target { shared, .. })) = (self.ticket.take(), &self.target) else {
-            return;
-        };
-        let now = Moment::now();
-        let (effects, waker) = shared.queue().leave(ticket, now);
-        drop(waker);
-        shared.follow(effects);
-    }
-
-    fn poll_admit(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Effects<Entry, Work>, SpawnError>> {
-        let target = self.target.as_ref();
-        let Target { shared, record } =
-            target.expect("a spawn is not polled after it has resolved");
-        shared.bind_runtime()?;
-        let mut work = || self.work.take().expect("a job is admitted once");
-        let now = Moment::now();
-        let Some(ticket) = self.ticket else {
-            let admitted = shared.queue().admit(Admit::Limited, record, &mut work, now);
-            if !matches!(admitted, Err(Refusal::Full)) || shared.config.pending_limit == Some(0) {
-                return Poll::Ready(admitted.map_err(SpawnError::from));
-            }
-            // A waker is not ours, and is not cloned under the lock.
-            let waker = cx.waker().clone();
-            let mut queue = shared.queue();
-            let admitted = queue.admit(Admit::Limited, record, work, now);
-            if !matches!(admitted, Err(Refusal::Full)) {
-                return Poll::Ready(admitted.map_err(SpawnError::from));
-            }
-            self.ticket = Some(queue.wait(record, waker));
-            return Poll::Pending;
-        };
-        let waker = cx.waker().clone();
-        let mut queue = shared.queue();
-        if let Some(admitted) = queue.take_turn(ticket, record, work, now) {
-            return Poll::Ready(admitted.map_err(SpawnError::from));
+        if let (Some(ticket), Some(target)) = (self.ticket.take(), &self.target) {
+            target.shared.leave(ticket);
         }
-        let replaced = queue.wait_on(ticket, waker);
-        drop(queue);
-        drop(replaced);
-        Poll::Pending
     }
 }
 
@@ -585,19 +538,19 @@ impl<T: Send + 'static> Future for Spawn<T> {
         if let Some(job) = self.inline.take() {
             return self.poll_inline(job, cx);
         }
-        let effects = match ready!(self.poll_admit(cx)) {
-            Ok(effects) => effects,
-            Err(error) => {
-                // Neither its work nor a place that it was granted is held until this is dropped.
-                self.leave();
-                self.work = None;
-                self.target = None;
-                return Poll::Ready(Err(error));
-            }
-        };
-        self.ticket = None;
-        let Target { shared, record } = self.target.take().expect("polled just now");
-        shared.follow(effects);
+        let this = &mut *self;
+        let Target { shared, record } =
+            this.target.as_ref().expect("a spawn is not polled after it has resolved");
+        shared.bind_runtime()?;
+        let admitted = ready!(shared.poll_admit(record, &mut this.work, &mut this.ticket, cx));
+        if let Err(refusal) = admitted {
+            // Neither its work nor a place that it was granted is held until this is dropped.
+            this.leave();
+            this.work = None;
+            this.target = None;
+            return Poll::Ready(Err(refusal.into()));
+        }
+        let Target { shared, record } = this.target.take().expect("polled just now");
         #[cfg(feature = "testing")]
         if shared.is_inline() {
             return self.poll_inline(Job::new(record, shared), cx);

@@ -179,11 +179,13 @@ impl Bench {
             assert_eq!(start.entry.state(), JobState::Active);
             self.started.push(start.work.take());
         }
-        if let Some((entry, work)) = effects.replaced {
-            assert_eq!(entry.state(), JobState::Finished);
-            self.replaced.push(work.take());
+        if let Some(more) = effects.more {
+            if let Some((entry, work)) = more.replaced {
+                assert_eq!(entry.state(), JobState::Finished);
+                self.replaced.push(work.take());
+            }
+            more.wake.into_iter().for_each(Waker::wake);
         }
-        effects.wake.into_iter().for_each(Waker::wake);
         self.idle = effects.idle;
     }
 
@@ -621,8 +623,13 @@ fn what_ends_badly_from_the_drain_on_is_kept_for_the_report_once() {
     bench.take_unstarted(9);
     bench.finish(3, Outcome::Abandoned);
     bench.finish(4, Outcome::Cancelled);
-    let ended: Vec<_> =
-        bench.queue.take_ended().into_iter().flatten().map(|(job, outcome)| (job.id(), outcome)).collect();
+    let ended: Vec<_> = bench
+        .queue
+        .take_ended()
+        .into_iter()
+        .flatten()
+        .map(|(job, outcome)| (job.id(), outcome))
+        .collect();
     let expected = [(2, Outcome::Panicked), (3, Outcome::Abandoned), (4, Outcome::Cancelled)];
     assert_eq!(ended, expected.map(|(number, outcome)| (bench.jobs[number].id(), outcome)));
     assert!(bench.queue.take_ended().is_empty());
