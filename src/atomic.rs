@@ -107,13 +107,13 @@ where
         let clone = self.inner.clone();
         let mut ready = mem::replace(&mut self.inner, clone);
         let jobs = request.extensions().get::<Jobs>();
-        let options = Options {
-            name: Some("atomic".into()),
+        let mut options = Options {
             request: jobs.map(|jobs| jobs.request().clone()),
             serves: true,
             location: Some(self.layer.location),
             ..Options::default()
         };
+        options.name("atomic".into());
         // Called inside the job, so that a panic in `call` is the job's too.
         let serve = async move { ready.call(request).await }.in_current_span();
         AtomicFuture { shield: Box::pin(self.layer.scheduler.with_options(options).shield(serve)) }

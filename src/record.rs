@@ -5,7 +5,7 @@
 //! is some.
 
 use std::{
-    any::Any,
+    any::{Any, TypeId},
     borrow::Cow,
     cell::Cell,
     collections::HashMap,
@@ -136,15 +136,49 @@ fn name_of(location: &'static Location<'static>) -> &'static str {
 /// What a job is given when it is made.
 #[derive(Clone, Default)]
 pub(crate) struct Options {
-    pub(crate) name: Option<Cow<'static, str>>,
     pub(crate) request: Option<Arc<Request>>,
     pub(crate) timeout: Option<Duration>,
     /// Not one of its request's own jobs, but what serves the request.
     pub(crate) serves: bool,
-    pub(crate) key: Option<Arc<str>>,
-    pub(crate) unique: Option<Unique>,
     /// Where it is spawned, unless that is the caller.
     pub(crate) location: Option<&'static Location<'static>>,
+    pub(crate) extras: Option<Box<Extras>>,
+}
+
+/// What most jobs do not have.
+#[derive(Clone, Default)]
+pub(crate) struct Extras {
+    name: Option<Cow<'static, str>>,
+    key: Option<Arc<str>>,
+    unique: Option<Unique>,
+}
+
+impl Options {
+    pub(crate) fn name(&mut self, name: Cow<'static, str>) {
+        self.extras().name = Some(name);
+    }
+
+    pub(crate) fn key(&mut self, key: Arc<str>) {
+        self.extras().key = Some(key);
+    }
+
+    pub(crate) fn unique(&mut self, unique: Unique) {
+        self.extras().unique = Some(unique);
+    }
+
+    fn extras(&mut self) -> &mut Extras {
+        self.extras.get_or_insert_default()
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.extras.as_ref().and_then(|extras| extras.name.as_ref());
+        f.debug_struct("JobBuilder")
+            .field("name", &name)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How a job runs.
@@ -160,13 +194,6 @@ pub(crate) enum Kind {
     Shielded,
     /// Shielded, and not one of its request's own jobs: it serves the request.
     Serving,
-}
-
-/// What most jobs do not have.
-struct Extras {
-    name: Option<Cow<'static, str>>,
-    key: Option<Arc<str>>,
-    unique: Option<Unique>,
 }
 
 /// What a job has when it waits, is awaited, or fails.
@@ -228,6 +255,10 @@ mod mark {
     pub(super) const CANCELLED: u8 = 16;
     /// Cancelled, since its response was not what it waited for.
     pub(super) const SKIPPED: u8 = 32;
+    /// The job returned `()`, which needs no room.
+    pub(super) const UNIT: u8 = 64;
+    /// Somebody has had that.
+    pub(super) const UNIT_TAKEN: u8 = 128;
 }
 
 /// Everything about a job but its future.
@@ -253,13 +284,12 @@ impl Record {
         kind: Kind,
         caller: &'static Location<'static>,
     ) -> Arc<Self> {
-        let Options { name, request, timeout: _, serves, key, unique, location } = options;
-        let has_extras = name.is_some() || key.is_some() || unique.is_some();
+        let Options { request, timeout: _, serves, location, extras } = options;
         Arc::new(Self {
             id: JobId::next(),
             location: location.unwrap_or(caller),
             request,
-            extras: has_extras.then(|| Box::new(Extras { name, key, unique })),
+            extras,
             spawned: AtomicI64::new(Moment::NEVER.as_nanos()),
             slot: AtomicU32::new(NONE),
             state: AtomicU8::new(JobState::Deferred as u8),
@@ -417,6 +447,10 @@ impl Record {
         if self.is_marked(mark::DETACHED | mark::PUBLISHED) {
             return Some(value);
         }
+        if TypeId::of::<T>() == TypeId::of::<()>() {
+            self.mark(mark::UNIT);
+            return None;
+        }
         let back = self.store(Ok(Box::new(value)))?.ok()?;
         back.downcast().ok().map(|value| *value)
     }
@@ -509,6 +543,12 @@ impl Record {
         let stored = if marks & mark::STORED == 0 { None } else { self.take_stored() };
         match stored {
             Some(result) => result,
+            None if marks & mark::STORED != 0 => Err(JobError::taken()),
+            None if marks & mark::UNIT != 0
+                && self.mark(mark::UNIT_TAKEN) & mark::UNIT_TAKEN == 0 =>
+            {
+                Ok(Box::new(()))
+            }
             None if marks & mark::SKIPPED != 0 => Err(JobError::skipped()),
             None if marks & mark::CANCELLED != 0 => Err(JobError::cancelled()),
             None => Err(JobError::taken()),

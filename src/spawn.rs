@@ -59,7 +59,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
 
     /// The job's name in logs, listings and reports. Defaults to where it is spawned.
     pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> Self {
-        self.options.name = Some(name.into());
+        self.options.name(name.into());
         self
     }
 
@@ -88,7 +88,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     ///
     /// Shielded work is outside this limit too.
     pub fn key(mut self, key: impl Into<Arc<str>>) -> Self {
-        self.options.key = Some(key.into());
+        self.options.key(key.into());
         self
     }
 
@@ -108,7 +108,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     }
 
     fn set_unique(mut self, key: Arc<str>, replace: bool) -> Self {
-        self.options.unique = Some(Unique { key, replace });
+        self.options.unique(Unique { key, replace });
         self
     }
 
@@ -416,10 +416,7 @@ where
 
 impl<S> fmt::Debug for JobBuilder<'_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JobBuilder")
-            .field("name", &self.options.name)
-            .field("timeout", &self.options.timeout)
-            .finish_non_exhaustive()
+        self.options.fmt(f)
     }
 }
 
