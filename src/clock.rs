@@ -15,8 +15,8 @@ use tokio::{
     time::{self, Instant},
 };
 
-/// A moment of tokio's clock, in half the space of an `Instant`: nanoseconds since the process first
-/// asked. A runtime whose clock is paused may be behind that.
+/// A moment of tokio's clock, in half the space of an `Instant`: nanoseconds since the first that
+/// the process asked for. A runtime whose clock is paused may be behind that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(i64);
 
@@ -25,17 +25,20 @@ impl Moment {
     pub(crate) const NEVER: Self = Self(i64::MIN);
 
     pub(crate) fn now() -> Self {
+        Self::of(Instant::now())
+    }
+
+    pub(crate) fn of(instant: Instant) -> Self {
         static FIRST: OnceLock<Instant> = OnceLock::new();
-        let now = Instant::now();
-        let first = *FIRST.get_or_init(|| now);
+        let first = *FIRST.get_or_init(|| instant);
         // 292 years.
         let nanos = |duration: Duration| {
             let seconds = i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
             seconds.saturating_mul(1_000_000_000).saturating_add(duration.subsec_nanos().into())
         };
-        Self(match now.checked_duration_since(first) {
+        Self(match instant.checked_duration_since(first) {
             Some(after) => nanos(after),
-            None => -nanos(first - now),
+            None => -nanos(first - instant),
         })
     }
 

@@ -115,9 +115,8 @@ impl Shared {
             waiting.into_iter().for_each(wake);
         }
         let mut remains = Remains(Vec::new());
-        let now = Moment::now();
         loop {
-            let unstarted = self.queue().take_unstarted(PAGE, now);
+            let unstarted = self.queue().take_unstarted(PAGE);
             if unstarted.is_empty() {
                 break;
             }
@@ -165,7 +164,7 @@ impl Shared {
 
     fn abandon(&self) {
         self.for_each_job(|entry| {
-            let now = Moment::now();
+            let now = Instant::now();
             let mut queue = self.queue();
             let still_runs = queue.is_active(entry.slot(), entry.id());
             let (_, work) = queue.finish(entry.slot(), entry.id(), Outcome::Abandoned, now);
@@ -195,7 +194,7 @@ impl Shared {
             skipped: since(Outcome::Skipped),
             ended,
             elapsed: now.saturating_duration_since(began),
-            at: Moment::now(),
+            at: Moment::of(now),
         }
     }
 }

@@ -52,6 +52,8 @@
 
 use std::{collections::BTreeMap, mem, sync::Arc, task::Waker};
 
+use tokio::time::Instant;
+
 use crate::{
     clock::Moment,
     lanes::{Lanes, Ticket},
@@ -204,9 +206,9 @@ pub(crate) struct Slot<R, W> {
 }
 
 impl<R: Entry, W> Slot<R, W> {
-    fn moved(&mut self, state: JobState, slot: Key, now: Moment) {
-        self.since = now;
-        self.entry.moved(state, slot, now);
+    fn moved(&mut self, state: JobState, slot: Key, now: Instant) {
+        self.since = Moment::of(now);
+        self.entry.moved(state, slot, self.since);
     }
 }
 
@@ -334,7 +336,7 @@ impl<R: Entry, W> Queue<R, W> {
         how: Admit,
         entry: &R,
         work: impl FnOnce() -> W,
-        now: Moment,
+        now: Instant,
     ) -> Result<Effects<R, W>, Refusal> {
         let replaced = self.check(entry)?;
         // A job that takes over from another has that one's place.
@@ -351,8 +353,8 @@ impl<R: Entry, W> Queue<R, W> {
         if !has_room {
             return Err(Refusal::Full);
         }
-        let replaced = replaced.and_then(|slot| self.take_over(slot, now));
-        let slot = self.insert(entry, work(), now);
+        let replaced = replaced.and_then(|slot| self.take_over(slot));
+        let slot = self.insert(entry, work());
         match how {
             Admit::Limited => self.enter(slot, false, now),
             Admit::Deferred => {
@@ -364,7 +366,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// The deferred job `id` in `slot` may start.
-    pub(crate) fn begin(&mut self, slot: Key, id: JobId, now: Moment) -> Effects<R, W> {
+    pub(crate) fn begin(&mut self, slot: Key, id: JobId, now: Instant) -> Effects<R, W> {
         if self.phase == Phase::Closed || !self.is_at(slot, id, JobState::Deferred) {
             return self.effects(now);
         }
@@ -386,18 +388,18 @@ impl<R: Entry, W> Queue<R, W> {
         ticket: Ticket,
         entry: &R,
         work: impl FnOnce() -> W,
-        now: Moment,
+        now: Instant,
     ) -> Option<Result<Effects<R, W>, Refusal>> {
         if self.phase < Phase::Closed && !self.granted.contains_key(&ticket) {
             return None;
         }
         // A refused spawner gives its place back when it leaves.
         let replaced = match self.check(entry) {
-            Ok(replaced) => replaced.and_then(|slot| self.take_over(slot, now)),
+            Ok(replaced) => replaced.and_then(|slot| self.take_over(slot)),
             Err(refusal) => return Some(Err(refusal)),
         };
         let grant = self.granted.remove(&ticket)?;
-        let slot = self.insert(entry, work(), now);
+        let slot = self.insert(entry, work());
         self.enter(slot, grant.let_in, now);
         Some(Ok(self.effects(now).with_replaced(replaced)))
     }
@@ -409,7 +411,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// Leaves the line, whether granted or not. The waker is for the caller to drop.
-    pub(crate) fn leave(&mut self, ticket: Ticket, now: Moment) -> (Effects<R, W>, Option<Waker>) {
+    pub(crate) fn leave(&mut self, ticket: Ticket, now: Instant) -> (Effects<R, W>, Option<Waker>) {
         let waker = self.lanes.leave(ticket);
         if let Some(Grant { key, let_in: true }) = self.granted.remove(&ticket) {
             self.lanes.let_out(key.as_ref());
@@ -444,13 +446,14 @@ impl<R: Entry, W> Queue<R, W> {
         self.deferred.len + self.pending_count() + self.granted.len()
     }
 
-    fn insert(&mut self, entry: &R, work: W, now: Moment) -> Key {
+    fn insert(&mut self, entry: &R, work: W) -> Key {
         self.totals.accepted += 1;
         let slot = self.slots.insert(Slot {
             entry: entry.clone(),
             work: Some(work),
             turn: 0,
-            since: now,
+            // Until it is told where it is, in the same step.
+            since: Moment::NEVER,
             previous: NONE,
             next: NONE,
         });
@@ -461,7 +464,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// Starts the job if it may, or has it wait.
-    fn enter(&mut self, slot: Key, let_in: bool, now: Moment) {
+    fn enter(&mut self, slot: Key, let_in: bool, now: Instant) {
         if !self.lanes.are_limited() {
             if self.running < self.limit {
                 return self.start(slot, now);
@@ -488,7 +491,7 @@ impl<R: Entry, W> Queue<R, W> {
         job.moved(JobState::Pending, slot, now);
     }
 
-    fn start(&mut self, slot: Key, now: Moment) {
+    fn start(&mut self, slot: Key, now: Instant) {
         let job = self.active.push(&mut self.slots, slot);
         job.moved(JobState::Active, slot, now);
         if job.entry.has_place() {
@@ -512,12 +515,9 @@ impl<R: Entry, W> Queue<R, W> {
         (start, self.call())
     }
 
-    /// After `finish`, for the runner of that job: with `may_go_on`, the next job.
-    pub(crate) fn next(&mut self, may_go_on: bool) -> Next<R, W> {
-        if self.ready_len == 0 {
-            return Next::End;
-        }
-        if !may_go_on {
+    /// What the runner of a job does now that it has ended: with `may_go_on`, the next one.
+    fn next(&mut self, may_go_on: bool) -> Next<R, W> {
+        if self.ready_len > 0 && !may_go_on {
             self.called += 1;
             self.in_reach += 1;
             return Next::Yield;
@@ -555,19 +555,40 @@ impl<R: Entry, W> Queue<R, W> {
 
     // Leaving.
 
-    /// The active job `id` in `slot` has ended. Its place goes to the next that may start. The
-    /// work comes back of a job that no runner has taken.
+    /// A runner's job has ended. Its place goes to the next that may start, and the runner to the
+    /// next that is ready.
+    pub(crate) fn advance(
+        &mut self,
+        slot: Key,
+        id: JobId,
+        outcome: Outcome,
+        now: Instant,
+        may_go_on: bool,
+    ) -> (Effects<R, W>, Next<R, W>) {
+        self.finish_active(slot, id, outcome);
+        let (idle, more) = self.settle(now);
+        let next = self.next(may_go_on);
+        (Effects { call: self.call(), idle, more }, next)
+    }
+
+    /// The active job `id` in `slot` ends without its runner. The work comes back of one that no
+    /// runner has taken.
     pub(crate) fn finish(
         &mut self,
         slot: Key,
         id: JobId,
         outcome: Outcome,
-        now: Moment,
+        now: Instant,
     ) -> (Effects<R, W>, Option<W>) {
+        let work = self.finish_active(slot, id, outcome);
+        (self.effects(now), work)
+    }
+
+    fn finish_active(&mut self, slot: Key, id: JobId, outcome: Outcome) -> Option<W> {
         if !self.is_active(slot, id) {
-            return (self.effects(now), None);
+            return None;
         }
-        let job = self.end(slot, outcome, now);
+        let job = self.end(slot, outcome);
         if job.work.is_some() {
             self.ready_len -= 1;
             if self.ready == slot {
@@ -579,7 +600,7 @@ impl<R: Entry, W> Queue<R, W> {
             self.running -= 1;
             self.lanes.let_out(job.entry.key());
         }
-        (self.effects(now), job.work)
+        job.work
     }
 
     /// Takes a job that has not started out of the queue.
@@ -588,20 +609,20 @@ impl<R: Entry, W> Queue<R, W> {
         slot: Key,
         id: JobId,
         outcome: Outcome,
-        now: Moment,
+        now: Instant,
     ) -> Option<(W, Effects<R, W>)> {
         self.slots.get(slot).filter(|job| job.entry.id() == id)?;
-        let work = self.take_out(slot, outcome, now)?.work?;
+        let work = self.take_out(slot, outcome)?.work?;
         Some((work, self.effects(now)))
     }
 
     /// Ends a job that another replaces.
-    fn take_over(&mut self, slot: Key, now: Moment) -> Option<(R, W)> {
-        let job = self.take_out(slot, Outcome::Cancelled, now)?;
+    fn take_over(&mut self, slot: Key) -> Option<(R, W)> {
+        let job = self.take_out(slot, Outcome::Cancelled)?;
         Some((job.entry, job.work?))
     }
 
-    fn take_out(&mut self, slot: Key, outcome: Outcome, now: Moment) -> Option<Slot<R, W>> {
+    fn take_out(&mut self, slot: Key, outcome: Outcome) -> Option<Slot<R, W>> {
         let job = self.slots.get(slot)?;
         let Slot { previous, next, .. } = *job;
         match (job.entry.state(), job.entry.key().filter(|_| self.lanes.are_limited())) {
@@ -610,7 +631,7 @@ impl<R: Entry, W> Queue<R, W> {
             (JobState::Pending, Some(key)) => self.lanes.remove(key, job.turn),
             _ => return None,
         }
-        Some(self.end(slot, outcome, now))
+        Some(self.end(slot, outcome))
     }
 
     pub(crate) fn is_active(&self, slot: Key, id: JobId) -> bool {
@@ -622,9 +643,9 @@ impl<R: Entry, W> Queue<R, W> {
         job.is_some_and(|job| job.entry.id() == id && job.entry.state() == state)
     }
 
-    fn end(&mut self, slot: Key, outcome: Outcome, now: Moment) -> Slot<R, W> {
+    fn end(&mut self, slot: Key, outcome: Outcome) -> Slot<R, W> {
         let job = self.slots.remove(slot);
-        job.entry.moved(JobState::Finished, slot, now);
+        job.entry.moved(JobState::Finished, slot, job.since);
         if let Some(unique) = job.entry.unique() {
             self.uniques.remove(&unique.key);
         }
@@ -648,15 +669,19 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// At most one more job can start now than before the step; and the places that have come free
     /// go to waiting spawners.
-    fn effects(&mut self, now: Moment) -> Effects<R, W> {
+    fn effects(&mut self, now: Instant) -> Effects<R, W> {
+        let (idle, more) = self.settle(now);
+        Effects { call: self.call(), idle, more }
+    }
+
+    fn settle(&mut self, now: Instant) -> (bool, Option<Box<More<R, W>>>) {
         let open = self.phase < Phase::Closed;
         if open && self.running < self.limit {
             self.start_next(now);
         }
         let idle = self.is_idle();
         let has_more = idle || (open && !self.lanes.nobody_waits());
-        let more = if has_more { self.more(open, idle) } else { None };
-        Effects { call: self.call(), idle, more }
+        (idle, if has_more { self.more(open, idle) } else { None })
     }
 
     #[cold]
@@ -670,7 +695,7 @@ impl<R: Entry, W> Queue<R, W> {
         has_more.then(|| Box::new(More { wake, replaced: None, surplus }))
     }
 
-    fn start_next(&mut self, now: Moment) {
+    fn start_next(&mut self, now: Instant) {
         let first = self.line.first().map(|slot| (self.slots[slot].turn, slot));
         let slot = match (first, self.lanes.first_let_in()) {
             (Some((turn, slot)), let_in) if let_in.is_none_or(|(other, _)| turn < other) => {
@@ -726,12 +751,12 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// After closing: up to `most` jobs that will never start.
-    pub(crate) fn take_unstarted(&mut self, most: usize, now: Moment) -> Vec<(R, W)> {
+    pub(crate) fn take_unstarted(&mut self, most: usize) -> Vec<(R, W)> {
         let mut taken = Vec::with_capacity(most.min(self.pending_count() + self.deferred.len));
         while taken.len() < most {
             let first =
                 self.line.first().or_else(|| self.lanes.first()).or_else(|| self.deferred.first());
-            let Some(job) = first.and_then(|slot| self.take_out(slot, Outcome::NeverStarted, now))
+            let Some(job) = first.and_then(|slot| self.take_out(slot, Outcome::NeverStarted))
             else {
                 break;
             };
@@ -755,7 +780,7 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// Starts one job although the queue is on hold.
     #[cfg(feature = "testing")]
-    pub(crate) fn start_one(&mut self, now: Moment) -> Option<(R, Effects<R, W>)> {
+    pub(crate) fn start_one(&mut self, now: Instant) -> Option<(R, Effects<R, W>)> {
         let last = self.active.last;
         let limit = mem::replace(&mut self.limit, self.running + 1);
         let effects = self.effects(now);

@@ -37,8 +37,8 @@ use crate::{
 
 /// How many jobs a runner finishes before other tasks of the runtime have their turn.
 const JOBS_PER_TURN: usize = 32;
-/// How long a runner takes further jobs before other tasks have their turn, in nanoseconds.
-const TURN: i64 = 200_000;
+/// How long a runner takes further jobs before other tasks have their turn.
+const TURN: Duration = Duration::from_micros(200);
 
 pub(crate) type Entry = Arc<Record>;
 pub(crate) type Hook = Box<dyn Fn(Failure) + Send + Sync>;
@@ -180,7 +180,7 @@ impl Shared {
         entry: &Entry,
         work: &mut dyn FnMut() -> Work,
     ) -> Result<(), Refusal> {
-        let now = Moment::now();
+        let now = Instant::now();
         let admitted = self.queue().admit(how, entry, work, now);
         self.follow(admitted?);
         Ok(())
@@ -201,7 +201,7 @@ impl Shared {
                 return Poll::Ready(admitted);
             }
             // A waker is not ours, and is not cloned under the lock.
-            let (waker, now) = (cx.waker().clone(), Moment::now());
+            let (waker, now) = (cx.waker().clone(), Instant::now());
             let mut queue = self.queue();
             let admitted = queue.admit(Admit::Limited, entry, work, now);
             if let Err(Refusal::Full) = admitted {
@@ -212,7 +212,7 @@ impl Shared {
             self.follow(admitted?);
             return Poll::Ready(Ok(()));
         };
-        let (waker, now) = (cx.waker().clone(), Moment::now());
+        let (waker, now) = (cx.waker().clone(), Instant::now());
         let mut queue = self.queue();
         let Some(admitted) = queue.take_turn(waiting, entry, work, now) else {
             let replaced = queue.wait_on(waiting, waker);
@@ -229,7 +229,7 @@ impl Shared {
 
     /// A spawner gives up its place in the line.
     pub(crate) fn leave(self: &Arc<Self>, ticket: Ticket) {
-        let now = Moment::now();
+        let now = Instant::now();
         let (effects, waker) = self.queue().leave(ticket, now);
         drop(waker);
         self.follow(effects);
@@ -368,7 +368,7 @@ impl Owner for Shared {
 impl Shared {
     /// The response of a deferred job is over.
     pub(crate) fn begin(self: &Arc<Self>, entry: &Entry) {
-        let now = Moment::now();
+        let now = Instant::now();
         let effects = self.queue().begin(entry.slot(), entry.id(), now);
         self.follow(effects);
     }
@@ -384,7 +384,7 @@ impl Shared {
     }
 
     fn remove(self: &Arc<Self>, entry: &Entry, outcome: Outcome, error: JobError) -> bool {
-        let now = Moment::now();
+        let now = Instant::now();
         let removed = self.queue().remove(entry.slot(), entry.id(), outcome, now);
         let Some((work, effects)) = removed else { return false };
         self.follow(effects);
@@ -443,12 +443,10 @@ impl Occupied {
     }
 
     /// Ends the job and, with `may_go_on`, takes the next one, in one step.
-    fn advance(&mut self, outcome: Outcome, now: Moment, may_go_on: bool) -> Option<Work> {
+    fn advance(&mut self, outcome: Outcome, now: Instant, may_go_on: bool) -> Option<Work> {
         let entry = self.entry.take()?;
-        let mut queue = self.shared.queue();
-        let (effects, _) = queue.finish(entry.slot(), entry.id(), outcome, now);
-        let next = queue.next(may_go_on);
-        drop(queue);
+        let (slot, id) = (entry.slot(), entry.id());
+        let (effects, next) = self.shared.queue().advance(slot, id, outcome, now, may_go_on);
         entry.publish();
         self.shared.follow(effects);
         match next {
@@ -492,7 +490,7 @@ impl Shared {
         };
         discard(entry.fail(JobError::cancelled()));
         self.settle(entry);
-        let (effects, _) = self.queue().finish(entry.slot(), entry.id(), outcome, Moment::now());
+        let (effects, _) = self.queue().finish(entry.slot(), entry.id(), outcome, Instant::now());
         entry.publish();
         if effects.idle {
             self.notify_idle();
@@ -575,13 +573,13 @@ impl Future for Runner {
             self.take_on(work);
         }
         let mut jobs = 0;
-        let mut first_end = None;
+        let mut turn_ends = None;
         loop {
             let outcome = ready!(self.poll_job(cx));
-            let now = Moment::now();
+            let now = Instant::now();
             jobs += 1;
             let may_go_on = jobs < JOBS_PER_TURN
-                && now.as_nanos() - first_end.get_or_insert(now).as_nanos() <= TURN
+                && now <= *turn_ends.get_or_insert_with(|| now + TURN)
                 && coop::has_budget_remaining();
             match self.place.advance(outcome, now, may_go_on) {
                 Some(work) => self.take_on(work),

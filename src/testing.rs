@@ -13,6 +13,8 @@ use std::{
     thread,
 };
 
+use tokio::time::Instant;
+
 use crate::{
     clock::Moment,
     lock::lock,
@@ -112,7 +114,7 @@ impl Recorder {
     pub async fn run_all(&self) -> Vec<Failure> {
         let shared = self.scheduler.shared();
         loop {
-            let started = shared.queue().start_one(Moment::now());
+            let started = shared.queue().start_one(Instant::now());
             let Some((entry, effects)) = started else { break };
             lock(&self.ran).push(entry.info(Moment::now()));
             shared.follow(effects);

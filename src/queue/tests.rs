@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::Wake,
+    time::Duration,
 };
 
 use proptest::{
@@ -132,7 +133,7 @@ impl Wake for Bell {
 struct Bench {
     queue: Queue<Job, Task>,
     jobs: Vec<Job>,
-    now: Moment,
+    now: Instant,
     /// Jobs in the order in which they were started.
     started: Vec<usize>,
     /// Jobs in the order in which others took over from them.
@@ -166,7 +167,7 @@ impl Bench {
         Self {
             queue: Queue::new(limit.into(), pending_limit.into(), limit_per_key.into()),
             jobs: Vec::new(),
-            now: Moment::from_nanos(0),
+            now: Instant::now(),
             started: Vec::new(),
             replaced: Vec::new(),
             idle: true,
@@ -269,7 +270,7 @@ impl Bench {
     }
 
     fn take_unstarted(&mut self, most: usize) -> Vec<usize> {
-        let unstarted = self.queue.take_unstarted(most, self.now);
+        let unstarted = self.queue.take_unstarted(most);
         unstarted.into_iter().map(|(_, work)| work.take()).collect()
     }
 
@@ -1199,11 +1200,11 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
     };
     // Spawners that have joined the line and not left it, and the time of each job's last move.
     let mut spawners: Vec<(usize, Ticket, Arc<Bell>)> = Vec::new();
-    let mut since: Vec<(JobState, Moment)> = Vec::new();
+    let mut since: Vec<(JobState, Instant)> = Vec::new();
     // Jobs that were deferred, and are so no more.
     let mut begun = Vec::new();
     for step in steps {
-        bench.now = Moment::from_nanos(bench.now.as_nanos() + 1);
+        bench.now += Duration::from_secs(1);
         match step {
             Step::Offer(names)
             | Step::OfferOrWait(names)
@@ -1371,7 +1372,7 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
                 since[number] = (expected, bench.now);
             }
         }
-        let oldest = |jobs: &[usize]| jobs.iter().map(|number| since[*number].1).min();
+        let oldest = |jobs: &[usize]| jobs.iter().map(|number| Moment::of(since[*number].1)).min();
         assert_eq!(queue.oldest(), (oldest(&model.pending), oldest(&model.active)));
     }
 }
