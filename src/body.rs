@@ -24,8 +24,8 @@ pub(crate) trait Body: Send {
 
     /// The span to poll and drop this in. It leaves the job as that ends, so that it closes then,
     /// whoever still holds a handle.
-    fn take_span(self: Pin<&mut Self>) -> Span {
-        Span::none()
+    fn take_span(self: Pin<&mut Self>) -> Option<Box<Span>> {
+        None
     }
 }
 
@@ -35,7 +35,12 @@ pub(crate) type Work = Pin<Box<dyn Body>>;
 /// Drops what will never run, where it belongs.
 pub(crate) fn discard_work(mut work: Work) {
     let span = work.as_mut().take_span();
-    span.in_scope(|| discard(work));
+    in_span(span.as_deref(), || discard(work));
+}
+
+pub(crate) fn in_span<T>(span: Option<&Span>, code: impl FnOnce() -> T) -> T {
+    let _entered = span.map(Span::enter);
+    code()
 }
 
 pin_project! {
@@ -110,7 +115,7 @@ pin_project! {
         #[pin]
         body: B,
         timer: Option<Timer>,
-        span: Span,
+        span: Option<Box<Span>>,
     }
 }
 
@@ -142,8 +147,8 @@ impl<B: Body> Body for Equipped<B> {
         Poll::Ready(record.end(JobError::run_timeout(timer.after), Outcome::TimedOut))
     }
 
-    fn take_span(self: Pin<&mut Self>) -> Span {
-        std::mem::replace(self.project().span, Span::none())
+    fn take_span(self: Pin<&mut Self>) -> Option<Box<Span>> {
+        self.project().span.take()
     }
 }
 
@@ -162,6 +167,7 @@ impl<B: Body + 'static> Packed<B> {
             return Self(Package::Bare(Box::new(body)));
         }
         let timer = timeout.map(|after| Timer { after, sleep: None });
+        let span = (!span.is_disabled()).then(|| Box::new(span));
         Self(Package::Equipped(Box::new(Equipped { body, timer, span })))
     }
 

@@ -165,13 +165,9 @@ pub(crate) struct More<R, W> {
 }
 
 impl<R, W> Effects<R, W> {
-    fn with_replaced(mut self, replaced: Option<(R, W)>) -> Self {
-        if replaced.is_some() {
-            let nothing =
-                || Box::new(More { wake: Vec::new(), replaced: None, surplus: Vec::new() });
-            self.more.get_or_insert_with(nothing).replaced = replaced;
-        }
-        self
+    fn replace(&mut self, replaced: (R, W)) {
+        let nothing = || Box::new(More { wake: Vec::new(), replaced: None, surplus: Vec::new() });
+        self.more.get_or_insert_with(nothing).replaced = Some(replaced);
     }
 }
 
@@ -362,7 +358,11 @@ impl<R: Entry, W> Queue<R, W> {
             }
             Admit::Outside => self.start(slot, now),
         }
-        Ok(self.effects(now).with_replaced(replaced))
+        let mut effects = self.effects(now);
+        if let Some(replaced) = replaced {
+            effects.replace(replaced);
+        }
+        Ok(effects)
     }
 
     /// The deferred job `id` in `slot` may start.
@@ -401,7 +401,11 @@ impl<R: Entry, W> Queue<R, W> {
         let grant = self.granted.remove(&ticket)?;
         let slot = self.insert(entry, work());
         self.enter(slot, grant.let_in, now);
-        Some(Ok(self.effects(now).with_replaced(replaced)))
+        let mut effects = self.effects(now);
+        if let Some(replaced) = replaced {
+            effects.replace(replaced);
+        }
+        Some(Ok(effects))
     }
 
     /// Goes on waiting, after `take_turn` gave `None` under this same hold of the lock. The waker

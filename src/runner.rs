@@ -21,7 +21,7 @@ use tokio::{
 use tracing::Span;
 
 use crate::{
-    body::{Work, discard_work},
+    body::{Work, discard_work, in_span},
     clock::Moment,
     config::SchedulerConfig,
     contain::{contain, discard, forget_panic, wake},
@@ -400,7 +400,7 @@ impl Shared {
     /// it failed.
     fn drop_unstarted(&self, entry: &Entry, mut work: Work, error: JobError) {
         let span = work.as_mut().take_span();
-        let dropped = span.in_scope(|| contain(|| drop(work)));
+        let dropped = in_span(span.as_deref(), || contain(|| drop(work)));
         discard(entry.fail(dropped.map_or_else(JobError::panicked, |()| error)));
         self.settle(entry);
         entry.publish();
@@ -505,7 +505,7 @@ impl Shared {
 /// The task that polls a job, and, when that ends, the next one in the queue, inside itself.
 struct Runner {
     work: Option<Work>,
-    span: Span,
+    span: Option<Box<Span>>,
     /// The job has left its waker with [`Record::park`].
     parked: bool,
     place: Occupied,
@@ -514,7 +514,7 @@ struct Runner {
 impl Runner {
     fn new(shared: Arc<Shared>, reach: Reach) -> Self {
         let place = Occupied { shared, entry: None, called: Some(reach) };
-        Self { work: None, span: Span::none(), parked: false, place }
+        Self { work: None, span: None, parked: false, place }
     }
 
     fn take_on(&mut self, mut work: Work) {
@@ -529,7 +529,7 @@ impl Runner {
         let Occupied { shared, entry: Some(entry), .. } = &self.place else {
             unreachable!("a runner without a job is finished");
         };
-        let entered = self.span.enter();
+        let entered = self.span.as_deref().map(Span::enter);
         let mut outcome = match &mut self.work {
             Some(work) if !entry.must_stop() || entry.kind() == Kind::Blocking => {
                 match contain(|| work.as_mut().poll(entry, cx)) {
@@ -563,7 +563,7 @@ impl Runner {
         }
         shared.settle(entry);
         drop(entered);
-        self.span = Span::none();
+        self.span = None;
         Poll::Ready(outcome)
     }
 }
@@ -628,6 +628,6 @@ impl Future for Runner {
 impl Drop for Runner {
     fn drop(&mut self) {
         let Some(work) = self.work.take() else { return };
-        self.span.in_scope(|| discard(work));
+        in_span(self.span.as_deref(), || discard(work));
     }
 }
