@@ -202,7 +202,10 @@ impl<T: Send + 'static> Job<T> {
 
     /// What the job returned, if nobody has had it. The handle is detached.
     pub(crate) fn take_unread(&self) -> Option<Result<T, JobError>> {
-        self.record.detach().0.map(|result| result.map(value_of))
+        if self.record.detach() {
+            return None;
+        }
+        self.record.leave().0.map(|result| result.map(value_of))
     }
 
     async fn ended_within(&self, timeout: Duration) -> bool {
@@ -227,7 +230,10 @@ fn value_of<T: 'static>(value: Value) -> T {
 
 impl<T> Drop for Job<T> {
     fn drop(&mut self) {
-        let (result, waiter) = self.record.detach();
+        if self.record.detach() {
+            return;
+        }
+        let (result, waiter) = self.record.leave();
         match result {
             Some(Err(error)) => self.report(error),
             Some(value) => discard(value),

@@ -273,11 +273,41 @@ pub(crate) struct Queue<R, W> {
     running: usize,
     /// Spawners that hold a place.
     granted: BTreeMap<Ticket, Grant>,
-    uniques: BTreeMap<Arc<str>, Key>,
     last_turn: u64,
-    totals: Totals,
     at_drain: Totals,
+    books: Books<R>,
+}
+
+/// Who is in the table, and what became of the others.
+struct Books<R> {
+    uniques: BTreeMap<Arc<str>, Key>,
+    totals: Totals,
     ended: Vec<Vec<(R, Outcome)>>,
+}
+
+impl<R: Entry> Books<R> {
+    fn end(&mut self, entry: &R, outcome: Outcome, phase: Phase) {
+        if let Some(unique) = entry.unique() {
+            self.uniques.remove(&unique.key);
+        }
+        self.totals.count(outcome);
+        if phase > Phase::Open && !matches!(outcome, Outcome::Completed | Outcome::Skipped) {
+            self.keep(entry.clone(), outcome);
+        }
+    }
+
+    fn keep(&mut self, entry: R, outcome: Outcome) {
+        match self.ended.last_mut().filter(|last| last.len() < ENDED) {
+            Some(last) => last.push((entry, outcome)),
+            None => {
+                // Mostly there are few.
+                let room = if self.ended.is_empty() { 4 } else { ENDED };
+                let mut piece = Vec::with_capacity(room);
+                piece.push((entry, outcome));
+                self.ended.push(piece);
+            }
+        }
+    }
 }
 
 /// How many of those that ended are kept in one piece of memory: none is copied as they grow.
@@ -311,11 +341,9 @@ impl<R: Entry, W> Queue<R, W> {
             lanes: Lanes::new(limit_per_key),
             running: 0,
             granted: BTreeMap::new(),
-            uniques: BTreeMap::new(),
             last_turn: 0,
-            totals: Totals::default(),
             at_drain: Totals::default(),
-            ended: Vec::new(),
+            books: Books { uniques: BTreeMap::new(), totals: Totals::default(), ended: Vec::new() },
         }
     }
 
@@ -429,7 +457,7 @@ impl<R: Entry, W> Queue<R, W> {
             return Err(Refusal::Closed);
         }
         let Some(unique) = entry.unique() else { return Ok(None) };
-        let Some(&slot) = self.uniques.get(&unique.key) else { return Ok(None) };
+        let Some(&slot) = self.books.uniques.get(&unique.key) else { return Ok(None) };
         let other = &self.slots[slot];
         if unique.replace && other.entry.state() < JobState::Active {
             return Ok(Some(slot));
@@ -451,7 +479,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     fn insert(&mut self, entry: &R, work: W) -> Key {
-        self.totals.accepted += 1;
+        self.books.totals.accepted += 1;
         let slot = self.slots.insert(Slot {
             entry: entry.clone(),
             work: Some(work),
@@ -462,7 +490,7 @@ impl<R: Entry, W> Queue<R, W> {
             next: NONE,
         });
         if let Some(unique) = entry.unique() {
-            self.uniques.insert(unique.key.clone(), slot);
+            self.books.uniques.insert(unique.key.clone(), slot);
         }
         slot
     }
@@ -589,22 +617,26 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     fn finish_active(&mut self, slot: Key, id: JobId, outcome: Outcome) -> Option<W> {
-        if !self.is_active(slot, id) {
+        let job = self.slots.get_mut(slot)?;
+        if job.entry.id() != id || job.entry.state() != JobState::Active {
             return None;
         }
-        let job = self.end(slot, outcome);
-        if job.work.is_some() {
-            self.ready_len -= 1;
-            if self.ready == slot {
-                self.ready = job.next;
-            }
-        }
-        self.active.unlink(&mut self.slots, job.previous, job.next);
+        job.entry.moved(JobState::Finished, slot, job.since);
+        let (work, previous, next) = (job.work.take(), job.previous, job.next);
         if job.entry.has_place() {
             self.running -= 1;
             self.lanes.let_out(job.entry.key());
         }
-        job.work
+        self.books.end(&job.entry, outcome, self.phase);
+        self.active.unlink(&mut self.slots, previous, next);
+        self.slots.free(slot);
+        if work.is_some() {
+            self.ready_len -= 1;
+            if self.ready == slot {
+                self.ready = next;
+            }
+        }
+        work
     }
 
     /// Takes a job that has not started out of the queue.
@@ -635,7 +667,10 @@ impl<R: Entry, W> Queue<R, W> {
             (JobState::Pending, Some(key)) => self.lanes.remove(key, job.turn),
             _ => return None,
         }
-        Some(self.end(slot, outcome))
+        let job = self.slots.remove(slot);
+        job.entry.moved(JobState::Finished, slot, job.since);
+        self.books.end(&job.entry, outcome, self.phase);
+        Some(job)
     }
 
     pub(crate) fn is_active(&self, slot: Key, id: JobId) -> bool {
@@ -645,28 +680,6 @@ impl<R: Entry, W> Queue<R, W> {
     fn is_at(&self, slot: Key, id: JobId, state: JobState) -> bool {
         let job = self.slots.get(slot);
         job.is_some_and(|job| job.entry.id() == id && job.entry.state() == state)
-    }
-
-    fn end(&mut self, slot: Key, outcome: Outcome) -> Slot<R, W> {
-        let job = self.slots.remove(slot);
-        job.entry.moved(JobState::Finished, slot, job.since);
-        if let Some(unique) = job.entry.unique() {
-            self.uniques.remove(&unique.key);
-        }
-        self.totals.count(outcome);
-        if self.phase > Phase::Open && !matches!(outcome, Outcome::Completed | Outcome::Skipped) {
-            let ended = (job.entry.clone(), outcome);
-            match self.ended.last_mut().filter(|last| last.len() < ENDED) {
-                Some(last) => last.push(ended),
-                None => {
-                    let mut piece =
-                        Vec::with_capacity(if self.ended.is_empty() { 4 } else { ENDED });
-                    piece.push(ended);
-                    self.ended.push(piece);
-                }
-            }
-        }
-        job
     }
 
     // The end of every step.
@@ -731,7 +744,7 @@ impl<R: Entry, W> Queue<R, W> {
 
     pub(crate) fn announce(&mut self) {
         if self.phase == Phase::Open {
-            self.at_drain = self.totals;
+            self.at_drain = self.books.totals;
             self.phase = Phase::Announced;
         }
     }
@@ -771,7 +784,7 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// What ended otherwise than completed or skipped since the end was announced (9), once.
     pub(crate) fn take_ended(&mut self) -> Vec<Vec<(R, Outcome)>> {
-        mem::take(&mut self.ended)
+        mem::take(&mut self.books.ended)
     }
 
     // Tests of applications.
@@ -827,7 +840,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     pub(crate) fn totals(&self) -> Totals {
-        self.totals
+        self.books.totals
     }
 
     pub(crate) fn totals_at_drain(&self) -> Totals {

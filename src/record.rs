@@ -481,11 +481,14 @@ impl Record {
         before
     }
 
-    /// The handle goes, and takes along what result there is: whoever has it must report it.
-    pub(crate) fn detach(&self) -> (Option<Result<Value, JobError>>, Option<Waker>) {
-        if self.mark(mark::DETACHED) & (mark::STORED | mark::AWAITED) == 0 {
-            return (None, None);
-        }
+    /// The handle goes. Whether it leaves nothing behind, as most do: else
+    /// [`leave`](Self::leave) has it.
+    pub(crate) fn detach(&self) -> bool {
+        self.mark(mark::DETACHED) & (mark::STORED | mark::AWAITED) == 0
+    }
+
+    /// What the handle takes along: whoever has the result must report it.
+    pub(crate) fn leave(&self) -> (Option<Result<Value, JobError>>, Option<Waker>) {
         let mut output = lock(&self.rest().output);
         let result = output.result.take();
         output.told |= matches!(&result, Some(Err(_)));
