@@ -49,25 +49,33 @@ impl<T> Slots<T> {
     /// # Panics
     ///
     /// With 2^32 - 1 rows in it.
+    #[inline(always)] // so that the value is made in its place
     pub(crate) fn insert(&mut self, value: T) -> Key {
         self.len += 1;
-        if self.free != NONE {
-            let key = self.free;
-            let row = self.row_mut(key).expect("a free row is a row");
-            if let Row::Free(next) = std::mem::replace(row, Row::Taken(value)) {
-                self.free = next;
-            }
+        let key = self.free;
+        if let Some(row) = self.row_mut(key) {
+            let Row::Free(next) = *row else { unreachable!("row {key} is taken") };
+            *row = Row::Taken(value);
+            self.free = next;
             return key;
         }
+        let key = self.grow();
+        *self.row_mut(key).expect("a new row") = Row::Taken(value);
+        key
+    }
+
+    /// Adds a row.
+    #[cold]
+    fn grow(&mut self) -> Key {
         let key = Key::try_from(self.end()).ok().filter(|key| *key != NONE);
         let key = key.expect("fewer than 2^32 jobs at a time");
         match self.chunks.last_mut() {
-            Some(last) if last.0.len() < CHUNK => last.0.push(Row::Taken(value)),
+            Some(last) if last.0.len() < CHUNK => last.0.push(Row::Free(NONE)),
             // The first grows as it needs to: most tables stay small.
-            None => self.chunks.push(Chunk(vec![Row::Taken(value)])),
+            None => self.chunks.push(Chunk(vec![Row::Free(NONE)])),
             Some(_) => {
                 let mut rows = Vec::with_capacity(CHUNK);
-                rows.push(Row::Taken(value));
+                rows.push(Row::Free(NONE));
                 self.chunks.push(Chunk(rows));
             }
         }
