@@ -164,7 +164,7 @@ impl Shared {
 
     fn abandon(&self) {
         self.for_each_job(|entry| {
-            let now = Instant::now();
+            let now = Moment::now();
             let mut queue = self.queue();
             let still_runs = queue.is_active(entry.slot(), entry.id());
             let (_, work) = queue.finish(entry.slot(), entry.id(), Outcome::Abandoned, now);

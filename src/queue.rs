@@ -52,8 +52,6 @@
 
 use std::{collections::BTreeMap, mem, sync::Arc, task::Waker};
 
-use tokio::time::Instant;
-
 use crate::{
     clock::Moment,
     lanes::{Lanes, Ticket},
@@ -202,9 +200,9 @@ pub(crate) struct Slot<R, W> {
 }
 
 impl<R: Entry, W> Slot<R, W> {
-    fn moved(&mut self, state: JobState, slot: Key, now: Instant) {
-        self.since = Moment::of(now);
-        self.entry.moved(state, slot, self.since);
+    fn moved(&mut self, state: JobState, slot: Key, now: Moment) {
+        self.since = now;
+        self.entry.moved(state, slot, now);
     }
 }
 
@@ -360,7 +358,7 @@ impl<R: Entry, W> Queue<R, W> {
         how: Admit,
         entry: &R,
         work: impl FnOnce() -> W,
-        now: Instant,
+        now: Moment,
     ) -> Result<Effects<R, W>, Refusal> {
         let replaced = self.check(entry)?;
         // A job that takes over from another has that one's place.
@@ -394,7 +392,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// The deferred job `id` in `slot` may start.
-    pub(crate) fn begin(&mut self, slot: Key, id: JobId, now: Instant) -> Effects<R, W> {
+    pub(crate) fn begin(&mut self, slot: Key, id: JobId, now: Moment) -> Effects<R, W> {
         if self.phase == Phase::Closed || !self.is_at(slot, id, JobState::Deferred) {
             return self.effects(now);
         }
@@ -416,7 +414,7 @@ impl<R: Entry, W> Queue<R, W> {
         ticket: Ticket,
         entry: &R,
         work: impl FnOnce() -> W,
-        now: Instant,
+        now: Moment,
     ) -> Option<Result<Effects<R, W>, Refusal>> {
         if self.phase < Phase::Closed && !self.granted.contains_key(&ticket) {
             return None;
@@ -443,7 +441,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// Leaves the line, whether granted or not. The waker is for the caller to drop.
-    pub(crate) fn leave(&mut self, ticket: Ticket, now: Instant) -> (Effects<R, W>, Option<Waker>) {
+    pub(crate) fn leave(&mut self, ticket: Ticket, now: Moment) -> (Effects<R, W>, Option<Waker>) {
         let waker = self.lanes.leave(ticket);
         if let Some(Grant { key, let_in: true }) = self.granted.remove(&ticket) {
             self.lanes.let_out(key.as_ref());
@@ -496,7 +494,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// Starts the job if it may, or has it wait.
-    fn enter(&mut self, slot: Key, let_in: bool, now: Instant) {
+    fn enter(&mut self, slot: Key, let_in: bool, now: Moment) {
         if !self.lanes.are_limited() {
             if self.running < self.limit {
                 return self.start(slot, now);
@@ -523,7 +521,7 @@ impl<R: Entry, W> Queue<R, W> {
         job.moved(JobState::Pending, slot, now);
     }
 
-    fn start(&mut self, slot: Key, now: Instant) {
+    fn start(&mut self, slot: Key, now: Moment) {
         let job = self.active.push(&mut self.slots, slot);
         job.moved(JobState::Active, slot, now);
         if job.entry.has_place() {
@@ -594,7 +592,7 @@ impl<R: Entry, W> Queue<R, W> {
         slot: Key,
         id: JobId,
         outcome: Outcome,
-        now: Instant,
+        now: Moment,
         may_go_on: bool,
     ) -> (Effects<R, W>, Next<R, W>) {
         self.finish_active(slot, id, outcome);
@@ -610,7 +608,7 @@ impl<R: Entry, W> Queue<R, W> {
         slot: Key,
         id: JobId,
         outcome: Outcome,
-        now: Instant,
+        now: Moment,
     ) -> (Effects<R, W>, Option<W>) {
         let work = self.finish_active(slot, id, outcome);
         (self.effects(now), work)
@@ -645,7 +643,7 @@ impl<R: Entry, W> Queue<R, W> {
         slot: Key,
         id: JobId,
         outcome: Outcome,
-        now: Instant,
+        now: Moment,
     ) -> Option<(W, Effects<R, W>)> {
         self.slots.get(slot).filter(|job| job.entry.id() == id)?;
         let work = self.take_out(slot, outcome)?.work?;
@@ -686,12 +684,12 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// At most one more job can start now than before the step; and the places that have come free
     /// go to waiting spawners.
-    fn effects(&mut self, now: Instant) -> Effects<R, W> {
+    fn effects(&mut self, now: Moment) -> Effects<R, W> {
         let (idle, more) = self.settle(now);
         Effects { call: self.call(), idle, more }
     }
 
-    fn settle(&mut self, now: Instant) -> (bool, Option<Box<More<R, W>>>) {
+    fn settle(&mut self, now: Moment) -> (bool, Option<Box<More<R, W>>>) {
         let open = self.phase < Phase::Closed;
         if open && self.running < self.limit {
             self.start_next(now);
@@ -712,7 +710,7 @@ impl<R: Entry, W> Queue<R, W> {
         has_more.then(|| Box::new(More { wake, replaced: None, surplus }))
     }
 
-    fn start_next(&mut self, now: Instant) {
+    fn start_next(&mut self, now: Moment) {
         let first = self.line.first().map(|slot| (self.slots[slot].turn, slot));
         let slot = match (first, self.lanes.first_let_in()) {
             (Some((turn, slot)), let_in) if let_in.is_none_or(|(other, _)| turn < other) => {
@@ -797,7 +795,7 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// Starts one job although the queue is on hold.
     #[cfg(feature = "testing")]
-    pub(crate) fn start_one(&mut self, now: Instant) -> Option<(R, Effects<R, W>)> {
+    pub(crate) fn start_one(&mut self, now: Moment) -> Option<(R, Effects<R, W>)> {
         let last = self.active.last;
         let limit = mem::replace(&mut self.limit, self.running + 1);
         let effects = self.effects(now);

@@ -184,7 +184,7 @@ impl Shared {
         entry: &Entry,
         work: &mut dyn FnMut() -> Work,
     ) -> Result<(), Refusal> {
-        let now = Instant::now();
+        let now = Moment::now();
         let admitted = self.queue().admit(how, entry, work, now);
         self.follow(admitted?);
         Ok(())
@@ -205,7 +205,7 @@ impl Shared {
                 return Poll::Ready(admitted);
             }
             // A waker is not ours, and is not cloned under the lock.
-            let (waker, now) = (cx.waker().clone(), Instant::now());
+            let (waker, now) = (cx.waker().clone(), Moment::now());
             let mut queue = self.queue();
             let admitted = queue.admit(Admit::Limited, entry, work, now);
             if let Err(Refusal::Full) = admitted {
@@ -216,7 +216,7 @@ impl Shared {
             self.follow(admitted?);
             return Poll::Ready(Ok(()));
         };
-        let (waker, now) = (cx.waker().clone(), Instant::now());
+        let (waker, now) = (cx.waker().clone(), Moment::now());
         let mut queue = self.queue();
         let Some(admitted) = queue.take_turn(waiting, entry, work, now) else {
             let replaced = queue.wait_on(waiting, waker);
@@ -233,7 +233,7 @@ impl Shared {
 
     /// A spawner gives up its place in the line.
     pub(crate) fn leave(self: &Arc<Self>, ticket: Ticket) {
-        let now = Instant::now();
+        let now = Moment::now();
         let (effects, waker) = self.queue().leave(ticket, now);
         drop(waker);
         self.follow(effects);
@@ -372,7 +372,7 @@ impl Owner for Shared {
 impl Shared {
     /// The response of a deferred job is over.
     pub(crate) fn begin(self: &Arc<Self>, entry: &Entry) {
-        let now = Instant::now();
+        let now = Moment::now();
         let effects = self.queue().begin(entry.slot(), entry.id(), now);
         self.follow(effects);
     }
@@ -388,7 +388,7 @@ impl Shared {
     }
 
     fn remove(self: &Arc<Self>, entry: &Entry, outcome: Outcome, error: JobError) -> bool {
-        let now = Instant::now();
+        let now = Moment::now();
         let removed = self.queue().remove(entry.slot(), entry.id(), outcome, now);
         let Some((work, effects)) = removed else { return false };
         self.follow(effects);
@@ -447,7 +447,7 @@ impl Occupied {
     }
 
     /// Ends the job and, with `may_go_on`, takes the next one, in one step.
-    fn advance(&mut self, outcome: Outcome, now: Instant, may_go_on: bool) -> Option<Work> {
+    fn advance(&mut self, outcome: Outcome, now: Moment, may_go_on: bool) -> Option<Work> {
         let entry = self.entry.take()?;
         let (slot, id) = (entry.slot(), entry.id());
         let (effects, next) = self.shared.queue().advance(slot, id, outcome, now, may_go_on);
@@ -494,7 +494,7 @@ impl Shared {
         };
         discard(entry.fail(JobError::cancelled()));
         self.settle(entry);
-        let (effects, _) = self.queue().finish(entry.slot(), entry.id(), outcome, Instant::now());
+        let (effects, _) = self.queue().finish(entry.slot(), entry.id(), outcome, Moment::now());
         entry.publish();
         if effects.idle {
             self.notify_idle();
@@ -572,32 +572,38 @@ impl Runner {
 #[derive(Default)]
 struct Turn {
     jobs: usize,
-    /// The clock, when it was read last, and when the turn is over.
-    read: Option<(Instant, Instant)>,
+    clock: Option<Clock>,
     unread: usize,
+}
+
+/// The clock as it was read last.
+#[derive(Clone, Copy)]
+struct Clock {
+    now: Moment,
+    read: Instant,
+    end_of_turn: Instant,
 }
 
 impl Turn {
     /// The time, and whether there is some left.
-    fn job_ended(&mut self) -> (Instant, bool) {
+    fn job_ended(&mut self) -> (Moment, bool) {
         self.jobs += 1;
-        let (now, end) = match self.read {
-            Some(read) if self.unread > 0 => {
+        let clock = match self.clock {
+            Some(clock) if self.unread > 0 => {
                 self.unread -= 1;
-                read
+                clock
             }
-            Some((last, end)) => {
-                let now = Instant::now();
-                self.unread = if now < last + SHORT { UNREAD } else { 0 };
-                (now, end)
-            }
-            None => {
-                let now = Instant::now();
-                (now, now + TURN)
+            last => {
+                let read = Instant::now();
+                let is_short = last.is_some_and(|last| read < last.read + SHORT);
+                self.unread = if is_short { UNREAD } else { 0 };
+                let end_of_turn = last.map_or_else(|| read + TURN, |last| last.end_of_turn);
+                Clock { now: Moment::of(read), read, end_of_turn }
             }
         };
-        self.read = Some((now, end));
-        (now, self.jobs < JOBS_PER_TURN && now <= end && coop::has_budget_remaining())
+        self.clock = Some(clock);
+        let is_over = self.jobs >= JOBS_PER_TURN || clock.read > clock.end_of_turn;
+        (clock.now, !is_over && coop::has_budget_remaining())
     }
 }
 

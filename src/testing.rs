@@ -13,8 +13,6 @@ use std::{
     thread,
 };
 
-use tokio::time::Instant;
-
 use crate::{
     clock::Moment,
     lock::lock,
@@ -114,7 +112,7 @@ impl Recorder {
     pub async fn run_all(&self) -> Vec<Failure> {
         let shared = self.scheduler.shared();
         loop {
-            let started = shared.queue().start_one(Instant::now());
+            let started = shared.queue().start_one(Moment::now());
             let Some((entry, effects)) = started else { break };
             lock(&self.ran).push(entry.info(Moment::now()));
             shared.follow(effects);

@@ -59,11 +59,17 @@ fn main() {
 fn run_one(load: &str, entrant: usize, jobs: usize) {
     let (_, _, pick) = LOADS.iter().find(|(key, ..)| *key == load).expect("a known load");
     let (entrants, load) = pick(jobs);
-    let flavour = if std::env::var_os("MULTI").is_some() { Flavour::MultiThread } else { Flavour::CurrentThread };
+    let flavour = if std::env::var_os("MULTI").is_some() {
+        Flavour::MultiThread
+    } else {
+        Flavour::CurrentThread
+    };
     let runtime = flavour.runtime();
     let begin = std::time::Instant::now();
     entrants[entrant].time(&runtime, load);
-    if std::env::var_os("TELL").is_some() { println!("{:.0}", begin.elapsed().as_nanos() as f64 / jobs as f64); }
+    if std::env::var_os("TELL").is_some() {
+        println!("{:.0}", begin.elapsed().as_nanos() as f64 / jobs as f64);
+    }
 }
 
 fn instructions_per_job(load: &str, entrant: usize) -> f64 {

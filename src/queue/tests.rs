@@ -9,7 +9,6 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::Wake,
-    time::Duration,
 };
 
 use proptest::{
@@ -133,7 +132,7 @@ impl Wake for Bell {
 struct Bench {
     queue: Queue<Job, Task>,
     jobs: Vec<Job>,
-    now: Instant,
+    now: Moment,
     /// Jobs in the order in which they were started.
     started: Vec<usize>,
     /// Jobs in the order in which others took over from them.
@@ -167,7 +166,7 @@ impl Bench {
         Self {
             queue: Queue::new(limit.into(), pending_limit.into(), limit_per_key.into()),
             jobs: Vec::new(),
-            now: Instant::now(),
+            now: Moment::from_nanos(0),
             started: Vec::new(),
             replaced: Vec::new(),
             idle: true,
@@ -1200,11 +1199,11 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
     };
     // Spawners that have joined the line and not left it, and the time of each job's last move.
     let mut spawners: Vec<(usize, Ticket, Arc<Bell>)> = Vec::new();
-    let mut since: Vec<(JobState, Instant)> = Vec::new();
+    let mut since: Vec<(JobState, Moment)> = Vec::new();
     // Jobs that were deferred, and are so no more.
     let mut begun = Vec::new();
     for step in steps {
-        bench.now += Duration::from_secs(1);
+        bench.now = Moment::from_nanos(bench.now.as_nanos() + 1);
         match step {
             Step::Offer(names)
             | Step::OfferOrWait(names)
@@ -1372,7 +1371,7 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
                 since[number] = (expected, bench.now);
             }
         }
-        let oldest = |jobs: &[usize]| jobs.iter().map(|number| Moment::of(since[*number].1)).min();
+        let oldest = |jobs: &[usize]| jobs.iter().map(|number| since[*number].1).min();
         assert_eq!(queue.oldest(), (oldest(&model.pending), oldest(&model.active)));
     }
 }
