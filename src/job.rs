@@ -26,6 +26,7 @@ pub(crate) trait Owner: Send + Sync {
     /// Ends the job as soon as possible, started or not.
     fn abort(self: Arc<Self>, job: &Arc<Record>);
     fn report(&self, job: &Record, error: JobError);
+    fn state(&self, job: &Record) -> JobState;
     fn close_timeout(&self) -> Duration;
 }
 
@@ -80,12 +81,12 @@ impl<T> Job<T> {
 
     /// Where the job is in its life.
     pub fn state(&self) -> JobState {
-        self.record.state()
+        self.owner.state(&self.record)
     }
 
     /// What is known of the job now.
     pub fn info(&self) -> JobInfo {
-        self.record.info(Moment::now())
+        self.record.info(self.state(), Moment::now())
     }
 
     /// Whether the job waits for the end of its response.
@@ -190,7 +191,7 @@ impl<T: Send + 'static> Job<T> {
     ///
     /// Being aborted is not a failure: nobody is told but who awaits the handle.
     pub fn abort(&self) {
-        if !self.is_finished() {
+        if !self.record.is_finished() {
             self.owner.clone().abort(&self.record);
         }
     }

@@ -70,10 +70,9 @@ pub(crate) trait Entry: Clone {
     /// Jobs of one key share `limit_per_key`.
     fn key(&self) -> Option<&Arc<str>>;
     fn unique(&self) -> Option<&Unique>;
-    /// What `moved` said last.
-    fn state(&self) -> JobState;
-    /// The job is in `state` now, in this slot until it is finished.
-    fn moved(&self, state: JobState, slot: Key, now: Moment);
+    /// The job is in the table, in this slot until it ends.
+    fn accepted(&self, slot: Key, now: Moment);
+    fn ended(&self);
 }
 
 /// There is to be one job of this key.
@@ -113,12 +112,6 @@ pub(crate) enum Admit {
     Outside,
 }
 
-/// A job for a runner.
-pub(crate) struct Start<R, W> {
-    pub(crate) entry: R,
-    pub(crate) work: W,
-}
-
 /// Which runners the caller must call, now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
@@ -137,8 +130,8 @@ pub(crate) enum Reach {
 }
 
 /// What a runner does that is through with a job.
-pub(crate) enum Next<R, W> {
-    Take(Start<R, W>),
+pub(crate) enum Next<W> {
+    Take(W),
     /// Lets other tasks have their turn, and comes again, as if called: in reach.
     Yield,
     End,
@@ -186,23 +179,51 @@ impl Totals {
     }
 }
 
-/// There may be a million: 48 bytes each.
+/// There may be a million: 40 bytes each.
 pub(crate) struct Slot<R, W> {
     entry: R,
     /// Present until a runner takes the job.
     work: Option<W>,
-    /// Smaller than that of any job that became pending later.
-    turn: u64,
-    /// When the job came into its present state.
-    since: Moment,
+    stamp: Stamp,
+    // Of the list that the job is in; in a lane, the halves of its turn.
     previous: Key,
     next: Key,
 }
 
-impl<R: Entry, W> Slot<R, W> {
-    fn moved(&mut self, state: JobState, slot: Key, now: Moment) {
-        self.since = now;
-        self.entry.moved(state, slot, now);
+impl<R, W> Slot<R, W> {
+    fn state(&self) -> JobState {
+        self.stamp.state()
+    }
+
+    fn turn(&self) -> u64 {
+        u64::from(self.previous) << 32 | u64::from(self.next)
+    }
+
+    fn set_turn(&mut self, turn: u64) {
+        let half = |turn: u64| Key::try_from(turn & u64::from(Key::MAX)).expect("masked");
+        (self.previous, self.next) = (half(turn >> 32), half(turn));
+    }
+}
+
+/// In which state a job is, and since when, in one word: 73 years.
+#[derive(Clone, Copy)]
+struct Stamp(i64);
+
+impl Stamp {
+    fn new(state: JobState, since: Moment) -> Self {
+        Self(since.as_nanos() << 2 | state as i64)
+    }
+
+    fn state(self) -> JobState {
+        match self.0 & 3 {
+            0 => JobState::Deferred,
+            1 => JobState::Pending,
+            _ => JobState::Active,
+        }
+    }
+
+    fn since(self) -> Moment {
+        Moment::from_nanos(self.0 >> 2)
     }
 }
 
@@ -255,7 +276,7 @@ pub(crate) struct Queue<R, W> {
     phase: Phase,
     slots: Slots<Slot<R, W>>,
     deferred: List,
-    /// Pending, without a key.
+    /// Pending, if there is no `limit_per_key`.
     line: List,
     /// In the order in which they started; the ready ones are the last of it, from `ready` on.
     active: List,
@@ -265,7 +286,7 @@ pub(crate) struct Queue<R, W> {
     called: usize,
     in_reach: usize,
     has_threads: bool,
-    /// The pending jobs with a key, and the line of spawners.
+    /// The pending jobs, if there is; and the line of spawners.
     lanes: Lanes,
     /// Active jobs that hold a place.
     running: usize,
@@ -376,13 +397,13 @@ impl<R: Entry, W> Queue<R, W> {
             return Err(Refusal::Full);
         }
         let replaced = replaced.and_then(|slot| self.take_over(slot));
-        let slot = self.insert(entry, work());
+        let slot = self.insert(entry, work(), now);
         match how {
             Admit::Limited => self.enter(slot, false, now),
             Admit::Deferred => {
-                self.deferred.push(&mut self.slots, slot).moved(JobState::Deferred, slot, now);
+                self.deferred.push(&mut self.slots, slot);
             }
-            Admit::Outside => self.start(slot, now),
+            Admit::Outside => self.make_ready(slot, now),
         }
         let mut effects = self.effects(now);
         if let Some(replaced) = replaced {
@@ -425,7 +446,7 @@ impl<R: Entry, W> Queue<R, W> {
             Err(refusal) => return Some(Err(refusal)),
         };
         let grant = self.granted.remove(&ticket)?;
-        let slot = self.insert(entry, work());
+        let slot = self.insert(entry, work(), now);
         self.enter(slot, grant.let_in, now);
         let mut effects = self.effects(now);
         if let Some(replaced) = replaced {
@@ -457,7 +478,7 @@ impl<R: Entry, W> Queue<R, W> {
         let Some(unique) = entry.unique() else { return Ok(None) };
         let Some(&slot) = self.books.uniques.get(&unique.key) else { return Ok(None) };
         let other = &self.slots[slot];
-        if unique.replace && other.entry.state() < JobState::Active {
+        if unique.replace && other.state() < JobState::Active {
             return Ok(Some(slot));
         }
         Err(Refusal::Duplicate(other.entry.id()))
@@ -476,33 +497,32 @@ impl<R: Entry, W> Queue<R, W> {
         self.deferred.len + self.pending_count() + self.granted.len()
     }
 
-    fn insert(&mut self, entry: &R, work: W) -> Key {
+    fn insert(&mut self, entry: &R, work: W, now: Moment) -> Key {
         self.books.totals.accepted += 1;
         let slot = self.slots.insert(Slot {
             entry: entry.clone(),
             work: Some(work),
-            turn: 0,
-            // Until it is told where it is, in the same step.
-            since: Moment::NEVER,
+            // Until it is put somewhere, in the same step.
+            stamp: Stamp::new(JobState::Deferred, now),
             previous: NONE,
             next: NONE,
         });
         if let Some(unique) = entry.unique() {
             self.books.uniques.insert(unique.key.clone(), slot);
         }
+        entry.accepted(slot, now);
         slot
     }
 
     /// Starts the job if it may, or has it wait.
     fn enter(&mut self, slot: Key, let_in: bool, now: Moment) {
+        let pending = Stamp::new(JobState::Pending, now);
         if !self.lanes.are_limited() {
             if self.running < self.limit {
                 return self.start(slot, now);
             }
-            self.last_turn += 1;
-            let job = self.line.push(&mut self.slots, slot);
-            job.turn = self.last_turn;
-            return job.moved(JobState::Pending, slot, now);
+            self.line.push(&mut self.slots, slot).stamp = pending;
+            return;
         }
         let key = self.slots[slot].entry.key().cloned();
         let let_in = let_in || self.lanes.let_in(key.as_ref());
@@ -510,23 +530,21 @@ impl<R: Entry, W> Queue<R, W> {
             return self.start(slot, now);
         }
         self.last_turn += 1;
-        let job = match &key {
-            None => self.line.push(&mut self.slots, slot),
-            Some(key) => {
-                self.lanes.push(key, self.last_turn, slot, let_in);
-                &mut self.slots[slot]
-            }
-        };
-        job.turn = self.last_turn;
-        job.moved(JobState::Pending, slot, now);
+        self.lanes.push(key.as_ref(), self.last_turn, slot, let_in);
+        let job = &mut self.slots[slot];
+        job.set_turn(self.last_turn);
+        job.stamp = pending;
     }
 
+    /// Starts a job that has a place. What it keeps of itself elsewhere is not touched: that is
+    /// in another processor's cache, and everybody waits for this lock.
     fn start(&mut self, slot: Key, now: Moment) {
-        let job = self.active.push(&mut self.slots, slot);
-        job.moved(JobState::Active, slot, now);
-        if job.entry.has_place() {
-            self.running += 1;
-        }
+        self.running += 1;
+        self.make_ready(slot, now);
+    }
+
+    fn make_ready(&mut self, slot: Key, now: Moment) {
+        self.active.push(&mut self.slots, slot).stamp = Stamp::new(JobState::Active, now);
         if self.ready_len == 0 {
             self.ready = slot;
         }
@@ -536,7 +554,7 @@ impl<R: Entry, W> Queue<R, W> {
     // Runners.
 
     /// A runner comes that was called. If there is no job for it, it ends.
-    pub(crate) fn come(&mut self, reach: Reach) -> (Option<Start<R, W>>, Call) {
+    pub(crate) fn come(&mut self, reach: Reach) -> (Option<W>, Call) {
         self.called -= 1;
         if reach == Reach::InReach {
             self.in_reach -= 1;
@@ -546,7 +564,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// What the runner of a job does now that it has ended: with `may_go_on`, the next one.
-    fn next(&mut self, may_go_on: bool) -> Next<R, W> {
+    fn next(&mut self, may_go_on: bool) -> Next<W> {
         if self.ready_len > 0 && !may_go_on {
             self.called += 1;
             self.in_reach += 1;
@@ -556,12 +574,11 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// The ready job that started first. For whoever sees to it that invariant 13 holds.
-    pub(crate) fn take(&mut self) -> Option<Start<R, W>> {
+    pub(crate) fn take(&mut self) -> Option<W> {
         let job = self.slots.get_mut(self.ready).filter(|_| self.ready_len > 0)?;
         self.ready = job.next;
         self.ready_len -= 1;
-        let work = job.work.take().expect("a ready job has not been taken");
-        Some(Start { entry: job.entry.clone(), work })
+        job.work.take()
     }
 
     fn call(&mut self) -> Call {
@@ -594,7 +611,7 @@ impl<R: Entry, W> Queue<R, W> {
         outcome: Outcome,
         now: Moment,
         may_go_on: bool,
-    ) -> (Effects<R, W>, Next<R, W>) {
+    ) -> (Effects<R, W>, Next<W>) {
         self.finish_active(slot, id, outcome);
         let (idle, more) = self.settle(now);
         let next = self.next(may_go_on);
@@ -616,10 +633,10 @@ impl<R: Entry, W> Queue<R, W> {
 
     fn finish_active(&mut self, slot: Key, id: JobId, outcome: Outcome) -> Option<W> {
         let job = self.slots.get_mut(slot)?;
-        if job.entry.id() != id || job.entry.state() != JobState::Active {
+        if job.entry.id() != id || job.state() != JobState::Active {
             return None;
         }
-        job.entry.moved(JobState::Finished, slot, job.since);
+        job.entry.ended();
         let (work, previous, next) = (job.work.take(), job.previous, job.next);
         if job.entry.has_place() {
             self.running -= 1;
@@ -659,16 +676,23 @@ impl<R: Entry, W> Queue<R, W> {
     fn take_out(&mut self, slot: Key, outcome: Outcome) -> Option<Slot<R, W>> {
         let job = self.slots.get(slot)?;
         let Slot { previous, next, .. } = *job;
-        match (job.entry.state(), job.entry.key().filter(|_| self.lanes.are_limited())) {
-            (JobState::Deferred, _) => self.deferred.unlink(&mut self.slots, previous, next),
-            (JobState::Pending, None) => self.line.unlink(&mut self.slots, previous, next),
-            (JobState::Pending, Some(key)) => self.lanes.remove(key, job.turn),
-            _ => return None,
+        match job.state() {
+            JobState::Deferred => self.deferred.unlink(&mut self.slots, previous, next),
+            JobState::Pending if self.lanes.are_limited() => {
+                self.lanes.remove(job.entry.key(), job.turn());
+            }
+            JobState::Pending => self.line.unlink(&mut self.slots, previous, next),
+            JobState::Active | JobState::Finished => return None,
         }
         let job = self.slots.remove(slot);
-        job.entry.moved(JobState::Finished, slot, job.since);
+        job.entry.ended();
         self.books.end(&job.entry, outcome, self.phase);
         Some(job)
+    }
+
+    pub(crate) fn state(&self, slot: Key, id: JobId) -> JobState {
+        let job = self.slots.get(slot).filter(|job| job.entry.id() == id);
+        job.map_or(JobState::Finished, Slot::state)
     }
 
     pub(crate) fn is_active(&self, slot: Key, id: JobId) -> bool {
@@ -676,8 +700,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     fn is_at(&self, slot: Key, id: JobId, state: JobState) -> bool {
-        let job = self.slots.get(slot);
-        job.is_some_and(|job| job.entry.id() == id && job.entry.state() == state)
+        self.state(slot, id) == state
     }
 
     // The end of every step.
@@ -711,18 +734,15 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     fn start_next(&mut self, now: Moment) {
-        let first = self.line.first().map(|slot| (self.slots[slot].turn, slot));
-        let slot = match (first, self.lanes.first_let_in()) {
-            (Some((turn, slot)), let_in) if let_in.is_none_or(|(other, _)| turn < other) => {
-                let Slot { previous, next, .. } = self.slots[slot];
-                self.line.unlink(&mut self.slots, previous, next);
-                slot
-            }
-            (_, Some((turn, slot))) => {
-                self.lanes.start(turn);
-                slot
-            }
-            _ => return,
+        let slot = if let Some((turn, slot)) = self.lanes.first_let_in() {
+            self.lanes.start(turn);
+            slot
+        } else if let Some(slot) = self.line.first() {
+            let Slot { previous, next, .. } = self.slots[slot];
+            self.line.unlink(&mut self.slots, previous, next);
+            slot
+        } else {
+            return;
         };
         self.start(slot, now);
     }
@@ -847,17 +867,17 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// Since when the longest pending job has waited, and the longest active one has run.
     pub(crate) fn oldest(&self) -> (Option<Moment>, Option<Moment>) {
-        let since = |slot: Key| self.slots[slot].since;
+        let since = |slot: Key| self.slots[slot].stamp.since();
         let pending = self.line.first().into_iter().chain(self.lanes.first()).map(since).min();
         (pending, self.active.first().map(since))
     }
 
     /// The jobs in up to `most` slots from `from` on, and where to go on.
-    pub(crate) fn page(&self, from: usize, most: usize) -> (Vec<R>, Option<usize>) {
+    pub(crate) fn page(&self, from: usize, most: usize) -> (Vec<(R, JobState)>, Option<usize>) {
         let end = self.slots.end();
         let to = from.saturating_add(most).min(end);
         let keys = (from..to).filter_map(|key| Key::try_from(key).ok());
-        let jobs = keys.filter_map(|key| self.slots.get(key)).map(|job| job.entry.clone());
-        (jobs.collect(), (to < end).then_some(to))
+        let jobs = keys.filter_map(|key| self.slots.get(key));
+        (jobs.map(|job| (job.entry.clone(), job.state())).collect(), (to < end).then_some(to))
     }
 }

@@ -29,10 +29,10 @@ use crate::{
     job::Owner,
     lanes::Ticket,
     lock::lock,
-    queue::{Admit, Call, Effects, More, Next, Queue, Reach, Refusal, Start},
+    queue::{Admit, Call, Effects, More, Next, Queue, Reach, Refusal},
     record::{Failure, Kind, Record},
     report::Drained,
-    state::Outcome,
+    state::{JobState, Outcome},
 };
 
 /// How many jobs a runner finishes before other tasks of the runtime have their turn.
@@ -347,8 +347,13 @@ impl Owner for Shared {
         }
     }
 
+    fn state(&self, job: &Record) -> JobState {
+        self.queue().state(job.slot(), job.id())
+    }
+
     fn report(&self, job: &Record, error: JobError) {
-        let failure = Failure { job: job.info(Moment::now()), error };
+        let info = || job.info(self.state(job), Moment::now());
+        let failure = Failure { job: info(), error };
         // The hook is not ours, nor is the error: showing it, or dropping it, may panic.
         let tell = || match &self.on_failure {
             Some(hook) => hook(failure),
@@ -356,7 +361,7 @@ impl Owner for Shared {
         };
         if let Err(payload) = contain(tell) {
             let error = JobError::panicked(payload);
-            let job = job.info(Moment::now());
+            let job = info();
             tracing::error!(%job, %error, "on_failure, or the error it was called with, panicked");
             if let Ok(payload) = error.into_panic() {
                 forget_panic(payload);
@@ -441,9 +446,9 @@ impl Occupied {
         self.occupy(start?)
     }
 
-    fn occupy(&mut self, start: Start<Entry, Work>) -> Option<Work> {
-        self.entry = Some(start.entry);
-        Some(start.work)
+    fn occupy(&mut self, mut work: Work) -> Option<Work> {
+        self.entry = Some(work.as_mut().take_record());
+        Some(work)
     }
 
     /// Ends the job and, with `may_go_on`, takes the next one, in one step.
@@ -454,7 +459,7 @@ impl Occupied {
         entry.publish();
         self.shared.follow(effects);
         match next {
-            Next::Take(start) => self.occupy(start),
+            Next::Take(work) => self.occupy(work),
             Next::Yield => {
                 self.called = Some(Reach::InReach);
                 None
@@ -478,7 +483,8 @@ impl Drop for Occupied {
         // No runner comes any more, not for those that are ready either.
         loop {
             let ready = self.shared.queue().take();
-            let Some(Start { entry, work }) = ready else { break };
+            let Some(mut work) = ready else { break };
+            let entry = work.as_mut().take_record();
             discard_work(work);
             self.shared.lose(&entry);
         }

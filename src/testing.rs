@@ -19,6 +19,7 @@ use crate::{
     record::{Failure, JobInfo},
     runner::{Mode, Shared},
     scheduler::Scheduler,
+    state::JobState,
 };
 
 /// A scheduler that accepts jobs and does not run them, until it is told to.
@@ -114,10 +115,10 @@ impl Recorder {
         loop {
             let started = shared.queue().start_one(Moment::now());
             let Some((entry, effects)) = started else { break };
-            lock(&self.ran).push(entry.info(Moment::now()));
+            lock(&self.ran).push(entry.info(JobState::Active, Moment::now()));
             shared.follow(effects);
             shared.wait_until(|_| entry.is_finished()).await;
-            let info = entry.info(Moment::now());
+            let info = entry.info(JobState::Finished, Moment::now());
             lock(&self.ran).retain(|job| job.id != info.id);
             lock(&self.ran).push(info);
             self.pass_on_panics();

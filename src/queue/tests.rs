@@ -45,7 +45,7 @@ struct Job(Rc<Told>);
 
 struct Told {
     id: JobId,
-    state: Cell<JobState>,
+    ended: Cell<bool>,
     slot: Cell<Key>,
     has_place: bool,
     key: Option<Arc<str>>,
@@ -56,7 +56,7 @@ impl Job {
     fn new(how: Admit, names: Names) -> Self {
         Self(Rc::new(Told {
             id: JobId::next(),
-            state: Cell::new(JobState::Deferred),
+            ended: Cell::new(false),
             slot: Cell::new(NONE),
             has_place: how != Admit::Outside,
             key: names.key.map(Arc::from),
@@ -86,14 +86,13 @@ impl Entry for Job {
         self.0.has_place
     }
 
-    fn state(&self) -> JobState {
-        self.0.state.get()
+    fn accepted(&self, slot: Key, _: Moment) {
+        assert_eq!(self.slot(), NONE, "accepted once");
+        self.0.slot.set(slot);
     }
 
-    fn moved(&self, state: JobState, slot: Key, _: Moment) {
-        assert!(state >= self.state(), "from {:?} back to {state:?}", self.state());
-        self.0.state.set(state);
-        self.0.slot.set(slot);
+    fn ended(&self) {
+        assert!(self.slot() != NONE && !self.0.ended.replace(true), "ended once");
     }
 }
 
@@ -173,15 +172,21 @@ impl Bench {
         }
     }
 
+    fn state(&self, number: usize) -> JobState {
+        let job = &self.jobs[number];
+        self.queue.state(job.slot(), job.id())
+    }
+
     /// Has a runner for every job that starts.
     fn follow(&mut self, effects: Effects<Job, Task>) {
-        while let Some(start) = self.queue.take() {
-            assert_eq!(start.entry.state(), JobState::Active);
-            self.started.push(start.work.take());
+        while let Some(task) = self.queue.take() {
+            let number = task.take();
+            assert_eq!(self.state(number), JobState::Active);
+            self.started.push(number);
         }
         if let Some(more) = effects.more {
             if let Some((entry, work)) = more.replaced {
-                assert_eq!(entry.state(), JobState::Finished);
+                assert!(entry.0.ended.get());
                 self.replaced.push(work.take());
             }
             more.wake.into_iter().for_each(Waker::wake);
@@ -406,7 +411,7 @@ fn a_place_that_comes_free_starts_the_next_pending_job_in_the_same_step() {
     bench.offer_all::<3>();
     bench.finish(0, Outcome::Panicked);
     assert_eq!(bench.started, [0, 1]);
-    assert_eq!(bench.jobs[1].state(), JobState::Active);
+    assert_eq!(bench.state(1), JobState::Active);
     assert_eq!(bench.counts(), (1, 1));
 }
 
@@ -726,7 +731,7 @@ fn spawners_of_a_key_at_its_limit_keep_no_others_waiting() {
     assert_eq!(bench.started, [0, 2, 3, 6, 1]);
     assert_eq!(granted(&bells), [true, false, true, false], "now there is one to wait in");
     assert_eq!(bench.ask(4, hot, &hot_bell), Taken);
-    assert_eq!(bench.jobs[4].state(), JobState::Pending);
+    assert_eq!(bench.state(4), JobState::Pending);
     bench.finish(3, Outcome::Completed);
     assert_eq!(granted(&bells), [true, false, true, true]);
 }
@@ -824,10 +829,10 @@ fn at_most_one_job_of_a_unique_key_is_there() {
     refused(&mut bench);
     let runs = bench.jobs.len() - 1;
     bench.begin(0);
-    assert_eq!(bench.jobs[0].state(), JobState::Pending);
+    assert_eq!(bench.state(0), JobState::Pending);
     assert_eq!(bench.offer_as(Admit::Limited, unique("u")), Duplicate(0));
     bench.finish(runs, Outcome::Completed);
-    assert_eq!(bench.jobs[0].state(), JobState::Active);
+    assert_eq!(bench.state(0), JobState::Active);
     refused(&mut bench);
     bench.finish(0, Outcome::Panicked);
     assert_eq!(bench.offer_as(Admit::Limited, unique("u")), Taken);
@@ -919,7 +924,7 @@ fn paging_lists_every_job() {
     let mut from = Some(0);
     while let Some(key) = from {
         let (page, next) = bench.queue.page(key, 2);
-        listed.extend(page.iter().map(Job::id));
+        listed.extend(page.iter().map(|(job, _)| job.id()));
         from = next;
     }
     let expected = [0, 2, 3, 4, 5, 6].map(|number: usize| bench.jobs[number].id());
@@ -1165,10 +1170,7 @@ impl Model {
 
     /// In the order in which a closed queue gives them up.
     fn unstarted(&self) -> Vec<usize> {
-        let limited = self.limit_per_key < usize::MAX;
-        let has_key = |number: &usize| limited && self.names[*number].key.is_some();
-        let (keyed, line): (Vec<_>, Vec<_>) = self.pending.iter().copied().partition(has_key);
-        [line, keyed, self.deferred.clone()].concat()
+        [self.pending.clone(), self.deferred.clone()].concat()
     }
 }
 
@@ -1356,16 +1358,15 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
                 assert!(bell.rings() <= 1);
             }
         }
-        for (number, job) in bench.jobs.iter().enumerate() {
+        for number in 0..bench.jobs.len() {
             let expected = match () {
                 () if model.active.contains(&number) => JobState::Active,
                 () if model.pending.contains(&number) => JobState::Pending,
                 () if model.deferred.contains(&number) => JobState::Deferred,
-                // Not taken in.
-                () if job.slot() == NONE => JobState::Deferred,
+                // Or not taken in.
                 () => JobState::Finished,
             };
-            assert_eq!(job.state(), expected, "job {number}");
+            assert_eq!(bench.state(number), expected, "job {number}");
             since.resize(bench.jobs.len(), (JobState::Deferred, bench.now));
             if since[number].0 != expected {
                 since[number] = (expected, bench.now);
