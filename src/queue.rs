@@ -591,7 +591,7 @@ impl<R: Entry, W> Queue<R, W> {
             return Call::One(Reach::InReach);
         }
         // One or two jobs at a time are not worth a runner that finds nothing to do.
-        if self.called < 2 {
+        if self.ready_len == self.called + 1 && self.called < 2 {
             self.called += 1;
             return Call::One(Reach::Unknown);
         }
