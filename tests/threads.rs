@@ -328,7 +328,7 @@ fn a_failure_whose_telling_outlasts_the_close_is_told_once() {
             }
         })
         .build();
-    let (detach, detached) = tokio::sync::oneshot::channel::<()>();
+    let (detach, detached) = oneshot::channel::<()>();
     let job = block_on(scheduler.spawn(async {
         detached.await.expect("the test detaches");
         Err::<(), _>("no")
