@@ -48,7 +48,8 @@
 //! 11. At most one job of a unique key is in the table.
 //! 12. Of the ready jobs, the one that started first is taken first.
 //! 13. While there are ready jobs, a runner that is in reach has been called and has not come, or
-//!     as many have as there are ready jobs.
+//!     as many have as there are ready jobs. A thread that makes a job ready while none is in reach
+//!     calls one, whoever else has: the others may be stuck.
 
 use std::{collections::BTreeMap, mem, sync::Arc, task::Waker};
 
@@ -285,6 +286,8 @@ pub(crate) struct Queue<R, W> {
     /// Runners that were called and have not come; and how many of them are in reach.
     called: usize,
     in_reach: usize,
+    /// The step has made a job ready that its own thread has no runner for.
+    has_new: bool,
     has_threads: bool,
     /// The pending jobs, if there is; and the line of spawners.
     lanes: Lanes,
@@ -356,6 +359,7 @@ impl<R: Entry, W> Queue<R, W> {
             ready_len: 0,
             called: 0,
             in_reach: 0,
+            has_new: false,
             has_threads: true,
             lanes: Lanes::new(limit_per_key),
             running: 0,
@@ -549,6 +553,7 @@ impl<R: Entry, W> Queue<R, W> {
             self.ready = slot;
         }
         self.ready_len += 1;
+        self.has_new = true;
     }
 
     // Runners.
@@ -582,7 +587,11 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     fn call(&mut self) -> Call {
-        if self.in_reach > 0 || self.ready_len <= self.called {
+        let has_new = mem::take(&mut self.has_new);
+        if self.in_reach > 0 || self.ready_len == 0 {
+            return Call::Nobody;
+        }
+        if !has_new && self.ready_len <= self.called {
             return Call::Nobody;
         }
         if !self.has_threads {
@@ -591,7 +600,7 @@ impl<R: Entry, W> Queue<R, W> {
             return Call::One(Reach::InReach);
         }
         // One or two jobs at a time are not worth a runner that finds nothing to do.
-        if self.ready_len == self.called + 1 && self.called < 2 {
+        if self.ready_len <= self.called + 1 && self.called < 2 {
             self.called += 1;
             return Call::One(Reach::Unknown);
         }
@@ -615,6 +624,8 @@ impl<R: Entry, W> Queue<R, W> {
         self.finish_active(slot, id, outcome);
         let (idle, more) = self.settle(now);
         let next = self.next(may_go_on);
+        // Unless nothing is ready, the runner sees to it.
+        self.has_new = false;
         (Effects { call: self.call(), idle, more }, next)
     }
 

@@ -52,7 +52,7 @@ pub struct JobInfo {
     /// Where in the source it was spawned, as `file:line:column`.
     #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_display"))]
     pub location: &'static Location<'static>,
-    /// How long ago it was spawned.
+    /// How long ago it was accepted.
     pub age: Duration,
 }
 

@@ -757,6 +757,18 @@ fn where_there_is_one_thread_one_runner_is_on_its_way() {
     assert_eq!(crew.come(0), Call::Nobody);
 }
 
+/// Invariant 13: the runner that is left may be stuck with the thread that called it.
+#[test]
+fn a_thread_does_not_rely_on_a_runner_that_another_called() {
+    let mut crew = Crew::new(None);
+    crew.offer_many(2);
+    crew.come(0);
+    let Next::Take(task) = crew.advance(0, true) else { panic!("there is another job") };
+    crew.take(task);
+    assert_eq!(crew.called, [Reach::Unknown]);
+    assert_eq!(crew.offer(), ONE);
+}
+
 /// Invariant 13: the runner that is in reach is followed by another.
 #[test]
 fn a_runner_that_comes_has_others_called_while_jobs_are_ready() {
