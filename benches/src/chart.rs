@@ -83,7 +83,8 @@ impl Chart {
         for tick in ticks {
             let (x, below) = (x(tick), bottom + 16.0);
             svg.line(format_args!(
-                r##"<path d="M{x:.1} {HEAD}V{bottom}" stroke="#d0d7de"/><text x="{x:.1}" y="{below}" text-anchor="middle" font-size="11">{tick}</text>"##,
+                r##"<path d="M{x:.1} {HEAD}V{bottom}" stroke="#d0d7de"/><text x="{x:.1}" y="{below}" text-anchor="middle" font-size="11">{}</text>"##,
+                grouped(&tick.to_string()),
             ));
         }
         let (middle, below) = (f64::midpoint(left, WIDTH - VALUE), bottom + 34.0);
@@ -109,7 +110,7 @@ impl Chart {
                     colours[number],
                 ));
                 svg.line(format_args!(
-                    r#"<text x="{:.1}" y="{}" font-weight="{weight}" font-size="12">{}</text>"#,
+                    r##"<text x="{:.1}" y="{}" font-weight="{weight}" font-size="12" stroke="#ffffff" stroke-width="3" paint-order="stroke">{}</text>"##,
                     left + width + 6.0,
                     top + BAR / 2.0 + 3.5,
                     escaped(format!("{} {series}", figure(*value)).trim()),
@@ -129,25 +130,38 @@ impl Svg {
     }
 }
 
-/// A figure with three digits that say something, or all of a large one.
-pub(crate) fn figure(value: f64) -> String {
-    match value {
-        value if value >= 100.0 => format!("{value:.0}"),
-        value if value >= 10.0 => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
-    }
+/// A figure with about three digits that say something, or all of a large one.
+fn figure(value: f64) -> String {
+    let decimals = match value {
+        0.0 => 0,
+        value if value < 1.0 => 3,
+        value if value < 10.0 => 2,
+        value if value < 100.0 => 1,
+        _ => 0,
+    };
+    grouped(&format!("{value:.decimals$}"))
 }
 
-/// Round numbers from 0 up to `end`, four to nine of them.
+/// A number with spaces between its thousands, from 10 000 on.
+fn grouped(number: &str) -> String {
+    let whole = number.find('.').unwrap_or(number.len());
+    let mut grouped = number.to_owned();
+    if whole > 4 {
+        (1..whole).rev().filter(|at| (whole - at) % 3 == 0).for_each(|at| grouped.insert(at, ' '));
+    }
+    grouped
+}
+
+/// Round numbers from 0 up to `end`, seven of them at most.
 fn ticks(end: f64) -> Vec<f64> {
     if end <= 0.0 {
         return vec![0.0];
     }
-    let magnitude = 10_f64.powf((end / 4.0).log10().floor());
-    let steps = [5.0, 2.0, 1.0].map(|factor| factor * magnitude);
-    let step = steps.into_iter().find(|step| step * 4.0 <= end).unwrap_or(magnitude);
-    // Rounded, since 3 times 0.1 is not 0.3.
+    let magnitude = 10_f64.powf((end / 6.0).log10().floor());
+    let mut steps = [1.0, 2.0, 5.0, 10.0].into_iter().map(|factor| factor * magnitude);
+    let step = steps.find(|step| step * 6.0 >= end).unwrap_or(end);
     let count = (0..).map(f64::from).take_while(|count| count * step <= end * 1.000_001);
+    // Rounded, since 3 times 0.1 is not 0.3.
     count.map(|count| ((count * step) * 1e9).round() / 1e9).collect()
 }
 
@@ -169,11 +183,20 @@ mod tests {
         assert_eq!(ticks(100.0), [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
         assert_eq!(ticks(437.0), [0.0, 100.0, 200.0, 300.0, 400.0]);
         assert_eq!(ticks(1.2), [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2]);
+        assert_eq!(ticks(0.61), [0.0, 0.2, 0.4, 0.6]);
         assert_eq!(ticks(0.0), [0.0]);
         for end in 1..5000 {
             let ticks = ticks(f64::from(end) / 7.0);
-            assert!((5..=10).contains(&ticks.len()), "{end} / 7: {ticks:?}");
+            assert!((3..=7).contains(&ticks.len()), "{end} / 7: {ticks:?}");
         }
+    }
+
+    #[test]
+    fn figures_are_short_and_can_be_read() {
+        let figures = [0.0, 0.0312, 0.5, 1.234, 12.34, 123.4, 1234.5, 131_072.0, 1e6];
+        let shown = ["0", "0.031", "0.500", "1.23", "12.3", "123", "1234", "131 072", "1 000 000"];
+        assert_eq!(figures.map(figure), shown);
+        assert_eq!(grouped("12345.25"), "12 345.25");
     }
 
     #[test]

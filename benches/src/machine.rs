@@ -11,7 +11,9 @@ pub(crate) fn line(workspace: &Path) -> String {
     let release = read(Path::new("/proc/sys/kernel/osrelease"));
     let lock = read(&workspace.join("Cargo.lock"));
     let tokio = locked(&lock, "tokio").unwrap_or("(of unknown version)");
-    let system = [std::env::consts::OS, release.trim()].join(" ");
+    // Without what its builder adds to the version.
+    let release = release.trim().split('-').next().unwrap_or_default();
+    let system = [std::env::consts::OS, release].join(" ");
     format!("{cpu}, {cores} cores, {}, {}, tokio {tokio}", system.trim(), rustc())
 }
 
