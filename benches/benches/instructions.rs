@@ -5,12 +5,10 @@
 //!
 //! To profile one contender: `valgrind --tool=callgrind <this binary> --run below 0 20000`.
 
-#![allow(clippy::print_stdout, reason = "the table is the benchmark's output")]
-
 use std::process::Command;
 
 use tower_jobs_benches::{
-    Entrant, Flavour, Load, entrants, is_brief,
+    Chart, Entrant, Flavour, Load, Report, Times, entrants, is_brief,
     names::{INSIDE, TASKS, TRACKED},
     noop, two_yields,
 };
@@ -41,19 +39,24 @@ fn main() {
             return run_one(load, entrant.parse().expect("a number"), jobs.parse().expect("jobs"));
         }
     }
-    println!("\n## Instructions per job, current-thread");
+    let mut report = Report::new("instructions");
     if Command::new("valgrind").arg("--version").output().is_err() {
-        println!("\nskipped: there is no valgrind here");
-        return;
+        return report.skip("there is no valgrind here; install it");
     }
     let loads = if is_brief() { &LOADS[..1] } else { &LOADS[..] };
     for (key, title, pick) in loads {
         let (entrants, _) = pick(0);
         let entrants = if is_brief() { &entrants[..1] } else { &entrants[..] };
-        let counts: Vec<_> =
-            (0..entrants.len()).map(|number| instructions_per_job(key, number)).collect();
-        print(title, entrants, &counts);
+        let counts: Vec<_> = (0..entrants.len())
+            .map(|number| (entrants[number].name, instructions_per_job(key, number)))
+            .collect();
+        let counts = Times::counted(&counts);
+        report.heading(title);
+        report.table(&counts.table("instructions", &[INSIDE, TRACKED, TASKS]));
+        let chart = Chart::bars(*title, "instructions per job; less is better", counts.medians());
+        report.chart(key, &chart);
     }
+    report.finish();
 }
 
 fn run_one(load: &str, entrant: usize, jobs: usize) {
@@ -79,20 +82,4 @@ fn instructions(load: &str, entrant: usize, jobs: usize) -> f64 {
     assert!(output.status.success(), "{told}");
     let count = told.lines().find_map(|line| line.split_once("I   refs:")).map(|(_, count)| count);
     count.expect("a count").trim().replace(',', "").parse().expect("a number")
-}
-
-fn print(title: &str, entrants: &[Entrant], counts: &[f64]) {
-    let to: Vec<_> = [INSIDE, TRACKED, TASKS]
-        .into_iter()
-        .filter_map(|name| entrants.iter().position(|entrant| entrant.name == name))
-        .collect();
-    println!("\n### {title}\n");
-    print!("| | instructions |");
-    to.iter().for_each(|&to| print!(" of {} |", entrants[to].name));
-    println!("\n|---|{}", "---:|".repeat(to.len() + 1));
-    for (entrant, count) in entrants.iter().zip(counts) {
-        print!("| {} | {count:.0} |", entrant.name);
-        to.iter().for_each(|&to| print!(" {:.2} |", count / counts[to]));
-        println!();
-    }
 }

@@ -1,7 +1,5 @@
 //! Time per job, against the neighbours, in the same run and on the same work.
 
-#![allow(clippy::print_stdout, reason = "the tables are the benchmark's output")]
-
 use std::{
     future::{Future, pending},
     sync::atomic::{AtomicUsize, Ordering},
@@ -9,7 +7,8 @@ use std::{
 };
 
 use tower_jobs_benches::{
-    BoxedFuture, Contender, Detached, Entrant, Flavour, Goals, Load, Times, entrants, is_brief,
+    BoxedFuture, Chart, Contender, Detached, Entrant, Flavour, Load, Report, Times, entrants,
+    is_brief,
     names::{AWAITED, DETACHED, INSIDE, TASKS, TRACKED},
     noop, per_job, scheduler, two_yields,
 };
@@ -32,17 +31,16 @@ fn main() {
     } else {
         Scale { rounds: 41, million: 1_000_000, million_rounds: 3 }
     };
-    println!("\n## Speed");
+    let mut report = Report::new("speed");
     everybody_does_the_work();
-    let mut goals = Goals::default();
     for flavour in Flavour::ALL {
-        against_neighbours(flavour, scale, &mut goals);
+        against_neighbours(flavour, scale, &mut report);
     }
     for flavour in Flavour::ALL {
-        growth(flavour, scale, &mut goals);
+        growth(flavour, scale, &mut report);
     }
-    closing(scale, &mut goals);
-    goals.print();
+    closing(scale, &mut report);
+    report.finish();
 }
 
 static DONE: AtomicUsize = AtomicUsize::new(0);
@@ -66,49 +64,64 @@ fn everybody_does_the_work() {
     }
 }
 
-fn against_neighbours(flavour: Flavour, scale: Scale, goals: &mut Goals) {
+fn against_neighbours(flavour: Flavour, scale: Scale, report: &mut Report) {
     let runtime = flavour.runtime();
     let name = flavour.name();
-    let compare = |title: &str, entrants: &[Entrant], load, rounds| {
+    let mut compare = |title: &str, chart: Option<&str>, entrants: &[Entrant], load, rounds| {
         let times = Times::of(entrants, &runtime, load, rounds);
-        times.print(&format!("{title}, {name}"), &[INSIDE, TRACKED, TASKS]);
+        let title = format!("{title}, {name}");
+        tell(report, &title, &times, &[INSIDE, TRACKED, TASKS]);
+        if let Some(chart) = chart {
+            report.chart(&format!("{chart}-{name}"), &bars(&title, &times));
+        }
         times
     };
 
     let no_ops = entrants(LIMIT, noop);
-    let backlog = Load::backlog(BACKLOG);
-    let times =
-        compare("No-op, backlog of 10 000 behind limit 100", &no_ops, backlog, scale.rounds);
+    let title = "No-op, backlog of 10 000 behind limit 100";
+    let load = Load::backlog(BACKLOG);
+    let backlog = compare(title, Some("backlog"), &no_ops, load, scale.rounds);
+
+    let title = "No-op, below the limit: 50 at a time, limit 100";
+    let load = Load { producers: 1, waves: BACKLOG / 50, jobs: 50 };
+    let below = compare(title, Some("below"), &no_ops, load, scale.rounds);
+
+    let title = "No-op, backlog of 1 M behind limit 100";
+    compare(title, None, &no_ops, Load::backlog(scale.million), scale.million_rounds);
+
+    let title = "No-op, unlimited, four producers";
+    let load = Load { producers: 4, waves: 1, jobs: BACKLOG / 4 };
+    let unlimited = compare(title, Some("unlimited"), &entrants(None, noop), load, scale.rounds);
+
+    let title = "Two yields, backlog of 10 000 behind limit 100";
+    let yields = entrants(LIMIT, two_yields);
+    compare(title, None, &yields, Load::backlog(BACKLOG), scale.rounds);
+
+    let goals = &mut report.goals;
     let (goal, far) = if flavour == Flavour::MultiThread { (0.5, 0.3) } else { (0.75, 0.4) };
     for ours in [DETACHED, AWAITED] {
         let title = format!("backlog, {name}, {ours}, of {INSIDE}");
-        goals.add(title, times.ratio(ours, INSIDE), goal, far);
+        goals.at_most(title, backlog.ratio(ours, INSIDE), goal, far);
         let title = format!("backlog, {name}, {ours}, of {TASKS}");
-        goals.add(title, times.ratio(ours, TASKS), 0.8, 0.5);
+        goals.at_most(title, backlog.ratio(ours, TASKS), 0.8, 0.5);
     }
-
-    let below = Load { producers: 1, waves: BACKLOG / 50, jobs: 50 };
-    let title = "No-op, below the limit: 50 at a time, limit 100";
-    let times = compare(title, &no_ops, below, scale.rounds);
     let title = format!("below the limit, {name}, {DETACHED}, of {TRACKED}");
-    goals.add(title, times.ratio(DETACHED, TRACKED), 1.15, 1.0);
-
-    let title = "No-op, backlog of 1 M behind limit 100";
-    compare(title, &no_ops, Load::backlog(scale.million), scale.million_rounds);
-
-    let no_limit = entrants(None, noop);
-    let many = Load { producers: 4, waves: 1, jobs: BACKLOG / 4 };
-    let times = compare("No-op, unlimited, four producers", &no_limit, many, scale.rounds);
+    goals.at_most(title, below.ratio(DETACHED, TRACKED), 1.15, 1.0);
     let title = format!("unlimited, four producers, {name}, {DETACHED}, of {TRACKED}");
-    goals.add(title, times.ratio(DETACHED, TRACKED), 1.15, 1.0);
+    goals.at_most(title, unlimited.ratio(DETACHED, TRACKED), 1.15, 1.0);
+}
 
-    let yields = entrants(LIMIT, two_yields);
-    let title = "Two yields, backlog of 10 000 behind limit 100";
-    compare(title, &yields, backlog, scale.rounds);
+fn tell(report: &mut Report, title: &str, times: &Times, to: &[&str]) {
+    report.heading(title);
+    report.table(&times.table("ns per job", to));
+}
+
+fn bars(title: &str, times: &Times) -> Chart {
+    Chart::bars(title, "ns per job, median; less is better", times.medians())
 }
 
 /// What a long queue costs.
-fn growth(flavour: Flavour, scale: Scale, goals: &mut Goals) {
+fn growth(flavour: Flavour, scale: Scale, report: &mut Report) {
     let runtime = flavour.runtime();
     let entrant = Entrant::new(DETACHED, Detached(scheduler(LIMIT), noop));
     let long = Load::backlog(scale.million);
@@ -119,9 +132,9 @@ fn growth(flavour: Flavour, scale: Scale, goals: &mut Goals) {
         per_job(entrant.time(&runtime, load), load.total())
     });
     let title = format!("Growth with the backlog, detached, {}", flavour.name());
-    times.print(&title, &[loads[1].0]);
+    tell(report, &title, &times, &[loads[1].0]);
     let title = format!("1 M pending, of 1 000 pending, {}", flavour.name());
-    goals.add(title, times.ratio(loads[0].0, loads[1].0), 1.2, 1.2);
+    report.goals.at_most(title, times.ratio(loads[0].0, loads[1].0), 1.2, 1.2);
 }
 
 static DROPPED: AtomicUsize = AtomicUsize::new(0);
@@ -140,9 +153,9 @@ fn droppable() -> impl Future<Output = ()> + Send + 'static {
 }
 
 /// Closing with a full queue, against dropping as many futures.
-fn closing(scale: Scale, goals: &mut Goals) {
-    const RETURNED: &str = "`close` until it returns";
-    const DROPPED_ALL: &str = "`close` until all are dropped";
+fn closing(scale: Scale, report: &mut Report) {
+    const RETURNED: &str = "**tower-jobs**, `close` until it returns";
+    const DROPPED_ALL: &str = "**tower-jobs**, `close` until all are dropped";
     const VEC: &str = "dropping a `Vec` of boxed futures";
     let runtime = Flavour::CurrentThread.runtime();
     let jobs = scale.million;
@@ -171,7 +184,9 @@ fn closing(scale: Scale, goals: &mut Goals) {
         };
         per_job(time, jobs)
     });
-    times.print("Closing with 1 M pending, current-thread", &[VEC]);
+    let title = "Closing with 1 M pending, current-thread";
+    tell(report, title, &times, &[VEC]);
+    report.chart("closing", &bars(title, &times));
     let title = "closing with 1 M pending, of dropping a `Vec` of them";
-    goals.add(title, times.ratio(DROPPED_ALL, VEC), 3.0, 1.5);
+    report.goals.at_most(title, times.ratio(DROPPED_ALL, VEC), 3.0, 1.5);
 }
