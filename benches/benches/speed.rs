@@ -11,7 +11,7 @@ use std::{
 use tower_jobs_benches::{
     BoxedFuture, Contender, Detached, Entrant, Flavour, Goals, Load, Times, entrants, is_brief,
     names::{AWAITED, DETACHED, INSIDE, TASKS, TRACKED},
-    noop, per_job, scheduler, two_yields,
+    noop, others, per_job, scheduler, two_yields,
 };
 
 const LIMIT: Option<usize> = Some(100);
@@ -56,7 +56,7 @@ fn everybody_does_the_work() {
     for flavour in Flavour::ALL {
         let runtime = flavour.runtime();
         for limit in [LIMIT, None] {
-            for entrant in entrants(limit, counted) {
+            for entrant in entrants(limit, counted).into_iter().chain(others(limit, counted)) {
                 let before = DONE.load(Ordering::Relaxed);
                 entrant.time(&runtime, load);
                 let done = DONE.load(Ordering::Relaxed) - before;
@@ -77,8 +77,9 @@ fn against_neighbours(flavour: Flavour, scale: Scale, goals: &mut Goals) {
 
     let no_ops = entrants(LIMIT, noop);
     let backlog = Load::backlog(BACKLOG);
+    let everybody: Vec<_> = entrants(LIMIT, noop).into_iter().chain(others(LIMIT, noop)).collect();
     let times =
-        compare("No-op, backlog of 10 000 behind limit 100", &no_ops, backlog, scale.rounds);
+        compare("No-op, backlog of 10 000 behind limit 100", &everybody, backlog, scale.rounds);
     let (goal, far) = if flavour == Flavour::MultiThread { (0.5, 0.3) } else { (0.75, 0.4) };
     for ours in [DETACHED, AWAITED] {
         let title = format!("backlog, {name}, {ours}, of {INSIDE}");

@@ -7,6 +7,10 @@
 #![allow(clippy::missing_panics_doc, reason = "a benchmark that fails ends there")]
 #![allow(clippy::print_stdout, reason = "the tables are the benchmark's output")]
 
+pub mod apalis;
+pub mod orchestra;
+mod others;
+
 use std::{
     future::Future,
     pin::Pin,
@@ -21,6 +25,8 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 use tower_jobs::Scheduler;
+
+pub use others::others;
 
 /// Whether to run all of it only briefly, to prove that it works: with `--test`, and when cargo
 /// runs a benchmark as a test (that is, without `--bench`).
@@ -312,6 +318,12 @@ pub mod names {
     pub const INSIDE: &str = "`TaskTracker` + `Semaphore`, acquired inside";
     /// [`PermitBefore`](super::PermitBefore)
     pub const BEFORE: &str = "`TaskTracker` + `Semaphore`, acquired before";
+    /// [`Storage`](crate::apalis::Storage)
+    pub const APALIS: &str = "`apalis`, in memory";
+    /// [`Pool`](crate::orchestra::Pool)
+    pub const ORCHESTRA: &str = "`futures_orchestra`";
+    /// [`Relaxed`](crate::orchestra::Relaxed)
+    pub const RELAXED: &str = "`futures_orchestra`, relaxed";
 }
 
 /// A scheduler whose queue has no end.
