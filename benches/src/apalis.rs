@@ -3,7 +3,8 @@
 //!
 //! Tasks are sent into the storage's channel, with an id as its [`MemorySink`] gives them, but past
 //! that: `apalis-core` 1.0.0 has it panic when the worker, on another thread, holds its lock. That
-//! all tasks have ended is not told, so each carries a token of a `TaskTracker`.
+//! all tasks have ended is not told, so each carries a token of a `TaskTracker`, as far as what the
+//! worker tells of its end: work left over would be timed as another contender's.
 
 use std::{
     fmt::{Debug, Formatter},
@@ -57,7 +58,7 @@ impl<W: Work> Storage<W> {
             .parallelize(tokio::spawn)
             .build(move |token: TaskTrackerToken| async move {
                 work.job().await;
-                drop(token);
+                Some(token)
             });
         // What `run` does; but that the future of `run` is `Send` is more than the compiler can see.
         let run = worker.stream().for_each(|event| {
