@@ -5,11 +5,12 @@
 use std::{
     future::{Future, pending},
     sync::atomic::{AtomicUsize, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tower_jobs_benches::{
-    BoxedFuture, Contender, Detached, Entrant, Flavour, Goals, Load, Times, entrants, is_brief,
+    BoxedFuture, Contender, Detached, Entrant, Flavour, Goals, Load, Times, Work, entrants,
+    is_brief,
     names::{AWAITED, DETACHED, INSIDE, TASKS, TRACKED},
     noop, others, per_job, scheduler, two_yields,
 };
@@ -24,19 +25,41 @@ struct Scale {
     /// What 1 M is, and how often it is done.
     million: usize,
     million_rounds: usize,
+    /// How many jobs the tables of limits and of sleeping jobs are about, and how often.
+    limited: usize,
+    sleeping: usize,
+    more_rounds: usize,
 }
 
 fn main() {
     let scale = if is_brief() {
-        Scale { rounds: 2, million: 20_000, million_rounds: 1 }
+        Scale {
+            rounds: 2,
+            million: 20_000,
+            million_rounds: 1,
+            limited: 2000,
+            sleeping: 200,
+            more_rounds: 1,
+        }
     } else {
-        Scale { rounds: 41, million: 1_000_000, million_rounds: 3 }
+        Scale {
+            rounds: 41,
+            million: 1_000_000,
+            million_rounds: 3,
+            limited: 20_000,
+            sleeping: 2000,
+            more_rounds: 11,
+        }
     };
     println!("\n## Speed");
     everybody_does_the_work();
     let mut goals = Goals::default();
     for flavour in Flavour::ALL {
         against_neighbours(flavour, scale, &mut goals);
+    }
+    for flavour in Flavour::ALL {
+        limits(flavour, scale);
+        sleeping(flavour, scale);
     }
     for flavour in Flavour::ALL {
         growth(flavour, scale, &mut goals);
@@ -56,7 +79,7 @@ fn everybody_does_the_work() {
     for flavour in Flavour::ALL {
         let runtime = flavour.runtime();
         for limit in [LIMIT, None] {
-            for entrant in entrants(limit, counted).into_iter().chain(others(limit, counted)) {
+            for entrant in everybody(limit, counted) {
                 let before = DONE.load(Ordering::Relaxed);
                 entrant.time(&runtime, load);
                 let done = DONE.load(Ordering::Relaxed) - before;
@@ -77,9 +100,9 @@ fn against_neighbours(flavour: Flavour, scale: Scale, goals: &mut Goals) {
 
     let no_ops = entrants(LIMIT, noop);
     let backlog = Load::backlog(BACKLOG);
-    let everybody: Vec<_> = entrants(LIMIT, noop).into_iter().chain(others(LIMIT, noop)).collect();
+    let with_others = everybody(LIMIT, noop);
     let times =
-        compare("No-op, backlog of 10 000 behind limit 100", &everybody, backlog, scale.rounds);
+        compare("No-op, backlog of 10 000 behind limit 100", &with_others, backlog, scale.rounds);
     let (goal, far) = if flavour == Flavour::MultiThread { (0.5, 0.3) } else { (0.75, 0.4) };
     for ours in [DETACHED, AWAITED] {
         let title = format!("backlog, {name}, {ours}, of {INSIDE}");
@@ -106,6 +129,46 @@ fn against_neighbours(flavour: Flavour, scale: Scale, goals: &mut Goals) {
     let yields = entrants(LIMIT, two_yields);
     let title = "Two yields, backlog of 10 000 behind limit 100";
     compare(title, &yields, backlog, scale.rounds);
+}
+
+/// Everybody and the other crates, on the same work.
+fn everybody<W: Work>(limit: Option<usize>, work: W) -> Vec<Entrant> {
+    entrants(limit, work).into_iter().chain(others(limit, work)).collect()
+}
+
+fn limits(flavour: Flavour, scale: Scale) {
+    let runtime = flavour.runtime();
+    // The backlog is longer than the highest of them.
+    let limits = [
+        (Some(1), "limit 1"),
+        (Some(100), "limit 100"),
+        (Some(10_000), "limit 10 000"),
+        (None, "no limit"),
+    ];
+    for (limit, behind) in limits {
+        let entrants = everybody(limit, noop);
+        for (producers, spawning) in [(1, "one producer"), (4, "four producers")] {
+            let load = Load { producers, waves: 1, jobs: scale.limited / producers };
+            let times = Times::of(&entrants, &runtime, load, scale.more_rounds);
+            let name = flavour.name();
+            let title = format!("No-op, backlog of 20 000, {behind}, {spawning}, {name}");
+            times.print(&title, &[INSIDE, TRACKED, TASKS]);
+        }
+    }
+}
+
+async fn one_millisecond() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
+/// Jobs that wait: most of the time is what the limit makes it, for everybody.
+fn sleeping(flavour: Flavour, scale: Scale) {
+    let runtime = flavour.runtime();
+    let entrants = everybody(LIMIT, one_millisecond);
+    let load = Load::backlog(scale.sleeping);
+    let times = Times::of(&entrants, &runtime, load, scale.more_rounds);
+    let title = format!("Sleeping for 1 ms, backlog of 2 000 behind limit 100, {}", flavour.name());
+    times.print(&title, &[INSIDE]);
 }
 
 /// What a long queue costs.
