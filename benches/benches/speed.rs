@@ -3,14 +3,14 @@
 use std::{
     future::{Future, pending},
     sync::atomic::{AtomicUsize, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tower_jobs_benches::{
-    BoxedFuture, Chart, Contender, Detached, Entrant, Flavour, Load, Report, Times, entrants,
-    is_brief,
+    BoxedFuture, Chart, Contender, Detached, Entrant, Flavour, Load, Report, Table, Times, Work,
+    entrants, is_brief,
     names::{AWAITED, DETACHED, INSIDE, TASKS, TRACKED},
-    noop, per_job, scheduler, two_yields,
+    noop, others, per_job, scheduler, two_yields,
 };
 
 const LIMIT: Option<usize> = Some(100);
@@ -23,18 +23,40 @@ struct Scale {
     /// What 1 M is, and how often it is done.
     million: usize,
     million_rounds: usize,
+    /// How many jobs the tables of limits and of sleeping jobs are about, and how often.
+    limited: usize,
+    sleeping: usize,
+    more_rounds: usize,
 }
 
 fn main() {
     let scale = if is_brief() {
-        Scale { rounds: 2, million: 20_000, million_rounds: 1 }
+        Scale {
+            rounds: 2,
+            million: 20_000,
+            million_rounds: 1,
+            limited: 2000,
+            sleeping: 200,
+            more_rounds: 1,
+        }
     } else {
-        Scale { rounds: 41, million: 1_000_000, million_rounds: 3 }
+        Scale {
+            rounds: 41,
+            million: 1_000_000,
+            million_rounds: 3,
+            limited: 20_000,
+            sleeping: 2000,
+            more_rounds: 11,
+        }
     };
     let mut report = Report::new("speed");
     everybody_does_the_work();
     for flavour in Flavour::ALL {
         against_neighbours(flavour, scale, &mut report);
+    }
+    for flavour in Flavour::ALL {
+        limits(flavour, scale, &mut report);
+        sleeping(flavour, scale, &mut report);
     }
     for flavour in Flavour::ALL {
         growth(flavour, scale, &mut report);
@@ -54,7 +76,7 @@ fn everybody_does_the_work() {
     for flavour in Flavour::ALL {
         let runtime = flavour.runtime();
         for limit in [LIMIT, None] {
-            for entrant in entrants(limit, counted) {
+            for entrant in everybody(limit, counted) {
                 let before = DONE.load(Ordering::Relaxed);
                 entrant.time(&runtime, load);
                 let done = DONE.load(Ordering::Relaxed) - before;
@@ -77,13 +99,13 @@ fn against_neighbours(flavour: Flavour, scale: Scale, report: &mut Report) {
         times
     };
 
-    let no_ops = entrants(LIMIT, noop);
     let title = "No-op, backlog of 10 000 behind limit 100";
     let load = Load::backlog(BACKLOG);
-    let backlog = compare(title, Some("backlog"), &no_ops, load, scale.rounds);
+    let backlog = compare(title, Some("backlog"), &everybody(LIMIT, noop), load, scale.rounds);
 
     let title = "No-op, below the limit: 50 at a time, limit 100";
     let load = Load { producers: 1, waves: BACKLOG / 50, jobs: 50 };
+    let no_ops = entrants(LIMIT, noop);
     let below = compare(title, Some("below"), &no_ops, load, scale.rounds);
 
     let title = "No-op, backlog of 1 M behind limit 100";
@@ -118,6 +140,52 @@ fn tell(report: &mut Report, title: &str, times: &Times, to: &[&str]) {
 
 fn bars(title: &str, times: &Times) -> Chart {
     Chart::bars(title, "ns per job, median; less is better", times.medians())
+}
+
+/// Everybody and the other crates, on the same work.
+fn everybody<W: Work>(limit: Option<usize>, work: W) -> Vec<Entrant> {
+    entrants(limit, work).into_iter().chain(others(limit, work)).collect()
+}
+
+fn limits(flavour: Flavour, scale: Scale, report: &mut Report) {
+    // The backlog is longer than the highest of them. All contenders know the first.
+    let limits = [
+        ("limit 1", Some(1)),
+        ("limit 100", Some(100)),
+        ("limit 10 000", Some(10_000)),
+        ("no limit", None),
+    ];
+    let (runtime, name) = (flavour.runtime(), flavour.name());
+    for (producers, spawning) in [(1, "one producer"), (4, "four producers")] {
+        let load = Load { producers, waves: 1, jobs: scale.limited / producers };
+        let behind = limits.map(|(_, limit)| {
+            Times::of(&everybody(limit, noop), &runtime, load, scale.more_rounds)
+        });
+        report.heading(&format!("No-op, backlog of 20 000, by limit, {spawning}, {name}"));
+        report.text(&format!("In ns per job, and of {TASKS}."));
+        let mut table = Table::new([""].into_iter().chain(limits.map(|(title, _)| title)));
+        for (name, _) in behind[0].medians() {
+            let cells = behind.each_ref().map(|times| {
+                let figures = times.median(name).zip(times.ratio(name, TASKS));
+                figures.map_or("–".to_owned(), |(time, ratio)| format!("{time:.0} ({ratio:.2})"))
+            });
+            table.row([name.to_owned()].into_iter().chain(cells));
+        }
+        report.table(&table);
+    }
+}
+
+async fn one_millisecond() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
+/// Jobs that wait: most of the time is what the limit makes it, for everybody.
+fn sleeping(flavour: Flavour, scale: Scale, report: &mut Report) {
+    let entrants = everybody(LIMIT, one_millisecond);
+    let load = Load::backlog(scale.sleeping);
+    let times = Times::of(&entrants, &flavour.runtime(), load, scale.more_rounds);
+    let title = format!("Sleeping for 1 ms, backlog of 2 000 behind limit 100, {}", flavour.name());
+    tell(report, &title, &times, &[INSIDE]);
 }
 
 /// What a long queue costs.

@@ -97,7 +97,7 @@ impl<W: Work> Contender for Sets<W> {
     }
 }
 
-async fn all_ended(tracker: &TaskTracker) {
+pub(crate) async fn all_ended(tracker: &TaskTracker) {
     tracker.close();
     tracker.wait().await;
     tracker.reopen();
@@ -176,6 +176,12 @@ pub mod names {
     pub const INSIDE: &str = "`TaskTracker` + `Semaphore`, acquired inside";
     /// [`PermitBefore`](super::PermitBefore)
     pub const BEFORE: &str = "`TaskTracker` + `Semaphore`, acquired before";
+    /// [`Storage`](crate::apalis::Storage)
+    pub const APALIS: &str = "`apalis`, in memory";
+    /// [`Pool`](crate::orchestra::Pool)
+    pub const ORCHESTRA: &str = "`futures_orchestra`";
+    /// [`Relaxed`](crate::orchestra::Relaxed)
+    pub const RELAXED: &str = "`futures_orchestra`, relaxed";
 }
 
 /// A scheduler whose queue has no end.

@@ -11,11 +11,14 @@
 #![allow(clippy::missing_panics_doc, reason = "a benchmark that fails ends there")]
 #![allow(clippy::print_stdout, reason = "the tables are the benchmark's output")]
 
+pub mod apalis;
 mod arguments;
 mod chart;
 mod contenders;
 mod document;
 mod machine;
+pub mod orchestra;
+mod others;
 mod report;
 mod table;
 mod timing;
@@ -27,6 +30,7 @@ pub use self::{
         Awaited, Detached, PermitBefore, PermitInside, Sets, Tasks, Tracked, Work, entrants, names,
         noop, scheduler, two_yields,
     },
+    others::others,
     report::{Goals, Report},
     table::Table,
     timing::{BoxedFuture, Contender, Entrant, Flavour, Load, Times, median, per_job, run},
