@@ -30,8 +30,12 @@ pub use self::{
         Awaited, Detached, PermitBefore, PermitInside, Sets, Tasks, Tracked, Work, entrants, names,
         noop, scheduler, two_yields,
     },
+    machine::ran_and_waited,
     others::others,
     report::{Goals, Report},
     table::Table,
-    timing::{BoxedFuture, Contender, Entrant, Flavour, Load, Times, median, per_job, run},
+    timing::{
+        BoxedFuture, Contender, Entrant, Flavour, Load, Times, in_turns, median, per_job,
+        percentile, run,
+    },
 };

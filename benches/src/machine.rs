@@ -17,6 +17,19 @@ pub(crate) fn line(workspace: &Path) -> String {
     format!("{cpu}, {cores} cores, {}, {}, tokio {tokio}", system.trim(), rustc())
 }
 
+/// For how long the threads of this process have run so far, and for how long they have waited for
+/// a processor, in nanoseconds, as Linux tells it. Exact while they sleep.
+pub fn ran_and_waited() -> Option<(f64, f64)> {
+    let (mut ran, mut waited) = (0.0, 0.0);
+    for thread in fs::read_dir("/proc/self/task").ok()? {
+        let told = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        let mut figures = told.split_whitespace().map(|figure| figure.parse::<f64>().ok());
+        ran += figures.next()??;
+        waited += figures.next()??;
+    }
+    Some((ran, waited))
+}
+
 /// The compiler of this run: cargo and rustup leave to us the environment they had.
 fn rustc() -> String {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());

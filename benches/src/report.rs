@@ -73,16 +73,6 @@ impl Goals {
         self.0.push(Goal { title: title.into(), sense: Sense::AtLeast, figure, goal, far });
     }
 
-    /// What [`at_most`](Self::at_most) does, by its first name.
-    pub fn add(&mut self, title: impl Into<String>, figure: Option<f64>, goal: f64, far: f64) {
-        self.at_most(title, figure, goal, far);
-    }
-
-    /// Prints them, for a benchmark without a report.
-    pub fn print(&self) {
-        println!("\n### Goals\n\n{}", self.table());
-    }
-
     fn table(&self) -> Table {
         let mut table = Table::new(["", "here", "goal", "far goal", "verdict"]);
         self.0.iter().for_each(|goal| table.row(goal.cells()));
@@ -155,6 +145,13 @@ impl Report {
             });
             println!("\nwritten to {}", path().display());
         }
+    }
+
+    /// Says what is not in the report, since it cannot be had here. With `--write` that is an error,
+    /// as it is of [`skip`](Self::skip).
+    pub fn leave_out(&mut self, what: &str, cause: &str) {
+        assert!(!is_write(), "{}: cannot be written without {what}: {cause}", self.bench);
+        self.text(&format!("Skipped {what}: {cause}"));
     }
 
     /// Ends a report that cannot be made here. With `--write` that is an error, so that old figures

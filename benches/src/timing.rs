@@ -35,13 +35,19 @@ impl Flavour {
         }
     }
 
-    /// A new runtime.
-    pub fn runtime(self) -> Runtime {
+    /// A runtime to be, which has neither a clock nor sockets yet.
+    pub fn builder(self) -> Builder {
         let mut builder = match self {
             Self::MultiThread => Builder::new_multi_thread(),
             Self::CurrentThread => Builder::new_current_thread(),
         };
-        builder.worker_threads(2).enable_time().build().expect("a runtime")
+        builder.worker_threads(2);
+        builder
+    }
+
+    /// A new runtime.
+    pub fn runtime(self) -> Runtime {
+        self.builder().enable_time().build().expect("a runtime")
     }
 }
 
@@ -128,6 +134,24 @@ impl Entrant {
     }
 }
 
+/// So many rounds after one to warm up, in each of which everybody has a turn, in another order
+/// each time. `turn` takes the number of a contender.
+pub fn in_turns<T>(count: usize, rounds: usize, mut turn: impl FnMut(usize) -> T) -> Vec<Vec<T>> {
+    let mut round = |round: usize| {
+        let mut turns: Vec<_> = (0..count)
+            .map(|at| {
+                let at = if round % 2 == 0 { at } else { count - at };
+                let contender = (round + at) % count;
+                (contender, turn(contender))
+            })
+            .collect();
+        turns.sort_by_key(|(contender, _)| *contender);
+        turns.into_iter().map(|(_, told)| told).collect()
+    };
+    round(0);
+    (1..=rounds).map(round).collect()
+}
+
 /// The times of several contenders, in nanoseconds per job: one of each contender in each round.
 #[derive(Debug)]
 pub struct Times {
@@ -136,23 +160,10 @@ pub struct Times {
 }
 
 impl Times {
-    /// Times `count` contenders in turn, for so many rounds after one to warm up. `time` takes the
-    /// number of a contender, and gives its nanoseconds per job.
-    pub fn take(names: &[&'static str], rounds: usize, mut time: impl FnMut(usize) -> f64) -> Self {
-        let count = names.len();
-        let mut taken = Vec::with_capacity(rounds);
-        for round in 0..=rounds {
-            let mut times = vec![0.0; count];
-            for turn in 0..count {
-                let turn = if round % 2 == 0 { turn } else { count - turn };
-                let contender = (round + turn) % count;
-                times[contender] = time(contender);
-            }
-            if round > 0 {
-                taken.push(times);
-            }
-        }
-        Self { names: names.to_vec(), rounds: taken }
+    /// Times contenders [in turns](in_turns). `time` takes the number of a contender, and gives its
+    /// nanoseconds per job.
+    pub fn take(names: &[&'static str], rounds: usize, time: impl FnMut(usize) -> f64) -> Self {
+        Self { names: names.to_vec(), rounds: in_turns(names.len(), rounds, time) }
     }
 
     /// What is the same in every round, such as a count.
@@ -208,11 +219,6 @@ impl Times {
         }
         table
     }
-
-    /// Prints that table, for a benchmark without a report.
-    pub fn print(&self, title: &str, to: &[&str]) {
-        println!("\n### {title}\n\n{}", self.table("ns per job", to));
-    }
 }
 
 /// Nanoseconds per job.
@@ -226,6 +232,12 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// What so many in 1000 of the values, which are sorted, do not exceed.
+pub fn percentile(sorted: &[f64], permille: usize) -> f64 {
+    let rank = (sorted.len() * permille).div_ceil(1000);
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,6 +247,15 @@ mod tests {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(vec![4.0, 1.0, 3.0, 2.0]), 3.0);
         assert!(median(Vec::new()).is_nan());
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let values: Vec<_> = (1..=2000).map(f64::from).collect();
+        let percentiles = [0, 500, 990, 999, 1000].map(|permille| percentile(&values, permille));
+        assert_eq!(percentiles, [1.0, 1000.0, 1980.0, 1998.0, 2000.0]);
+        assert_eq!(percentile(&values[..3], 999), 3.0);
+        assert!(percentile(&[], 500).is_nan());
     }
 
     #[test]
@@ -255,10 +276,11 @@ mod tests {
     #[test]
     fn everybody_has_a_turn_in_each_round() {
         let mut turns = Vec::new();
-        Times::take(&["a", "b", "c"], 3, |contender| {
+        let told = in_turns(3, 3, |contender| {
             turns.push(contender);
-            0.0
+            contender
         });
+        assert_eq!(told, [[0, 1, 2]; 3]);
         for round in turns.chunks_mut(3) {
             round.sort_unstable();
             assert_eq!(round, [0, 1, 2]);
