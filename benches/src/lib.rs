@@ -22,6 +22,8 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use tower_jobs::Scheduler;
 
+pub mod generator;
+
 /// Whether to run all of it only briefly, to prove that it works: with `--test`, and when cargo
 /// runs a benchmark as a test (that is, without `--bench`).
 pub fn is_brief() -> bool {
