@@ -14,11 +14,6 @@
 //!
 //! On two cores, two workers that are never idle leave the generator none, and how soon it is given
 //! one is in its figures; beside a current-thread runtime it has a core to itself.
-//!
-//! Tasks of their own, as `TaskTracker`'s are, show stalls of tens of milliseconds, one for each
-//! time that all the backlog has been replaced. They are the allocator's, glibc's at least, which
-//! then gives memory back: with `MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=100000000000` a
-//! current-thread runtime is without them.
 
 #![allow(clippy::print_stdout, reason = "the tables are the benchmark's output")]
 
