@@ -5,8 +5,6 @@
 //! that arrives then: that is its first wait. From there it ticks until the last job has ended,
 //! which is how long the backlog is watched. Where there are few ticks, each was waited for long.
 
-#![allow(clippy::print_stdout, reason = "the tables are the benchmark's output")]
-
 use std::{
     hint::spin_loop,
     sync::{
@@ -19,16 +17,18 @@ use std::{
 use tokio::{sync::Semaphore, task::yield_now, time::sleep};
 use tokio_util::task::TaskTracker;
 use tower_jobs_benches::{
-    Contender, Detached, Flavour, PermitInside, Work, is_brief, median,
+    Chart, Contender, Detached, Flavour, PermitInside, Report, Table, Work, in_turns, is_brief,
+    median,
     names::{DETACHED, INSIDE},
-    scheduler, two_yields,
+    percentile, scheduler, two_yields,
 };
 
 const LIMIT: usize = 100;
 
 /// Who competes.
 const NAMES: [&str; 4] = ["idle", DETACHED, INSIDE, "`tokio::spawn`"];
-/// Whom the others are beside.
+/// Their places there.
+const OURS: usize = 1;
 const BESIDE: usize = 2;
 
 /// How much of everything.
@@ -48,15 +48,19 @@ fn main() {
     } else {
         Scale { rounds: 3, million: 1_000_000, computing: 25_000, idle: Duration::from_millis(100) }
     };
-    println!("\n## Fairness: how long a task beside a backlog waits for its turn");
+    let mut report = Report::new("fairness");
     for flavour in Flavour::ALL {
         for ticker in [Ticker::Yields, Ticker::Sleeps] {
             let compare = Comparison { flavour, ticker, scale };
-            compare.all("1 M no-op jobs", scale.million, counted);
-            compare.all("1 M jobs of two yields", scale.million, yielding);
-            compare.all("25 000 jobs that compute for 20 µs", scale.computing, computing);
+            let beside = [
+                compare.all("1 M no-op jobs", scale.million, counted),
+                compare.all("1 M jobs of two yields", scale.million, yielding),
+                compare.all("25 000 jobs that compute for 20 µs", scale.computing, computing),
+            ];
+            tell(&mut report, compare, &beside);
         }
     }
+    report.finish();
 }
 
 static DONE: AtomicUsize = AtomicUsize::new(0);
@@ -104,12 +108,11 @@ enum Ticker {
     Sleeps,
 }
 
-/// In nanoseconds.
-#[derive(Default)]
+/// Of one round, in nanoseconds.
 struct Waits {
-    /// Of each round, from its beginning until the task first runs.
-    first: Vec<f64>,
-    /// From tick to tick, of all rounds.
+    /// From its beginning until the task first runs.
+    first: f64,
+    /// From tick to tick.
     later: Vec<f64>,
 }
 
@@ -121,9 +124,16 @@ impl Ticker {
         }
     }
 
+    fn key(self) -> &'static str {
+        match self {
+            Self::Yields => "yields",
+            Self::Sleeps => "sleeps",
+        }
+    }
+
     async fn waits(self, begin: Instant, ended: impl Fn() -> bool) -> Waits {
         let mut last = Instant::now();
-        let mut waits = Waits { first: vec![nanoseconds(last - begin)], later: Vec::new() };
+        let mut waits = Waits { first: nanoseconds(last - begin), later: Vec::new() };
         while !ended() {
             match self {
                 Self::Yields => yield_now().await,
@@ -177,26 +187,27 @@ struct Comparison {
 }
 
 impl Comparison {
-    fn all<W: Work>(self, title: &str, jobs: usize, work: W) {
-        let mut told: [Waits; NAMES.len()] = Default::default();
-        for round in 0..self.scale.rounds {
-            for turn in 0..NAMES.len() {
-                let who = (round + turn) % NAMES.len();
-                let waits = match who {
-                    0 => self.waits(&Idle, 0),
-                    1 => self.waits(&Detached(scheduler(Some(LIMIT)), work), jobs),
-                    2 => {
-                        let permits = Arc::new(Semaphore::new(LIMIT));
-                        self.waits(&PermitInside(TaskTracker::new(), permits, work), jobs)
-                    }
-                    _ => self.waits(&Bare(work), jobs),
-                };
-                told[who].first.extend(waits.first);
-                told[who].later.extend(waits.later);
+    fn all<W: Work>(self, jobs_are: &'static str, jobs: usize, work: W) -> Beside {
+        let rounds = in_turns(NAMES.len(), self.scale.rounds, |who| match who {
+            0 => self.waits(&Idle, 0),
+            OURS => self.waits(&Detached(scheduler(Some(LIMIT)), work), jobs),
+            BESIDE => {
+                let permits = Arc::new(Semaphore::new(LIMIT));
+                self.waits(&PermitInside(TaskTracker::new(), permits, work), jobs)
             }
-        }
-        let name = self.flavour.name();
-        print(&format!("Beside {title}, {}, {name}", self.ticker.name()), told);
+            _ => self.waits(&Bare(work), jobs),
+        });
+        let figures = std::array::from_fn(|who| {
+            let waits = rounds.iter().map(|turns| &turns[who]);
+            let mut later: Vec<_> = waits.clone().flat_map(|waits| &waits.later).copied().collect();
+            later.sort_by(f64::total_cmp);
+            Figures {
+                first: median(waits.map(|waits| waits.first).collect()) / 1000.0,
+                ticks: later.len(),
+                later: PERMILLES.map(|permille| percentile(&later, permille) / 1000.0),
+            }
+        });
+        Beside { jobs: jobs_are, figures }
     }
 
     fn waits<C: Contender>(self, contender: &C, jobs: usize) -> Waits {
@@ -216,37 +227,64 @@ impl Comparison {
     }
 }
 
-fn print(title: &str, mut told: [Waits; NAMES.len()]) {
-    let beside = NAMES[BESIDE];
-    println!("\n### {title}\n");
-    print!("| | first wait, µs | ticks | p50, µs | p99 | p99.9 | longest |");
-    println!(" first wait, of {beside} | p99, of {beside} |");
-    println!("|---|{}", "---:|".repeat(8));
-    told.iter_mut().for_each(|waits| waits.later.sort_by(f64::total_cmp));
-    let figures = told.each_ref().map(|waits| {
-        let later = [0.5, 0.99, 0.999, 1.0].map(|part| quantile(&waits.later, part));
-        (median(waits.first.clone()), later)
-    });
-    let (first_beside, [_, p99_beside, ..]) = figures[BESIDE];
-    for ((name, waits), (first, later)) in NAMES.iter().zip(&told).zip(figures) {
-        print!("| {name} | {} | {} |", figure(first / 1000.0), waits.later.len());
-        later.iter().for_each(|wait| print!(" {} |", figure(wait / 1000.0)));
-        println!(" {} | {} |", figure(first / first_beside), figure(later[1] / p99_beside));
+/// Of the rounds' first waits the median, and of all later ones how many there are and how long
+/// they are, by [`PERMILLES`]. In microseconds.
+struct Figures {
+    first: f64,
+    ticks: usize,
+    later: [f64; PERMILLES.len()],
+}
+
+/// p50, p99, p99.9 and the longest.
+const PERMILLES: [usize; 4] = [500, 990, 999, 1000];
+const P99: usize = 1;
+const P999: usize = 2;
+
+/// What a comparison came to beside one kind of jobs.
+struct Beside {
+    jobs: &'static str,
+    figures: [Figures; NAMES.len()],
+}
+
+impl Beside {
+    fn table(&self) -> Table {
+        let beside = NAMES[BESIDE];
+        let columns = ["", "first wait, µs", "ticks", "p50, µs", "p99", "p99.9", "longest"];
+        let ratios = ["first wait", "p99"].map(|what| format!("{what}, of {beside}"));
+        let mut table = Table::new(columns.map(str::to_owned).into_iter().chain(ratios));
+        let to = &self.figures[BESIDE];
+        for (name, Figures { first, ticks, later }) in NAMES.iter().zip(&self.figures) {
+            let cells = [(*name).to_owned(), shown(*first), ticks.to_string()].into_iter();
+            let ratios = [first / to.first, later[P99] / to.later[P99]];
+            table.row(cells.chain(later.iter().copied().chain(ratios).map(shown)));
+        }
+        table
     }
 }
 
-fn figure(value: f64) -> String {
+fn tell(report: &mut Report, comparison: Comparison, beside: &[Beside; 3]) {
+    let (ticker, flavour) = (comparison.ticker.name(), comparison.flavour.name());
+    for beside in beside {
+        report.heading(&format!("Beside {}, {ticker}, {flavour}", beside.jobs));
+        report.table(&beside.table());
+        let p999 = |who: usize| beside.figures[who].later[P999];
+        let title =
+            format!("p99.9 of {ticker} beside {}, {flavour}, {DETACHED}, of {INSIDE}", beside.jobs);
+        report.goals.at_most(title, Some(p999(OURS) / p999(BESIDE)), 1.0, 0.5);
+    }
+    let rows = NAMES.iter().enumerate().map(|(who, name)| {
+        (*name, beside.iter().map(|beside| beside.figures[who].later[P999]).collect())
+    });
+    let title = format!("p99.9 of the waits of {ticker}, {flavour}");
+    let chart = Chart::groups(title, "µs; less is better", &["no-op", "two yields", "20 µs"], rows);
+    report.chart(&format!("{}-{flavour}", comparison.ticker.key()), &chart);
+}
+
+fn shown(value: f64) -> String {
     match value {
         value if value.is_nan() => "–".into(),
         value if value < 0.1 => format!("{value:.5}"),
         value if value < 10.0 => format!("{value:.2}"),
         value => format!("{value:.0}"),
     }
-}
-
-/// The wait that so large a part of them, which are sorted, does not exceed.
-fn quantile(waits: &[f64], part: f64) -> f64 {
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is an index")]
-    let rank = (waits.len() as f64 * part).ceil() as usize;
-    waits.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }

@@ -5,8 +5,6 @@
 //! What they need is installed into `target/peers` at the first run. Who cannot be had is left
 //! out, and that is said.
 
-#![allow(clippy::print_stdout, reason = "the table is the benchmark's output")]
-
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader, Write},
@@ -18,7 +16,7 @@ use std::{
 };
 
 use tower_jobs_benches::{
-    Detached, Entrant, Flavour, Goals, Load, Times, is_brief, noop, per_job, scheduler,
+    Chart, Detached, Entrant, Flavour, Load, Report, Times, is_brief, noop, per_job, scheduler,
 };
 
 /// The load's own limit; the scripts have it as well.
@@ -185,6 +183,7 @@ struct Peer {
     child: Child,
     asks: Option<ChildStdin>,
     lines: Receiver<String>,
+    version: String,
 }
 
 impl Peer {
@@ -202,8 +201,8 @@ impl Peer {
         let told = BufReader::new(child.stdout.take().expect("it is piped"));
         let (sender, lines) = channel();
         thread::spawn(move || told.lines().map_while(Result::ok).try_for_each(|l| sender.send(l)));
-        let peer = Self { entry, child, asks, lines };
-        println!("- {}", peer.line());
+        let mut peer = Self { entry, child, asks, lines, version: String::new() };
+        peer.version = peer.line();
         peer
     }
 
@@ -233,7 +232,7 @@ impl Drop for Peer {
     }
 }
 
-fn peers() -> Vec<Peer> {
+fn peers(report: &mut Report) -> Vec<Peer> {
     let mut peers = Vec::new();
     for host in &HOSTS {
         match host.ready() {
@@ -242,7 +241,7 @@ fn peers() -> Vec<Peer> {
             }
             Err(why) => {
                 let names: Vec<_> = host.peers.iter().map(|entry| entry.name).collect();
-                println!("- skipped {}: {why}", names.join(" and "));
+                report.leave_out(&names.join(" and "), &why);
             }
         }
     }
@@ -252,8 +251,10 @@ fn peers() -> Vec<Peer> {
 fn main() {
     // Other runtimes compile while they run: they have some rounds for that, which do not count.
     let (jobs, rounds, warm_up) = if is_brief() { (1000, 1, 0) } else { (10_000, 21, 20) };
-    println!("\n## Other languages: no-op, backlog of {jobs} behind limit 100\n");
-    let peers = peers();
+    let mut report = Report::new("peers");
+    let peers = peers(&mut report);
+    let versions: Vec<_> = peers.iter().map(|peer| format!("- {}", peer.version)).collect();
+    report.text(&versions.join("\n"));
     for _ in 0..warm_up {
         for peer in &peers {
             peer.round(jobs);
@@ -271,12 +272,16 @@ fn main() {
         Some((entrant, runtime)) => per_job(entrant.time(runtime, load), load.total()),
         None => peers[contender - ours.len()].round(jobs),
     });
-    times.print(&format!("No-op, backlog of {jobs} behind limit 100"), &names[ours.len()..]);
-
-    let mut goals = Goals::default();
-    for peer in &peers {
-        let Entry { name, goal, .. } = *peer.entry;
-        goals.add(format!("backlog, {SINGLE}, of {name}"), times.ratio(SINGLE, name), goal, goal);
+    let title = format!("No-op, backlog of {jobs} behind limit 100, other languages");
+    report.heading(&title);
+    report.table(&times.table("ns per job", &names[ours.len()..]));
+    report.chart(
+        "backlog",
+        &Chart::bars(title, "ns per job, median; less is better", times.medians()),
+    );
+    for Entry { name, goal, .. } in HOSTS.iter().flat_map(|host| host.peers) {
+        let title = format!("backlog, {SINGLE}, of {name}");
+        report.goals.at_most(title, times.ratio(SINGLE, name), *goal, *goal);
     }
-    goals.print();
+    report.finish();
 }

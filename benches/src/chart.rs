@@ -147,7 +147,10 @@ fn grouped(number: &str) -> String {
     let whole = number.find('.').unwrap_or(number.len());
     let mut grouped = number.to_owned();
     if whole > 4 {
-        (1..whole).rev().filter(|at| (whole - at) % 3 == 0).for_each(|at| grouped.insert(at, ' '));
+        (1..whole)
+            .rev()
+            .filter(|at| (whole - at).is_multiple_of(3))
+            .for_each(|at| grouped.insert(at, ' '));
     }
     grouped
 }

@@ -16,6 +16,7 @@ mod arguments;
 mod chart;
 mod contenders;
 mod document;
+pub mod generator;
 mod machine;
 pub mod orchestra;
 mod others;

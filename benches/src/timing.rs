@@ -140,7 +140,7 @@ pub fn in_turns<T>(count: usize, rounds: usize, mut turn: impl FnMut(usize) -> T
     let mut round = |round: usize| {
         let mut turns: Vec<_> = (0..count)
             .map(|at| {
-                let at = if round % 2 == 0 { at } else { count - at };
+                let at = if round.is_multiple_of(2) { at } else { count - at };
                 let contender = (round + at) % count;
                 (contender, turn(contender))
             })

@@ -11,18 +11,18 @@
 
 use std::{
     path::Path,
-    process::{Command, ExitCode},
+    process::{Command, Stdio},
 };
 
 /// Asks a binary built with the cfg for the figures.
 pub(crate) const HERE: &str = "--count-locks-here";
 
 /// Builds this benchmark with the cfg, next to the other builds so that neither spoils the other,
-/// and runs it.
-pub(crate) fn build_and_print() -> ExitCode {
+/// and gives what it tells.
+pub(crate) fn build_and_ask() -> String {
     let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
     let brief = tower_jobs_benches::is_brief().then_some("--test");
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["bench", "--quiet", "--package", "tower-jobs-benches", "--bench", "counts"])
         .arg("--target-dir")
         .arg(Path::new(env!("CARGO_TARGET_TMPDIR")).join("counts"))
@@ -32,9 +32,11 @@ pub(crate) fn build_and_print() -> ExitCode {
         .env("RUSTFLAGS", format!("{flags} --cfg tower_jobs_count_locks"))
         // It would go before the other.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .status()
+        .stderr(Stdio::inherit())
+        .output()
         .expect("cargo runs");
-    if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    assert!(output.status.success(), "the benchmark built with the cfg: {}", output.status);
+    String::from_utf8(output.stdout).expect("text").trim().to_owned()
 }
 
 #[cfg(not(tower_jobs_count_locks))]
@@ -48,7 +50,7 @@ pub(crate) fn print() {
 
     use crate::{LOADS, OURS, pick};
     use tower_jobs::Scheduler;
-    use tower_jobs_benches::{Flavour, is_brief, median};
+    use tower_jobs_benches::{Flavour, Table, is_brief, median, ran_and_waited};
 
     let (rounds, kept) = if is_brief() { (2, 1) } else { (100, 10) };
     let runtime = Flavour::MultiThread.runtime();
@@ -59,21 +61,25 @@ pub(crate) fn print() {
             rows.push((title, name, entrant, load, Vec::new()));
         }
     }
+    let waited = || ran_and_waited().map_or(f64::NAN, |(_, waited)| waited);
     for _ in 0..rounds {
         for (_, _, entrant, load, figures) in &mut rows {
-            let (begin, waited, locks) = (Instant::now(), waited(), Scheduler::locks());
+            let (begin, before, locks) = (Instant::now(), waited(), Scheduler::locks());
             entrant.time(&runtime, *load);
-            let waited = (self::waited() - waited) / begin.elapsed().as_nanos() as f64;
+            let waited = (waited() - before) / begin.elapsed().as_nanos() as f64;
             let (taken, held) = Scheduler::locks();
             let each = |count: u64| count as f64 / load.total() as f64;
             figures.push((waited, each(taken - locks.0), each(held - locks.1)));
         }
     }
-    println!("\n## Locks per job, multi-thread with two workers\n");
-    println!("Of {rounds} rounds, the {kept} whose threads waited least for a processor. Where");
-    println!("they waited most of the time, they took turns on one, and hardly met at a lock.\n");
-    println!("| | | taken | held by another, median | lowest | highest | waited, of the time |");
-    println!("|---|---|---:|---:|---:|---:|---:|");
+    println!("### Locks per job, multi-thread with two workers\n");
+    println!(
+        "Of {rounds} rounds, the {kept} whose threads waited least for a processor. Where they"
+    );
+    println!("waited most of the time, they took turns on one, and hardly met at a lock.\n");
+    let columns =
+        ["", "", "taken", "held by another, median", "lowest", "highest", "waited, of the time"];
+    let mut table = Table::new(columns);
     for (title, name, _, _, mut figures) in rows {
         figures.sort_by(|a, b| a.0.total_cmp(&b.0));
         figures.truncate(kept);
@@ -85,18 +91,9 @@ pub(crate) fn print() {
         let (taken, held) = (median(column(|round| round.1)), column(|round| round.2));
         let (lowest, highest) = (held[0], held[kept - 1]);
         let (held, waited) = (median(held), median(column(|round| round.0)));
-        print!("| {title} | {name} | {taken:.2} | {held:.3} | {lowest:.3} | {highest:.3} |");
-        println!(" {waited:.2} |");
+        let held = [held, lowest, highest].map(|held| format!("{held:.3}"));
+        let names = [(*title).to_owned(), name.to_owned(), format!("{taken:.2}")];
+        table.row(names.into_iter().chain(held).chain([format!("{waited:.2}")]));
     }
-}
-
-/// Nanoseconds that threads of this process were ready to run, and did not; NaN where no Linux says.
-#[cfg(tower_jobs_count_locks)]
-fn waited() -> f64 {
-    let of = |told: String| told.split_whitespace().nth(1)?.parse::<f64>().ok();
-    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    threads
-        .filter_map(|thread| of(std::fs::read_to_string(thread.path().join("schedstat")).ok()?))
-        .reduce(|sum, one| sum + one)
-        .unwrap_or(f64::NAN)
+    println!("{table}");
 }

@@ -66,7 +66,7 @@ impl Machine {
                 .arg("--callgrind-out-file=/dev/stdout")
                 .arg(this)
                 // When glibc empties its fast bins is chance, and 4 % of a backlog's count. Without
-                // them, two runs differ by 0.2 %; the counts are up to 6 % higher or lower.
+                // them, two runs differ by 0.2 %; the counts are up to 8 % higher or lower.
                 .env("GLIBC_TUNABLES", "glibc.malloc.mxfast=0")
                 .args(["--run", load, contender, &jobs.to_string()]),
         );

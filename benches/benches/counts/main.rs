@@ -27,7 +27,7 @@ mod record;
 use std::process::ExitCode;
 
 use tower_jobs_benches::{
-    Entrant, Flavour, Load, entrants, is_brief,
+    Chart, Entrant, Flavour, Load, Report, Table, entrants, is_brief,
     names::{AWAITED, BEFORE, DETACHED, INSIDE, TASKS, TRACKED},
     noop, two_yields,
 };
@@ -68,49 +68,52 @@ const NEIGHBOURS: [(&str, &str); 4] =
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    if let [run, load, contender, jobs, ..] = &arguments[..] {
-        if run == "--run" {
-            run_one(load, contender, jobs.parse().expect("a number of jobs"));
-            return ExitCode::SUCCESS;
-        }
+    if let [run, load, contender, jobs, ..] = &arguments[..]
+        && run == "--run"
+    {
+        run_one(load, contender, jobs.parse().expect("a number of jobs"));
+        return ExitCode::SUCCESS;
     }
     if has(locks::HERE) {
         locks::print();
         return ExitCode::SUCCESS;
     }
-    if has("--locks") {
-        return locks::build_and_print();
+    let parts = ["--locks", "--record", "--check"].map(has);
+    assert!(!(has("--write") && parts.contains(&true)), "with --write goes all of it, not a part");
+    let [locks, record, check] = parts;
+    if locks {
+        println!("{}", locks::build_and_ask());
+        return ExitCode::SUCCESS;
     }
-    println!("\n## Instructions and atomics per job, current-thread");
-    let mut machine = match Machine::new() {
-        Ok(machine) => machine,
+    if record || check {
         // What is asked for by name must not seem done.
-        Err(missing) if has("--check") || has("--record") => {
-            println!("\nnothing is counted: {missing}");
+        let mut machine =
+            Machine::new().unwrap_or_else(|missing| panic!("nothing is counted: {missing}"));
+        let counted = Record::of(&mut machine);
+        if record {
+            counted.write();
+        } else if !counted.check() {
             return ExitCode::FAILURE;
         }
-        Err(missing) => {
-            println!("\nskipped: {missing}");
-            return if is_brief() { ExitCode::SUCCESS } else { locks::build_and_print() };
-        }
+        return ExitCode::SUCCESS;
+    }
+    all();
+    ExitCode::SUCCESS
+}
+
+fn all() {
+    let mut report = Report::new("counts");
+    let mut machine = match Machine::new() {
+        Ok(machine) => machine,
+        Err(missing) => return report.skip(&missing),
     };
-    if has("--record") {
-        Record::of(&mut machine).write();
-        return ExitCode::SUCCESS;
-    }
-    if has("--check") {
-        return if Record::of(&mut machine).check() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        };
-    }
-    tables(&mut machine);
+    tables(&mut machine, &mut report);
     if is_brief() {
-        println!("\nthe locks take a build of their own: --bench counts -- --locks");
-        return ExitCode::SUCCESS;
+        report.text("The locks take a build of their own: `--bench counts -- --locks`");
+    } else {
+        report.text(&locks::build_and_ask());
     }
-    locks::build_and_print()
+    report.finish();
 }
 
 /// The contender of that key, and the load.
@@ -126,29 +129,35 @@ fn run_one(load: &str, contender: &str, jobs: usize) {
     entrant.time(&Flavour::CurrentThread.runtime(), load);
 }
 
-fn tables(machine: &mut Machine) {
+fn tables(machine: &mut Machine, report: &mut Report) {
     let (loads, neighbours) = if is_brief() { (1, 0) } else { (LOADS.len(), NEIGHBOURS.len()) };
     for (load, title, _) in &LOADS[..loads] {
         let rows: Vec<_> = (OURS.iter().chain(&NEIGHBOURS[..neighbours]))
             .filter(|(key, _)| pick(load, key, 0).is_some())
             .map(|(key, name)| (*name, machine.per_job(load, key)))
             .collect();
-        print(title, &rows);
+        report.heading(title);
+        report.table(&table(&rows));
+        let bars = rows.iter().map(|(name, counts)| (*name, counts.instructions));
+        let chart = Chart::bars(*title, "instructions per job; less is better", bars);
+        report.chart(load, &chart);
     }
 }
 
-fn print(title: &str, rows: &[(&str, Counts)]) {
+fn table(rows: &[(&str, Counts)]) -> Table {
     let to: Vec<_> =
         rows.iter().filter(|(name, _)| [INSIDE, TRACKED, TASKS].contains(name)).collect();
-    println!("\n### {title}\n");
-    print!("| | instructions | atomics |");
-    to.iter().for_each(|(name, _)| print!(" of {name}: instructions | atomics |"));
-    println!("\n|---|{}", "---:|".repeat(2 + 2 * to.len()));
+    let columns = ["", "instructions", "atomics"].map(str::to_owned).into_iter();
+    let ratios = to.iter().flat_map(|(name, _)| {
+        ["instructions", "atomics"].map(|counted| format!("{counted}, of {name}"))
+    });
+    let mut table = Table::new(columns.chain(ratios));
     for (name, Counts { instructions, atomics }) in rows {
-        print!("| {name} | {instructions:.0} | {atomics:.1} |");
-        for (_, to) in &to {
-            print!(" {:.2} | {:.2} |", instructions / to.instructions, atomics / to.atomics);
-        }
-        println!();
+        let cells = [(*name).to_owned(), format!("{instructions:.0}"), format!("{atomics:.1}")];
+        let ratios = to.iter().flat_map(|(_, to)| {
+            [instructions / to.instructions, atomics / to.atomics].map(|it| format!("{it:.2}"))
+        });
+        table.row(cells.into_iter().chain(ratios));
     }
+    table
 }
