@@ -495,7 +495,7 @@ fn backlogs(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
     });
 
     let name = flavour.name();
-    let title = format!("A route beside {size} jobs, {rate} requests/s, {name}");
+    let title = format!("A route beside 1 M jobs, {rate} requests/s, {name}");
     report.heading(&title);
     report.text(&format!("Medians of {} rounds.", rounds.rounds.len()));
     let columns = ["backlog", "jobs/s", "p50 µs", "p99 µs", "p99.9 µs", "p99.9 of idle", LATE];
