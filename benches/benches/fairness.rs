@@ -266,12 +266,17 @@ fn tell(report: &mut Report, comparison: Comparison, beside: &[Beside; 3]) {
             report.goals.at_most(title, Some(ratio), 1.0, 0.5);
         }
     }
-    let rows = NAMES.iter().enumerate().map(|(who, name)| {
-        (*name, beside.iter().map(|beside| beside.figures[who].parts[P999]).collect())
-    });
-    let title = format!("p99.9 of all waits of {named}");
-    let chart = Chart::groups(title, "µs; less is better", &["no-op", "two yields", "20 µs"], rows);
-    report.chart(&format!("{}-{}", ticker.key(), flavour.name()), &chart);
+    let mut chart = |key: &str, what: &str, figure: fn(&Figures) -> f64| {
+        let rows = NAMES.iter().enumerate().map(|(who, name)| {
+            (*name, beside.iter().map(|beside| figure(&beside.figures[who])).collect())
+        });
+        let series = ["no-op", "two yields", "computing"];
+        let chart =
+            Chart::groups(format!("{what} of {named}"), "µs; less is better", &series, rows);
+        report.chart(&format!("{key}-{}-{}", ticker.key(), flavour.name()), &chart);
+    };
+    chart("first", "First wait", |figures| figures.first);
+    chart("p999", "p99.9 of all waits", |figures| figures.parts[P999]);
 }
 
 fn shown(value: f64) -> String {

@@ -152,11 +152,6 @@ impl Rounds {
         self.names.iter().enumerate().map(move |(who, name)| (*name, medians(who)))
     }
 
-    fn latencies(&self, title: String) -> Chart {
-        let rows = self.medians([P50, P99, P999]).map(|(name, figures)| (name, figures.to_vec()));
-        Chart::groups(title, "µs, median; less is better", &["p50", "p99", "p99.9"], rows)
-    }
-
     fn ratios(&self, figure: Figure, who: usize, to: usize) -> Vec<f64> {
         self.rounds.iter().map(|turns| figure(&turns[who]) / figure(&turns[to])).collect()
     }
@@ -259,7 +254,7 @@ fn servers() -> [Server; 8] {
 }
 
 fn requests(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
-    let (rounds, window) = if is_brief() { (1, 40) } else { (21, 300) };
+    let (rounds, window) = if is_brief() { (1, 40) } else { (17, 200) };
     let connections = 16;
     let host = Host::new(flavour);
     let servers = servers();
@@ -306,7 +301,13 @@ fn requests(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
         bars,
     );
     report.chart(&format!("requests-{name}"), &chart);
-    let chart = rounds.latencies(format!("HTTP requests at full load, {name}"));
+    let rows = rounds.medians([P50, P99, P999]).map(|(name, figures)| (name, figures.to_vec()));
+    let chart = Chart::groups(
+        format!("HTTP requests at full load, {name}"),
+        "µs, median; less is better",
+        &["p50", "p99", "p99.9"],
+        rows,
+    );
     report.chart(&format!("latency-{name}"), &chart);
     report.text("Ratios, and the quartiles of the rounds':");
     let mut table = Table::new(["", "of", "time of a request", "processor time", "p99.9"]);
@@ -427,12 +428,13 @@ impl Future for Link {
 /// that were due in the window would never be answered by those who fare worst.
 const MARGIN: Duration = Duration::from_millis(50);
 const LIMIT: usize = 100;
+const BARE_TASKS: &str = "`tokio::spawn`, no-op";
 const LATE: &str = "generator late, p99.9 µs";
 /// What `backlogs` compares everybody to.
 const IDLE: usize = 0;
 
 fn backlogs(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
-    let (rounds, window, size) = if is_brief() { (1, 100, 20_000) } else { (7, 1500, 1_000_000) };
+    let (rounds, window, size) = if is_brief() { (1, 100, 20_000) } else { (5, 800, 1_000_000) };
     // So many that the rate can be kept even when every response takes 10 ms.
     let (connections, rate) = (64, 4000);
     let host = Host::new(flavour);
@@ -454,7 +456,7 @@ fn backlogs(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
         ("**tower-jobs**, a yield", Some((jobs(), 1))),
         ("`TaskTracker` + `Semaphore`, no-op", Some((inside(), 0))),
         ("`TaskTracker` + `Semaphore`, a yield", Some((inside(), 1))),
-        ("`tokio::spawn`, no-op", Some((Box::new(|| Way::Tasks), 0))),
+        (BARE_TASKS, Some((Box::new(|| Way::Tasks), 0))),
     ];
     let ask = Ask { address, connections, window: Duration::from_millis(window), rate: Some(rate) };
     let mut completed = 0;
@@ -495,8 +497,7 @@ fn backlogs(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
     });
 
     let name = flavour.name();
-    let title = format!("A route beside 1 M jobs, {rate} requests/s, {name}");
-    report.heading(&title);
+    report.heading(&format!("A route beside 1 M jobs, {rate} requests/s, {name}"));
     report.text(&format!("Medians of {} rounds.", rounds.rounds.len()));
     let columns = ["backlog", "jobs/s", "p50 µs", "p99 µs", "p99.9 µs", "p99.9 of idle", LATE];
     let mut table = Table::new(columns);
@@ -506,7 +507,14 @@ fn backlogs(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
         table.row([name.to_owned(), jobs, p50, p99, p999, rounds.spread(P999, who, IDLE), late]);
     }
     report.table(&table);
-    report.chart(&format!("beside-{name}"), &rounds.latencies(title));
+    // Beside that one, all the others would be too short to be seen.
+    let others = rounds.medians([P999]).filter(|(name, _)| *name != BARE_TASKS);
+    let chart = Chart::bars(
+        format!("p99.9 of a route beside 1 M jobs, {name}"),
+        format!("µs, median; less is better; {BARE_TASKS}, is in the table alone"),
+        others.map(|(name, [figure])| (name, figure)),
+    );
+    report.chart(&format!("beside-{name}"), &chart);
     for who in [2, 3] {
         let title = format!("p99.9 of a route beside {}, {name}, of idle", rounds.names[who]);
         report.goals.at_most(title, Some(rounds.ratio(P999, who, IDLE)), 1.5, 1.1);
