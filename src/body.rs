@@ -5,6 +5,7 @@ use std::{
     future::Future,
     marker::PhantomData,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -21,6 +22,9 @@ use crate::{contain::discard, error::JobError, output::JobOutput, record::Record
 /// Has stored the job's result in its record when it is ready.
 pub(crate) trait Body: Send {
     fn poll(self: Pin<&mut Self>, record: &Record, cx: &mut Context<'_>) -> Poll<Outcome>;
+
+    /// The job that this is of: asked once, when it is to be run.
+    fn take_record(self: Pin<&mut Self>) -> Arc<Record>;
 
     /// The span to poll and drop this in. It leaves the job as that ends, so that it closes then,
     /// whoever still holds a handle.
@@ -48,13 +52,14 @@ pin_project! {
     pub(crate) struct Run<F, C> {
         #[pin]
         future: F,
+        record: Option<Arc<Record>>,
         complete: PhantomData<fn() -> C>,
     }
 }
 
 impl<F, C> Run<F, C> {
-    pub(crate) fn new(future: F) -> Self {
-        Self { future, complete: PhantomData }
+    pub(crate) fn new(future: F, record: &Arc<Record>) -> Self {
+        Self { future, record: Some(record.clone()), complete: PhantomData }
     }
 
     pub(crate) fn into_future(self) -> F {
@@ -66,6 +71,10 @@ impl<F: Future + Send, C: Complete<F::Output>> Body for Run<F, C> {
     fn poll(self: Pin<&mut Self>, record: &Record, cx: &mut Context<'_>) -> Poll<Outcome> {
         let output = ready!(self.project().future.poll(cx));
         Poll::Ready(C::complete(output, record))
+    }
+
+    fn take_record(self: Pin<&mut Self>) -> Arc<Record> {
+        self.project().record.take().expect("asked once")
     }
 }
 
@@ -145,6 +154,10 @@ impl<B: Body> Body for Equipped<B> {
         };
         ready!(timer.poll(cx));
         Poll::Ready(record.end(JobError::run_timeout(timer.after), Outcome::TimedOut))
+    }
+
+    fn take_record(self: Pin<&mut Self>) -> Arc<Record> {
+        self.project().body.take_record()
     }
 
     fn take_span(self: Pin<&mut Self>) -> Option<Box<Span>> {

@@ -100,3 +100,19 @@ fn alarm_at(deadline: Instant) -> oneshot::Receiver<()> {
     drop(thread::Builder::new().name("tower-jobs timer".into()).spawn(wait));
     rings
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_as_far_apart_as_the_instants_they_are_of() {
+        let first = Instant::now();
+        let [before, after] = [first - Duration::from_secs(3), first + Duration::from_secs(4)];
+        let of = |instant| Moment::of(instant);
+        assert_eq!(of(after).since(of(first)), Duration::from_secs(4));
+        assert_eq!(of(after).since(of(before)), Duration::from_secs(7));
+        assert_eq!(of(before).since(of(after)), Duration::ZERO);
+        assert!(Moment::NEVER < of(before) && of(before) < of(after));
+    }
+}

@@ -14,7 +14,7 @@ use crate::{
     record::Kind,
     report::{DrainReport, Drained},
     runner::{Entry, Shared},
-    state::Outcome,
+    state::{JobState, Outcome},
 };
 
 /// How many jobs or spawners are handled under one hold of the lock.
@@ -85,12 +85,12 @@ impl Shared {
         self.start_draining();
         let deadline = *self.close_deadline.get_or_init(|| Instant::now() + close_timeout);
         self.close_now();
-        self.for_each_job(|entry| match entry.kind() {
+        self.for_each_job(|(entry, _)| match entry.kind() {
             Kind::Cooperative => entry.cancel(),
             _ => entry.stop(false),
         });
         if !self.idle_by(Some(deadline)).await {
-            self.for_each_job(|entry| {
+            self.for_each_job(|(entry, _)| {
                 // The others have been stopped already, and had no time to overrun.
                 let overdue = entry.kind() == Kind::Cooperative;
                 entry.stop(overdue);
@@ -153,7 +153,7 @@ impl Shared {
         clock::timeout_at(deadline, self.wait_idle()).await.is_ok()
     }
 
-    pub(crate) fn for_each_job(&self, mut visit: impl FnMut(Entry)) {
+    pub(crate) fn for_each_job(&self, mut visit: impl FnMut((Entry, JobState))) {
         let mut from = Some(0);
         while let Some(slot) = from {
             let (page, next) = self.queue().page(slot, PAGE);
@@ -163,8 +163,8 @@ impl Shared {
     }
 
     fn abandon(&self) {
-        self.for_each_job(|entry| {
-            let now = Instant::now();
+        self.for_each_job(|(entry, _)| {
+            let now = Moment::now();
             let mut queue = self.queue();
             let still_runs = queue.is_active(entry.slot(), entry.id());
             let (_, work) = queue.finish(entry.slot(), entry.id(), Outcome::Abandoned, now);

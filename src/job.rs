@@ -26,6 +26,7 @@ pub(crate) trait Owner: Send + Sync {
     /// Ends the job as soon as possible, started or not.
     fn abort(self: Arc<Self>, job: &Arc<Record>);
     fn report(&self, job: &Record, error: JobError);
+    fn state(&self, job: &Record) -> JobState;
     fn close_timeout(&self) -> Duration;
 }
 
@@ -80,12 +81,12 @@ impl<T> Job<T> {
 
     /// Where the job is in its life.
     pub fn state(&self) -> JobState {
-        self.record.state()
+        self.owner.state(&self.record)
     }
 
     /// What is known of the job now.
     pub fn info(&self) -> JobInfo {
-        self.record.info(Moment::now())
+        self.record.info(self.state(), Moment::now())
     }
 
     /// Whether the job waits for the end of its response.
@@ -190,7 +191,7 @@ impl<T: Send + 'static> Job<T> {
     ///
     /// Being aborted is not a failure: nobody is told but who awaits the handle.
     pub fn abort(&self) {
-        if !self.is_finished() {
+        if !self.record.is_finished() {
             self.owner.clone().abort(&self.record);
         }
     }
@@ -202,7 +203,10 @@ impl<T: Send + 'static> Job<T> {
 
     /// What the job returned, if nobody has had it. The handle is detached.
     pub(crate) fn take_unread(&self) -> Option<Result<T, JobError>> {
-        self.record.detach().0.map(|result| result.map(value_of))
+        if self.record.detach() {
+            return None;
+        }
+        self.record.leave().0.map(|result| result.map(value_of))
     }
 
     async fn ended_within(&self, timeout: Duration) -> bool {
@@ -227,7 +231,10 @@ fn value_of<T: 'static>(value: Value) -> T {
 
 impl<T> Drop for Job<T> {
     fn drop(&mut self) {
-        let (result, waiter) = self.record.detach();
+        if self.record.detach() {
+            return;
+        }
+        let (result, waiter) = self.record.leave();
         match result {
             Some(Err(error)) => self.report(error),
             Some(value) => discard(value),

@@ -12,6 +12,7 @@ use crate::{
     runner::Entry,
     scheduler::Scheduler,
     spawn::{JobBuilder, RequestScope, Spawn, Value},
+    state::JobState,
 };
 
 /// One request's view of the [`Scheduler`]: through it a handler leaves work behind.
@@ -283,7 +284,7 @@ impl<M> Jobs<M> {
     /// This request's jobs, oldest first. Looks through all jobs of the scheduler, piece by piece.
     pub fn jobs(&self) -> Vec<JobInfo> {
         let now = Moment::now();
-        self.entries().iter().map(|entry| entry.info(now)).collect()
+        self.entries().iter().map(|(entry, state)| entry.info(*state, now)).collect()
     }
 
     /// Resolves when this request has no jobs. Deferred ones count: awaited before the response is
@@ -308,7 +309,7 @@ impl<M> Jobs<M> {
     /// heed.
     pub async fn close(&self) -> Vec<JobInfo> {
         let shared = self.scheduler.shared();
-        let entries = self.entries();
+        let entries: Vec<Entry> = self.entries().into_iter().map(|(entry, _)| entry).collect();
         entries.iter().for_each(|entry| shared.clone().close(entry));
         let deadline = Instant::now() + self.scheduler.close_timeout();
         let all_ended = self.request.wait_until(|| entries.iter().all(|entry| entry.is_finished()));
@@ -317,17 +318,17 @@ impl<M> Jobs<M> {
         }
         let late: Vec<_> = entries.into_iter().filter(|entry| !entry.is_finished()).collect();
         late.iter().for_each(|entry| shared.clone().abort(entry));
-        late.iter().map(|entry| entry.info(Moment::now())).collect()
+        late.iter().map(|entry| entry.info(shared.state(entry), Moment::now())).collect()
     }
 
-    fn entries(&self) -> Vec<Entry> {
+    fn entries(&self) -> Vec<(Entry, JobState)> {
         let mut entries = Vec::new();
-        self.scheduler.shared().for_each_job(|entry| {
+        self.scheduler.shared().for_each_job(|(entry, state)| {
             if entry.belongs_to(&self.request) {
-                entries.push(entry);
+                entries.push((entry, state));
             }
         });
-        entries.sort_unstable_by_key(|entry| entry.id());
+        entries.sort_unstable_by_key(|(entry, _)| entry.id());
         entries
     }
 }

@@ -120,20 +120,24 @@ impl Lanes {
 
     // Pending jobs.
 
-    pub(crate) fn push(&mut self, key: &Key, turn: u64, slot: Slot, let_in: bool) {
-        if let_in {
-            self.let_in.insert(turn, slot);
-        } else {
-            self.held.insert(turn, slot);
-            self.lanes.entry(key.clone()).or_default().held.insert(turn);
+    /// A job without a key is always let in.
+    pub(crate) fn push(&mut self, key: Option<&Key>, turn: u64, slot: Slot, let_in: bool) {
+        match key {
+            Some(key) if !let_in => {
+                self.held.insert(turn, slot);
+                self.lanes.entry(key.clone()).or_default().held.insert(turn);
+            }
+            _ => {
+                self.let_in.insert(turn, slot);
+            }
         }
     }
 
     /// The pending job of that turn leaves without having started.
-    pub(crate) fn remove(&mut self, key: &Key, turn: u64) {
+    pub(crate) fn remove(&mut self, key: Option<&Key>, turn: u64) {
         if self.let_in.remove(&turn).is_some() {
-            self.let_out(Some(key));
-        } else if let Some(lane) = self.lanes.get_mut(key) {
+            self.let_out(key);
+        } else if let Some(lane) = key.and_then(|key| self.lanes.get_mut(key)) {
             // The lane stays: others are let in.
             lane.held.remove(&turn);
             self.held.remove(&turn);

@@ -52,8 +52,6 @@
 
 use std::{collections::BTreeMap, mem, sync::Arc, task::Waker};
 
-use tokio::time::Instant;
-
 use crate::{
     clock::Moment,
     lanes::{Lanes, Ticket},
@@ -72,10 +70,9 @@ pub(crate) trait Entry: Clone {
     /// Jobs of one key share `limit_per_key`.
     fn key(&self) -> Option<&Arc<str>>;
     fn unique(&self) -> Option<&Unique>;
-    /// What `moved` said last.
-    fn state(&self) -> JobState;
-    /// The job is in `state` now, in this slot until it is finished.
-    fn moved(&self, state: JobState, slot: Key, now: Moment);
+    /// The job is in the table, in this slot until it ends.
+    fn accepted(&self, slot: Key, now: Moment);
+    fn ended(&self);
 }
 
 /// There is to be one job of this key.
@@ -115,12 +112,6 @@ pub(crate) enum Admit {
     Outside,
 }
 
-/// A job for a runner.
-pub(crate) struct Start<R, W> {
-    pub(crate) entry: R,
-    pub(crate) work: W,
-}
-
 /// Which runners the caller must call, now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
@@ -139,8 +130,8 @@ pub(crate) enum Reach {
 }
 
 /// What a runner does that is through with a job.
-pub(crate) enum Next<R, W> {
-    Take(Start<R, W>),
+pub(crate) enum Next<W> {
+    Take(W),
     /// Lets other tasks have their turn, and comes again, as if called: in reach.
     Yield,
     End,
@@ -188,23 +179,51 @@ impl Totals {
     }
 }
 
-/// There may be a million: 48 bytes each.
+/// There may be a million: 40 bytes each.
 pub(crate) struct Slot<R, W> {
     entry: R,
     /// Present until a runner takes the job.
     work: Option<W>,
-    /// Smaller than that of any job that became pending later.
-    turn: u64,
-    /// When the job came into its present state.
-    since: Moment,
+    stamp: Stamp,
+    // Of the list that the job is in; in a lane, the halves of its turn.
     previous: Key,
     next: Key,
 }
 
-impl<R: Entry, W> Slot<R, W> {
-    fn moved(&mut self, state: JobState, slot: Key, now: Instant) {
-        self.since = Moment::of(now);
-        self.entry.moved(state, slot, self.since);
+impl<R, W> Slot<R, W> {
+    fn state(&self) -> JobState {
+        self.stamp.state()
+    }
+
+    fn turn(&self) -> u64 {
+        u64::from(self.previous) << 32 | u64::from(self.next)
+    }
+
+    fn set_turn(&mut self, turn: u64) {
+        let half = |turn: u64| Key::try_from(turn & u64::from(Key::MAX)).expect("masked");
+        (self.previous, self.next) = (half(turn >> 32), half(turn));
+    }
+}
+
+/// In which state a job is, and since when, in one word: 73 years.
+#[derive(Clone, Copy)]
+struct Stamp(i64);
+
+impl Stamp {
+    fn new(state: JobState, since: Moment) -> Self {
+        Self(since.as_nanos() << 2 | state as i64)
+    }
+
+    fn state(self) -> JobState {
+        match self.0 & 3 {
+            0 => JobState::Deferred,
+            1 => JobState::Pending,
+            _ => JobState::Active,
+        }
+    }
+
+    fn since(self) -> Moment {
+        Moment::from_nanos(self.0 >> 2)
     }
 }
 
@@ -257,7 +276,7 @@ pub(crate) struct Queue<R, W> {
     phase: Phase,
     slots: Slots<Slot<R, W>>,
     deferred: List,
-    /// Pending, without a key.
+    /// Pending, if there is no `limit_per_key`.
     line: List,
     /// In the order in which they started; the ready ones are the last of it, from `ready` on.
     active: List,
@@ -267,17 +286,47 @@ pub(crate) struct Queue<R, W> {
     called: usize,
     in_reach: usize,
     has_threads: bool,
-    /// The pending jobs with a key, and the line of spawners.
+    /// The pending jobs, if there is; and the line of spawners.
     lanes: Lanes,
     /// Active jobs that hold a place.
     running: usize,
     /// Spawners that hold a place.
     granted: BTreeMap<Ticket, Grant>,
-    uniques: BTreeMap<Arc<str>, Key>,
     last_turn: u64,
-    totals: Totals,
     at_drain: Totals,
+    books: Books<R>,
+}
+
+/// Who is in the table, and what became of the others.
+struct Books<R> {
+    uniques: BTreeMap<Arc<str>, Key>,
+    totals: Totals,
     ended: Vec<Vec<(R, Outcome)>>,
+}
+
+impl<R: Entry> Books<R> {
+    fn end(&mut self, entry: &R, outcome: Outcome, phase: Phase) {
+        if let Some(unique) = entry.unique() {
+            self.uniques.remove(&unique.key);
+        }
+        self.totals.count(outcome);
+        if phase > Phase::Open && !matches!(outcome, Outcome::Completed | Outcome::Skipped) {
+            self.keep(entry.clone(), outcome);
+        }
+    }
+
+    fn keep(&mut self, entry: R, outcome: Outcome) {
+        match self.ended.last_mut().filter(|last| last.len() < ENDED) {
+            Some(last) => last.push((entry, outcome)),
+            None => {
+                // Mostly there are few.
+                let room = if self.ended.is_empty() { 4 } else { ENDED };
+                let mut piece = Vec::with_capacity(room);
+                piece.push((entry, outcome));
+                self.ended.push(piece);
+            }
+        }
+    }
 }
 
 /// How many of those that ended are kept in one piece of memory: none is copied as they grow.
@@ -311,11 +360,9 @@ impl<R: Entry, W> Queue<R, W> {
             lanes: Lanes::new(limit_per_key),
             running: 0,
             granted: BTreeMap::new(),
-            uniques: BTreeMap::new(),
             last_turn: 0,
-            totals: Totals::default(),
             at_drain: Totals::default(),
-            ended: Vec::new(),
+            books: Books { uniques: BTreeMap::new(), totals: Totals::default(), ended: Vec::new() },
         }
     }
 
@@ -332,7 +379,7 @@ impl<R: Entry, W> Queue<R, W> {
         how: Admit,
         entry: &R,
         work: impl FnOnce() -> W,
-        now: Instant,
+        now: Moment,
     ) -> Result<Effects<R, W>, Refusal> {
         let replaced = self.check(entry)?;
         // A job that takes over from another has that one's place.
@@ -350,13 +397,13 @@ impl<R: Entry, W> Queue<R, W> {
             return Err(Refusal::Full);
         }
         let replaced = replaced.and_then(|slot| self.take_over(slot));
-        let slot = self.insert(entry, work());
+        let slot = self.insert(entry, work(), now);
         match how {
             Admit::Limited => self.enter(slot, false, now),
             Admit::Deferred => {
-                self.deferred.push(&mut self.slots, slot).moved(JobState::Deferred, slot, now);
+                self.deferred.push(&mut self.slots, slot);
             }
-            Admit::Outside => self.start(slot, now),
+            Admit::Outside => self.make_ready(slot, now),
         }
         let mut effects = self.effects(now);
         if let Some(replaced) = replaced {
@@ -366,7 +413,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// The deferred job `id` in `slot` may start.
-    pub(crate) fn begin(&mut self, slot: Key, id: JobId, now: Instant) -> Effects<R, W> {
+    pub(crate) fn begin(&mut self, slot: Key, id: JobId, now: Moment) -> Effects<R, W> {
         if self.phase == Phase::Closed || !self.is_at(slot, id, JobState::Deferred) {
             return self.effects(now);
         }
@@ -388,7 +435,7 @@ impl<R: Entry, W> Queue<R, W> {
         ticket: Ticket,
         entry: &R,
         work: impl FnOnce() -> W,
-        now: Instant,
+        now: Moment,
     ) -> Option<Result<Effects<R, W>, Refusal>> {
         if self.phase < Phase::Closed && !self.granted.contains_key(&ticket) {
             return None;
@@ -399,7 +446,7 @@ impl<R: Entry, W> Queue<R, W> {
             Err(refusal) => return Some(Err(refusal)),
         };
         let grant = self.granted.remove(&ticket)?;
-        let slot = self.insert(entry, work());
+        let slot = self.insert(entry, work(), now);
         self.enter(slot, grant.let_in, now);
         let mut effects = self.effects(now);
         if let Some(replaced) = replaced {
@@ -415,7 +462,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// Leaves the line, whether granted or not. The waker is for the caller to drop.
-    pub(crate) fn leave(&mut self, ticket: Ticket, now: Instant) -> (Effects<R, W>, Option<Waker>) {
+    pub(crate) fn leave(&mut self, ticket: Ticket, now: Moment) -> (Effects<R, W>, Option<Waker>) {
         let waker = self.lanes.leave(ticket);
         if let Some(Grant { key, let_in: true }) = self.granted.remove(&ticket) {
             self.lanes.let_out(key.as_ref());
@@ -429,9 +476,9 @@ impl<R: Entry, W> Queue<R, W> {
             return Err(Refusal::Closed);
         }
         let Some(unique) = entry.unique() else { return Ok(None) };
-        let Some(&slot) = self.uniques.get(&unique.key) else { return Ok(None) };
+        let Some(&slot) = self.books.uniques.get(&unique.key) else { return Ok(None) };
         let other = &self.slots[slot];
-        if unique.replace && other.entry.state() < JobState::Active {
+        if unique.replace && other.state() < JobState::Active {
             return Ok(Some(slot));
         }
         Err(Refusal::Duplicate(other.entry.id()))
@@ -450,33 +497,32 @@ impl<R: Entry, W> Queue<R, W> {
         self.deferred.len + self.pending_count() + self.granted.len()
     }
 
-    fn insert(&mut self, entry: &R, work: W) -> Key {
-        self.totals.accepted += 1;
+    fn insert(&mut self, entry: &R, work: W, now: Moment) -> Key {
+        self.books.totals.accepted += 1;
         let slot = self.slots.insert(Slot {
             entry: entry.clone(),
             work: Some(work),
-            turn: 0,
-            // Until it is told where it is, in the same step.
-            since: Moment::NEVER,
+            // Until it is put somewhere, in the same step.
+            stamp: Stamp::new(JobState::Deferred, now),
             previous: NONE,
             next: NONE,
         });
         if let Some(unique) = entry.unique() {
-            self.uniques.insert(unique.key.clone(), slot);
+            self.books.uniques.insert(unique.key.clone(), slot);
         }
+        entry.accepted(slot, now);
         slot
     }
 
     /// Starts the job if it may, or has it wait.
-    fn enter(&mut self, slot: Key, let_in: bool, now: Instant) {
+    fn enter(&mut self, slot: Key, let_in: bool, now: Moment) {
+        let pending = Stamp::new(JobState::Pending, now);
         if !self.lanes.are_limited() {
             if self.running < self.limit {
                 return self.start(slot, now);
             }
-            self.last_turn += 1;
-            let job = self.line.push(&mut self.slots, slot);
-            job.turn = self.last_turn;
-            return job.moved(JobState::Pending, slot, now);
+            self.line.push(&mut self.slots, slot).stamp = pending;
+            return;
         }
         let key = self.slots[slot].entry.key().cloned();
         let let_in = let_in || self.lanes.let_in(key.as_ref());
@@ -484,23 +530,21 @@ impl<R: Entry, W> Queue<R, W> {
             return self.start(slot, now);
         }
         self.last_turn += 1;
-        let job = match &key {
-            None => self.line.push(&mut self.slots, slot),
-            Some(key) => {
-                self.lanes.push(key, self.last_turn, slot, let_in);
-                &mut self.slots[slot]
-            }
-        };
-        job.turn = self.last_turn;
-        job.moved(JobState::Pending, slot, now);
+        self.lanes.push(key.as_ref(), self.last_turn, slot, let_in);
+        let job = &mut self.slots[slot];
+        job.set_turn(self.last_turn);
+        job.stamp = pending;
     }
 
-    fn start(&mut self, slot: Key, now: Instant) {
-        let job = self.active.push(&mut self.slots, slot);
-        job.moved(JobState::Active, slot, now);
-        if job.entry.has_place() {
-            self.running += 1;
-        }
+    /// Starts a job that has a place. What it keeps of itself elsewhere is not touched: that is
+    /// in another processor's cache, and everybody waits for this lock.
+    fn start(&mut self, slot: Key, now: Moment) {
+        self.running += 1;
+        self.make_ready(slot, now);
+    }
+
+    fn make_ready(&mut self, slot: Key, now: Moment) {
+        self.active.push(&mut self.slots, slot).stamp = Stamp::new(JobState::Active, now);
         if self.ready_len == 0 {
             self.ready = slot;
         }
@@ -510,7 +554,7 @@ impl<R: Entry, W> Queue<R, W> {
     // Runners.
 
     /// A runner comes that was called. If there is no job for it, it ends.
-    pub(crate) fn come(&mut self, reach: Reach) -> (Option<Start<R, W>>, Call) {
+    pub(crate) fn come(&mut self, reach: Reach) -> (Option<W>, Call) {
         self.called -= 1;
         if reach == Reach::InReach {
             self.in_reach -= 1;
@@ -520,7 +564,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// What the runner of a job does now that it has ended: with `may_go_on`, the next one.
-    fn next(&mut self, may_go_on: bool) -> Next<R, W> {
+    fn next(&mut self, may_go_on: bool) -> Next<W> {
         if self.ready_len > 0 && !may_go_on {
             self.called += 1;
             self.in_reach += 1;
@@ -530,12 +574,11 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// The ready job that started first. For whoever sees to it that invariant 13 holds.
-    pub(crate) fn take(&mut self) -> Option<Start<R, W>> {
+    pub(crate) fn take(&mut self) -> Option<W> {
         let job = self.slots.get_mut(self.ready).filter(|_| self.ready_len > 0)?;
         self.ready = job.next;
         self.ready_len -= 1;
-        let work = job.work.take().expect("a ready job has not been taken");
-        Some(Start { entry: job.entry.clone(), work })
+        job.work.take()
     }
 
     fn call(&mut self) -> Call {
@@ -548,7 +591,7 @@ impl<R: Entry, W> Queue<R, W> {
             return Call::One(Reach::InReach);
         }
         // One or two jobs at a time are not worth a runner that finds nothing to do.
-        if self.called < 2 {
+        if self.ready_len == self.called + 1 && self.called < 2 {
             self.called += 1;
             return Call::One(Reach::Unknown);
         }
@@ -566,9 +609,9 @@ impl<R: Entry, W> Queue<R, W> {
         slot: Key,
         id: JobId,
         outcome: Outcome,
-        now: Instant,
+        now: Moment,
         may_go_on: bool,
-    ) -> (Effects<R, W>, Next<R, W>) {
+    ) -> (Effects<R, W>, Next<W>) {
         self.finish_active(slot, id, outcome);
         let (idle, more) = self.settle(now);
         let next = self.next(may_go_on);
@@ -582,29 +625,33 @@ impl<R: Entry, W> Queue<R, W> {
         slot: Key,
         id: JobId,
         outcome: Outcome,
-        now: Instant,
+        now: Moment,
     ) -> (Effects<R, W>, Option<W>) {
         let work = self.finish_active(slot, id, outcome);
         (self.effects(now), work)
     }
 
     fn finish_active(&mut self, slot: Key, id: JobId, outcome: Outcome) -> Option<W> {
-        if !self.is_active(slot, id) {
+        let job = self.slots.get_mut(slot)?;
+        if job.entry.id() != id || job.state() != JobState::Active {
             return None;
         }
-        let job = self.end(slot, outcome);
-        if job.work.is_some() {
-            self.ready_len -= 1;
-            if self.ready == slot {
-                self.ready = job.next;
-            }
-        }
-        self.active.unlink(&mut self.slots, job.previous, job.next);
+        job.entry.ended();
+        let (work, previous, next) = (job.work.take(), job.previous, job.next);
         if job.entry.has_place() {
             self.running -= 1;
             self.lanes.let_out(job.entry.key());
         }
-        job.work
+        self.books.end(&job.entry, outcome, self.phase);
+        self.active.unlink(&mut self.slots, previous, next);
+        self.slots.free(slot);
+        if work.is_some() {
+            self.ready_len -= 1;
+            if self.ready == slot {
+                self.ready = next;
+            }
+        }
+        work
     }
 
     /// Takes a job that has not started out of the queue.
@@ -613,7 +660,7 @@ impl<R: Entry, W> Queue<R, W> {
         slot: Key,
         id: JobId,
         outcome: Outcome,
-        now: Instant,
+        now: Moment,
     ) -> Option<(W, Effects<R, W>)> {
         self.slots.get(slot).filter(|job| job.entry.id() == id)?;
         let work = self.take_out(slot, outcome)?.work?;
@@ -629,13 +676,23 @@ impl<R: Entry, W> Queue<R, W> {
     fn take_out(&mut self, slot: Key, outcome: Outcome) -> Option<Slot<R, W>> {
         let job = self.slots.get(slot)?;
         let Slot { previous, next, .. } = *job;
-        match (job.entry.state(), job.entry.key().filter(|_| self.lanes.are_limited())) {
-            (JobState::Deferred, _) => self.deferred.unlink(&mut self.slots, previous, next),
-            (JobState::Pending, None) => self.line.unlink(&mut self.slots, previous, next),
-            (JobState::Pending, Some(key)) => self.lanes.remove(key, job.turn),
-            _ => return None,
+        match job.state() {
+            JobState::Deferred => self.deferred.unlink(&mut self.slots, previous, next),
+            JobState::Pending if self.lanes.are_limited() => {
+                self.lanes.remove(job.entry.key(), job.turn());
+            }
+            JobState::Pending => self.line.unlink(&mut self.slots, previous, next),
+            JobState::Active | JobState::Finished => return None,
         }
-        Some(self.end(slot, outcome))
+        let job = self.slots.remove(slot);
+        job.entry.ended();
+        self.books.end(&job.entry, outcome, self.phase);
+        Some(job)
+    }
+
+    pub(crate) fn state(&self, slot: Key, id: JobId) -> JobState {
+        let job = self.slots.get(slot).filter(|job| job.entry.id() == id);
+        job.map_or(JobState::Finished, Slot::state)
     }
 
     pub(crate) fn is_active(&self, slot: Key, id: JobId) -> bool {
@@ -643,42 +700,19 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     fn is_at(&self, slot: Key, id: JobId, state: JobState) -> bool {
-        let job = self.slots.get(slot);
-        job.is_some_and(|job| job.entry.id() == id && job.entry.state() == state)
-    }
-
-    fn end(&mut self, slot: Key, outcome: Outcome) -> Slot<R, W> {
-        let job = self.slots.remove(slot);
-        job.entry.moved(JobState::Finished, slot, job.since);
-        if let Some(unique) = job.entry.unique() {
-            self.uniques.remove(&unique.key);
-        }
-        self.totals.count(outcome);
-        if self.phase > Phase::Open && !matches!(outcome, Outcome::Completed | Outcome::Skipped) {
-            let ended = (job.entry.clone(), outcome);
-            match self.ended.last_mut().filter(|last| last.len() < ENDED) {
-                Some(last) => last.push(ended),
-                None => {
-                    let mut piece =
-                        Vec::with_capacity(if self.ended.is_empty() { 4 } else { ENDED });
-                    piece.push(ended);
-                    self.ended.push(piece);
-                }
-            }
-        }
-        job
+        self.state(slot, id) == state
     }
 
     // The end of every step.
 
     /// At most one more job can start now than before the step; and the places that have come free
     /// go to waiting spawners.
-    fn effects(&mut self, now: Instant) -> Effects<R, W> {
+    fn effects(&mut self, now: Moment) -> Effects<R, W> {
         let (idle, more) = self.settle(now);
         Effects { call: self.call(), idle, more }
     }
 
-    fn settle(&mut self, now: Instant) -> (bool, Option<Box<More<R, W>>>) {
+    fn settle(&mut self, now: Moment) -> (bool, Option<Box<More<R, W>>>) {
         let open = self.phase < Phase::Closed;
         if open && self.running < self.limit {
             self.start_next(now);
@@ -699,19 +733,16 @@ impl<R: Entry, W> Queue<R, W> {
         has_more.then(|| Box::new(More { wake, replaced: None, surplus }))
     }
 
-    fn start_next(&mut self, now: Instant) {
-        let first = self.line.first().map(|slot| (self.slots[slot].turn, slot));
-        let slot = match (first, self.lanes.first_let_in()) {
-            (Some((turn, slot)), let_in) if let_in.is_none_or(|(other, _)| turn < other) => {
-                let Slot { previous, next, .. } = self.slots[slot];
-                self.line.unlink(&mut self.slots, previous, next);
-                slot
-            }
-            (_, Some((turn, slot))) => {
-                self.lanes.start(turn);
-                slot
-            }
-            _ => return,
+    fn start_next(&mut self, now: Moment) {
+        let slot = if let Some((turn, slot)) = self.lanes.first_let_in() {
+            self.lanes.start(turn);
+            slot
+        } else if let Some(slot) = self.line.first() {
+            let Slot { previous, next, .. } = self.slots[slot];
+            self.line.unlink(&mut self.slots, previous, next);
+            slot
+        } else {
+            return;
         };
         self.start(slot, now);
     }
@@ -731,7 +762,7 @@ impl<R: Entry, W> Queue<R, W> {
 
     pub(crate) fn announce(&mut self) {
         if self.phase == Phase::Open {
-            self.at_drain = self.totals;
+            self.at_drain = self.books.totals;
             self.phase = Phase::Announced;
         }
     }
@@ -771,7 +802,7 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// What ended otherwise than completed or skipped since the end was announced (9), once.
     pub(crate) fn take_ended(&mut self) -> Vec<Vec<(R, Outcome)>> {
-        mem::take(&mut self.ended)
+        mem::take(&mut self.books.ended)
     }
 
     // Tests of applications.
@@ -784,7 +815,7 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// Starts one job although the queue is on hold.
     #[cfg(feature = "testing")]
-    pub(crate) fn start_one(&mut self, now: Instant) -> Option<(R, Effects<R, W>)> {
+    pub(crate) fn start_one(&mut self, now: Moment) -> Option<(R, Effects<R, W>)> {
         let last = self.active.last;
         let limit = mem::replace(&mut self.limit, self.running + 1);
         let effects = self.effects(now);
@@ -827,7 +858,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     pub(crate) fn totals(&self) -> Totals {
-        self.totals
+        self.books.totals
     }
 
     pub(crate) fn totals_at_drain(&self) -> Totals {
@@ -836,17 +867,17 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// Since when the longest pending job has waited, and the longest active one has run.
     pub(crate) fn oldest(&self) -> (Option<Moment>, Option<Moment>) {
-        let since = |slot: Key| self.slots[slot].since;
+        let since = |slot: Key| self.slots[slot].stamp.since();
         let pending = self.line.first().into_iter().chain(self.lanes.first()).map(since).min();
         (pending, self.active.first().map(since))
     }
 
     /// The jobs in up to `most` slots from `from` on, and where to go on.
-    pub(crate) fn page(&self, from: usize, most: usize) -> (Vec<R>, Option<usize>) {
+    pub(crate) fn page(&self, from: usize, most: usize) -> (Vec<(R, JobState)>, Option<usize>) {
         let end = self.slots.end();
         let to = from.saturating_add(most).min(end);
         let keys = (from..to).filter_map(|key| Key::try_from(key).ok());
-        let jobs = keys.filter_map(|key| self.slots.get(key)).map(|job| job.entry.clone());
-        (jobs.collect(), (to < end).then_some(to))
+        let jobs = keys.filter_map(|key| self.slots.get(key));
+        (jobs.map(|job| (job.entry.clone(), job.state())).collect(), (to < end).then_some(to))
     }
 }

@@ -271,7 +271,6 @@ pub(crate) struct Record {
     spawned: AtomicI64,
     /// Where the queue keeps the job; `NONE` before it is accepted.
     slot: AtomicU32,
-    state: AtomicU8,
     kind: Kind,
     told: AtomicU8,
     marks: AtomicU8,
@@ -292,7 +291,6 @@ impl Record {
             extras,
             spawned: AtomicI64::new(Moment::NEVER.as_nanos()),
             slot: AtomicU32::new(NONE),
-            state: AtomicU8::new(JobState::Deferred as u8),
             kind: if serves { Kind::Serving } else { kind },
             told: AtomicU8::new(0),
             marks: AtomicU8::new(0),
@@ -333,25 +331,18 @@ impl Record {
         self.extras.as_ref()?.key.as_ref()
     }
 
-    pub(crate) fn state(&self) -> JobState {
-        match self.state.load(Ordering::Acquire) {
-            0 => JobState::Deferred,
-            1 => JobState::Pending,
-            2 => JobState::Active,
-            _ => JobState::Finished,
-        }
-    }
-
+    /// Whether the job has ended, and its handle may know.
     pub(crate) fn is_finished(&self) -> bool {
-        self.state() == JobState::Finished
+        self.is_marked(mark::PUBLISHED)
     }
 
-    pub(crate) fn info(&self, now: Moment) -> JobInfo {
+    /// The queue knows the state.
+    pub(crate) fn info(&self, state: JobState, now: Moment) -> JobInfo {
         let spawned = Moment::from_nanos(self.spawned.load(Ordering::Relaxed));
         JobInfo {
             id: self.id,
             name: self.name(),
-            state: self.state(),
+            state,
             request: self.request_label().cloned(),
             key: self.key().cloned(),
             location: self.location,
@@ -481,11 +472,14 @@ impl Record {
         before
     }
 
-    /// The handle goes, and takes along what result there is: whoever has it must report it.
-    pub(crate) fn detach(&self) -> (Option<Result<Value, JobError>>, Option<Waker>) {
-        if self.mark(mark::DETACHED) & (mark::STORED | mark::AWAITED) == 0 {
-            return (None, None);
-        }
+    /// The handle goes. Whether it leaves nothing behind, as most do: else
+    /// [`leave`](Self::leave) has it.
+    pub(crate) fn detach(&self) -> bool {
+        self.mark(mark::DETACHED) & (mark::STORED | mark::AWAITED) == 0
+    }
+
+    /// What the handle takes along: whoever has the result must report it.
+    pub(crate) fn leave(&self) -> (Option<Result<Value, JobError>>, Option<Waker>) {
         let mut output = lock(&self.rest().output);
         let result = output.result.take();
         output.told |= matches!(&result, Some(Err(_)));
@@ -601,24 +595,17 @@ impl Entry for Arc<Record> {
         self.extras.as_ref()?.unique.as_ref()
     }
 
-    fn state(&self) -> JobState {
-        Record::state(self)
+    fn accepted(&self, slot: Key, now: Moment) {
+        self.spawned.store(now.as_nanos(), Ordering::Relaxed);
+        self.slot.store(slot, Ordering::Relaxed);
+        if let Some(request) = self.own_request() {
+            request.job_joined();
+        }
     }
 
-    fn moved(&self, state: JobState, slot: Key, now: Moment) {
-        // Written under the queue's lock only, so this need not be one step.
-        let first = self.slot.load(Ordering::Relaxed) == NONE;
-        if first {
-            self.spawned.store(now.as_nanos(), Ordering::Relaxed);
-            self.slot.store(slot, Ordering::Relaxed);
-        }
-        self.state.store(state as u8, Ordering::Release);
+    fn ended(&self) {
         if let Some(request) = self.own_request() {
-            if first {
-                request.job_joined();
-            } else if state == JobState::Finished {
-                request.job_left();
-            }
+            request.job_left();
         }
     }
 }

@@ -3,7 +3,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use crate::{
     clock::Moment,
     record::{JobInfo, Record},
-    state::Outcome,
+    state::{JobState, Outcome},
 };
 
 /// What a report is made of. Every caller of `close` has a report of its own, made when it asks.
@@ -29,7 +29,7 @@ impl Drained {
         let never_started = all().filter(|(_, outcome)| *outcome == Outcome::NeverStarted);
         report.never_started.reserve_exact(never_started.count());
         for (record, outcome) in all() {
-            report.add(*outcome, record.info(self.at));
+            report.add(*outcome, record.info(JobState::Finished, self.at));
         }
         report
     }

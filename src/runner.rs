@@ -29,10 +29,10 @@ use crate::{
     job::Owner,
     lanes::Ticket,
     lock::lock,
-    queue::{Admit, Call, Effects, More, Next, Queue, Reach, Refusal, Start},
+    queue::{Admit, Call, Effects, More, Next, Queue, Reach, Refusal},
     record::{Failure, Kind, Record},
     report::Drained,
-    state::Outcome,
+    state::{JobState, Outcome},
 };
 
 /// How many jobs a runner finishes before other tasks of the runtime have their turn.
@@ -184,7 +184,7 @@ impl Shared {
         entry: &Entry,
         work: &mut dyn FnMut() -> Work,
     ) -> Result<(), Refusal> {
-        let now = Instant::now();
+        let now = Moment::now();
         let admitted = self.queue().admit(how, entry, work, now);
         self.follow(admitted?);
         Ok(())
@@ -205,7 +205,7 @@ impl Shared {
                 return Poll::Ready(admitted);
             }
             // A waker is not ours, and is not cloned under the lock.
-            let (waker, now) = (cx.waker().clone(), Instant::now());
+            let (waker, now) = (cx.waker().clone(), Moment::now());
             let mut queue = self.queue();
             let admitted = queue.admit(Admit::Limited, entry, work, now);
             if let Err(Refusal::Full) = admitted {
@@ -216,7 +216,7 @@ impl Shared {
             self.follow(admitted?);
             return Poll::Ready(Ok(()));
         };
-        let (waker, now) = (cx.waker().clone(), Instant::now());
+        let (waker, now) = (cx.waker().clone(), Moment::now());
         let mut queue = self.queue();
         let Some(admitted) = queue.take_turn(waiting, entry, work, now) else {
             let replaced = queue.wait_on(waiting, waker);
@@ -233,7 +233,7 @@ impl Shared {
 
     /// A spawner gives up its place in the line.
     pub(crate) fn leave(self: &Arc<Self>, ticket: Ticket) {
-        let now = Instant::now();
+        let now = Moment::now();
         let (effects, waker) = self.queue().leave(ticket, now);
         drop(waker);
         self.follow(effects);
@@ -347,8 +347,13 @@ impl Owner for Shared {
         }
     }
 
+    fn state(&self, job: &Record) -> JobState {
+        self.queue().state(job.slot(), job.id())
+    }
+
     fn report(&self, job: &Record, error: JobError) {
-        let failure = Failure { job: job.info(Moment::now()), error };
+        let info = || job.info(self.state(job), Moment::now());
+        let failure = Failure { job: info(), error };
         // The hook is not ours, nor is the error: showing it, or dropping it, may panic.
         let tell = || match &self.on_failure {
             Some(hook) => hook(failure),
@@ -356,7 +361,7 @@ impl Owner for Shared {
         };
         if let Err(payload) = contain(tell) {
             let error = JobError::panicked(payload);
-            let job = job.info(Moment::now());
+            let job = info();
             tracing::error!(%job, %error, "on_failure, or the error it was called with, panicked");
             if let Ok(payload) = error.into_panic() {
                 forget_panic(payload);
@@ -372,7 +377,7 @@ impl Owner for Shared {
 impl Shared {
     /// The response of a deferred job is over.
     pub(crate) fn begin(self: &Arc<Self>, entry: &Entry) {
-        let now = Instant::now();
+        let now = Moment::now();
         let effects = self.queue().begin(entry.slot(), entry.id(), now);
         self.follow(effects);
     }
@@ -388,7 +393,7 @@ impl Shared {
     }
 
     fn remove(self: &Arc<Self>, entry: &Entry, outcome: Outcome, error: JobError) -> bool {
-        let now = Instant::now();
+        let now = Moment::now();
         let removed = self.queue().remove(entry.slot(), entry.id(), outcome, now);
         let Some((work, effects)) = removed else { return false };
         self.follow(effects);
@@ -441,20 +446,20 @@ impl Occupied {
         self.occupy(start?)
     }
 
-    fn occupy(&mut self, start: Start<Entry, Work>) -> Option<Work> {
-        self.entry = Some(start.entry);
-        Some(start.work)
+    fn occupy(&mut self, mut work: Work) -> Option<Work> {
+        self.entry = Some(work.as_mut().take_record());
+        Some(work)
     }
 
     /// Ends the job and, with `may_go_on`, takes the next one, in one step.
-    fn advance(&mut self, outcome: Outcome, now: Instant, may_go_on: bool) -> Option<Work> {
+    fn advance(&mut self, outcome: Outcome, now: Moment, may_go_on: bool) -> Option<Work> {
         let entry = self.entry.take()?;
         let (slot, id) = (entry.slot(), entry.id());
         let (effects, next) = self.shared.queue().advance(slot, id, outcome, now, may_go_on);
         entry.publish();
         self.shared.follow(effects);
         match next {
-            Next::Take(start) => self.occupy(start),
+            Next::Take(work) => self.occupy(work),
             Next::Yield => {
                 self.called = Some(Reach::InReach);
                 None
@@ -478,7 +483,8 @@ impl Drop for Occupied {
         // No runner comes any more, not for those that are ready either.
         loop {
             let ready = self.shared.queue().take();
-            let Some(Start { entry, work }) = ready else { break };
+            let Some(mut work) = ready else { break };
+            let entry = work.as_mut().take_record();
             discard_work(work);
             self.shared.lose(&entry);
         }
@@ -494,7 +500,7 @@ impl Shared {
         };
         discard(entry.fail(JobError::cancelled()));
         self.settle(entry);
-        let (effects, _) = self.queue().finish(entry.slot(), entry.id(), outcome, Instant::now());
+        let (effects, _) = self.queue().finish(entry.slot(), entry.id(), outcome, Moment::now());
         entry.publish();
         if effects.idle {
             self.notify_idle();
@@ -572,32 +578,38 @@ impl Runner {
 #[derive(Default)]
 struct Turn {
     jobs: usize,
-    /// The clock, when it was read last, and when the turn is over.
-    read: Option<(Instant, Instant)>,
+    clock: Option<Clock>,
     unread: usize,
+}
+
+/// The clock as it was read last.
+#[derive(Clone, Copy)]
+struct Clock {
+    now: Moment,
+    read: Instant,
+    end_of_turn: Instant,
 }
 
 impl Turn {
     /// The time, and whether there is some left.
-    fn job_ended(&mut self) -> (Instant, bool) {
+    fn job_ended(&mut self) -> (Moment, bool) {
         self.jobs += 1;
-        let (now, end) = match self.read {
-            Some(read) if self.unread > 0 => {
+        let clock = match self.clock {
+            Some(clock) if self.unread > 0 => {
                 self.unread -= 1;
-                read
+                clock
             }
-            Some((last, end)) => {
-                let now = Instant::now();
-                self.unread = if now < last + SHORT { UNREAD } else { 0 };
-                (now, end)
-            }
-            None => {
-                let now = Instant::now();
-                (now, now + TURN)
+            last => {
+                let read = Instant::now();
+                let is_short = last.is_some_and(|last| read < last.read + SHORT);
+                self.unread = if is_short { UNREAD } else { 0 };
+                let end_of_turn = last.map_or_else(|| read + TURN, |last| last.end_of_turn);
+                Clock { now: Moment::of(read), read, end_of_turn }
             }
         };
-        self.read = Some((now, end));
-        (now, self.jobs < JOBS_PER_TURN && now <= end && coop::has_budget_remaining())
+        self.clock = Some(clock);
+        let is_over = self.jobs >= JOBS_PER_TURN || clock.read > clock.end_of_turn;
+        (clock.now, !is_over && coop::has_budget_remaining())
     }
 }
 

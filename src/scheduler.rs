@@ -424,7 +424,7 @@ impl Scheduler {
     pub fn jobs(&self) -> Vec<JobInfo> {
         let now = Moment::now();
         let mut jobs = Vec::new();
-        self.shared().for_each_job(|entry| jobs.push(entry.info(now)));
+        self.shared().for_each_job(|(entry, state)| jobs.push(entry.info(state, now)));
         jobs.sort_unstable_by_key(|job| job.id);
         jobs
     }

@@ -49,25 +49,33 @@ impl<T> Slots<T> {
     /// # Panics
     ///
     /// With 2^32 - 1 rows in it.
+    #[inline(always)] // so that the value is made in its place
     pub(crate) fn insert(&mut self, value: T) -> Key {
         self.len += 1;
-        if self.free != NONE {
-            let key = self.free;
-            let row = self.row_mut(key).expect("a free row is a row");
-            if let Row::Free(next) = std::mem::replace(row, Row::Taken(value)) {
-                self.free = next;
-            }
+        let key = self.free;
+        if let Some(row) = self.row_mut(key) {
+            let Row::Free(next) = *row else { unreachable!("row {key} is taken") };
+            *row = Row::Taken(value);
+            self.free = next;
             return key;
         }
+        let key = self.grow();
+        *self.row_mut(key).expect("a new row") = Row::Taken(value);
+        key
+    }
+
+    /// Adds a row.
+    #[cold]
+    fn grow(&mut self) -> Key {
         let key = Key::try_from(self.end()).ok().filter(|key| *key != NONE);
         let key = key.expect("fewer than 2^32 jobs at a time");
         match self.chunks.last_mut() {
-            Some(last) if last.0.len() < CHUNK => last.0.push(Row::Taken(value)),
+            Some(last) if last.0.len() < CHUNK => last.0.push(Row::Free(NONE)),
             // The first grows as it needs to: most tables stay small.
-            None => self.chunks.push(Chunk(vec![Row::Taken(value)])),
+            None => self.chunks.push(Chunk(vec![Row::Free(NONE)])),
             Some(_) => {
                 let mut rows = Vec::with_capacity(CHUNK);
-                rows.push(Row::Taken(value));
+                rows.push(Row::Free(NONE));
                 self.chunks.push(Chunk(rows));
             }
         }
@@ -88,6 +96,20 @@ impl<T> Slots<T> {
             }
             Row::Free(_) => unreachable!("row {key} is free"),
         }
+    }
+
+    /// Like `remove`, and drops what is there.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row.
+    pub(crate) fn free(&mut self, key: Key) {
+        let free = self.free;
+        let row = self.row_mut(key).expect("a row that is taken");
+        debug_assert!(matches!(row, Row::Taken(_)), "row {key} is free");
+        *row = Row::Free(free);
+        self.free = key;
+        self.len -= 1;
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
@@ -153,8 +175,8 @@ mod tests {
     fn a_row_that_came_free_is_used_before_a_new_one() {
         let mut slots = Slots::new();
         let [first, second, _] = ["a", "b", "c"].map(|name| slots.insert(name));
-        slots.remove(first);
-        slots.remove(second);
+        assert_eq!(slots.remove(first), "a");
+        slots.free(second);
         assert_eq!([slots.insert("d"), slots.insert("e")], [second, first]);
         assert_eq!(slots.end(), 3);
     }

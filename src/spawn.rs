@@ -119,7 +119,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         F: Future<Output: JobOutput> + Send + 'static,
     {
         let shared = self.shared;
-        let (record, run) = self.pack(Kind::Plain, |_| Run::<_, Keep>::new(future));
+        let (record, run) = self.pack(Kind::Plain, |record| Run::<_, Keep>::new(future, record));
         Spawn::new(shared, record, run.into_work())
     }
 
@@ -134,7 +134,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         F: Future<Output: JobOutput> + Send + 'static,
     {
         let shared = self.shared;
-        let (record, run) = self.pack(Kind::Plain, |_| Run::<_, Keep>::new(future));
+        let (record, run) = self.pack(Kind::Plain, |record| Run::<_, Keep>::new(future, record));
         match admit_now(shared, &record, run, Admit::Limited) {
             Ok(()) => Ok(Job::new(record, shared.clone())),
             Err(error) => Err(error.map(Run::into_future)),
@@ -178,7 +178,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         let (record, run) = self.pack(Kind::Cooperative, |record| {
             let context = JobContext::new(record.clone());
             // Made inside the job, so that a panic in there is the job's.
-            Run::<_, Keep>::new(async move { make(context).await })
+            Run::<_, Keep>::new(async move { make(context).await }, record)
         });
         Spawn::new(shared, record, run.into_work())
     }
@@ -195,7 +195,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         let record = self.record(Kind::Blocking);
         let span = shared.new_span(&record);
         let run = run_blocking(closure, record.clone(), timeout, span.clone());
-        let packed = Packed::new(Run::<_, Stored>::new(run), None, span);
+        let packed = Packed::new(Run::<_, Stored>::new(run, &record), None, span);
         Spawn::new(shared, record, packed.into_work())
     }
 
@@ -217,7 +217,8 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         F: Future<Output: JobOutput + Send + 'static> + Send + 'static,
     {
         let shared = self.shared.clone();
-        let (record, run) = self.pack(Kind::Shielded, |_| Run::<_, PassThrough>::new(future));
+        let (record, run) =
+            self.pack(Kind::Shielded, |record| Run::<_, PassThrough>::new(future, record));
         async move {
             shared.bind_runtime().map_err(JobError::refused)?;
             // Refused, it is dropped after unlocking: that is user code.
@@ -329,7 +330,7 @@ impl JobBuilder<'_, RequestScope> {
     {
         let (shared, request) = (self.shared, self.request().clone());
         let after = AfterOthers::new(future);
-        let (record, run) = self.pack(Kind::Plain, |_| Run::<_, Keep>::new(after));
+        let (record, run) = self.pack(Kind::Plain, |record| Run::<_, Keep>::new(after, record));
         admit_now(shared, &record, run, Admit::Deferred)
             .map_err(|error| error.map(|run| run.into_future().future))?;
         let (entry, owner) = (record.clone(), shared.clone());

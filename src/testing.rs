@@ -13,14 +13,13 @@ use std::{
     thread,
 };
 
-use tokio::time::Instant;
-
 use crate::{
     clock::Moment,
     lock::lock,
     record::{Failure, JobInfo},
     runner::{Mode, Shared},
     scheduler::Scheduler,
+    state::JobState,
 };
 
 /// A scheduler that accepts jobs and does not run them, until it is told to.
@@ -114,12 +113,12 @@ impl Recorder {
     pub async fn run_all(&self) -> Vec<Failure> {
         let shared = self.scheduler.shared();
         loop {
-            let started = shared.queue().start_one(Instant::now());
+            let started = shared.queue().start_one(Moment::now());
             let Some((entry, effects)) = started else { break };
-            lock(&self.ran).push(entry.info(Moment::now()));
+            lock(&self.ran).push(entry.info(JobState::Active, Moment::now()));
             shared.follow(effects);
             shared.wait_until(|_| entry.is_finished()).await;
-            let info = entry.info(Moment::now());
+            let info = entry.info(JobState::Finished, Moment::now());
             lock(&self.ran).retain(|job| job.id != info.id);
             lock(&self.ran).push(info);
             self.pass_on_panics();

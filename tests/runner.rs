@@ -9,7 +9,7 @@ use std::{
     collections::HashSet,
     future::{Future, pending, poll_fn},
     sync::{
-        Arc, Mutex,
+        Arc, Barrier, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Poll,
@@ -94,6 +94,60 @@ async fn a_task_runs_the_next_job_whatever_became_of_the_last() {
             Ok(())
         ]
     );
+}
+
+#[tokio::test]
+async fn short_jobs_share_a_task() {
+    let scheduler = Scheduler::builder().limit(None).build();
+    let (tell, mut told) = mpsc::unbounded_channel();
+    for _ in 0..200 {
+        let tell = tell.clone();
+        drop(scheduler.try_spawn(async move { tell.send(this_task()).expect("heard") }));
+    }
+    drop(tell);
+    let mut tasks = HashSet::new();
+    while let Some(task) = told.recv().await {
+        tasks.insert(task);
+    }
+    assert!(tasks.len() <= 3, "{} tasks", tasks.len());
+}
+
+/// Jobs that block their threads, as none should, are still run by as many threads as there are.
+#[test]
+fn a_job_that_blocks_its_thread_keeps_no_other_from_a_free_one() {
+    const THREADS: usize = 4;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    let rounds = async {
+        let scheduler = Scheduler::builder().limit(None).build();
+        for round in 0..200 {
+            // All of them must be run at the same time for any to end.
+            let barrier = Arc::new(Barrier::new(THREADS - 1));
+            // Spawned by a thread of the runtime, as handlers do, between others.
+            let (barrier, spawns) = (barrier.clone(), scheduler.clone());
+            let spawner = tokio::spawn(async move {
+                for n in 0..3 * THREADS {
+                    let barrier = barrier.clone();
+                    let blocks = n % 3 == round % 3 && n / 3 < THREADS - 1;
+                    let job = async move {
+                        if blocks {
+                            barrier.wait();
+                        }
+                    };
+                    drop(spawns.try_spawn(job).expect("no limit"));
+                }
+            });
+            spawner.await.expect("no panic");
+            scheduler.wait_idle().await;
+        }
+    };
+    let timeout = std::time::Duration::from_secs(60);
+    let ended = runtime.block_on(async { tokio::time::timeout(timeout, rounds).await });
+    runtime.shutdown_background();
+    assert!(ended.is_ok(), "jobs are stuck behind one that blocks its thread");
 }
 
 #[tokio::test]

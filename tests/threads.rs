@@ -328,7 +328,13 @@ fn a_failure_whose_telling_outlasts_the_close_is_told_once() {
             }
         })
         .build();
-    drop(block_on(scheduler.spawn(async { Err::<(), _>("no") })));
+    let (detach, detached) = tokio::sync::oneshot::channel::<()>();
+    let job = block_on(scheduler.spawn(async {
+        detached.await.expect("the test detaches");
+        Err::<(), _>("no")
+    }));
+    drop(job);
+    detach.send(()).expect("the job waits");
     assert_eq!(is_telling.recv_timeout(LONG), Ok(true));
     let report = block_on(scheduler.close());
     assert_eq!(report.abandoned.len(), 1);

@@ -9,7 +9,6 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::Wake,
-    time::Duration,
 };
 
 use proptest::{
@@ -46,7 +45,7 @@ struct Job(Rc<Told>);
 
 struct Told {
     id: JobId,
-    state: Cell<JobState>,
+    ended: Cell<bool>,
     slot: Cell<Key>,
     has_place: bool,
     key: Option<Arc<str>>,
@@ -57,7 +56,7 @@ impl Job {
     fn new(how: Admit, names: Names) -> Self {
         Self(Rc::new(Told {
             id: JobId::next(),
-            state: Cell::new(JobState::Deferred),
+            ended: Cell::new(false),
             slot: Cell::new(NONE),
             has_place: how != Admit::Outside,
             key: names.key.map(Arc::from),
@@ -87,14 +86,13 @@ impl Entry for Job {
         self.0.has_place
     }
 
-    fn state(&self) -> JobState {
-        self.0.state.get()
+    fn accepted(&self, slot: Key, _: Moment) {
+        assert_eq!(self.slot(), NONE, "accepted once");
+        self.0.slot.set(slot);
     }
 
-    fn moved(&self, state: JobState, slot: Key, _: Moment) {
-        assert!(state >= self.state(), "from {:?} back to {state:?}", self.state());
-        self.0.state.set(state);
-        self.0.slot.set(slot);
+    fn ended(&self) {
+        assert!(self.slot() != NONE && !self.0.ended.replace(true), "ended once");
     }
 }
 
@@ -133,7 +131,7 @@ impl Wake for Bell {
 struct Bench {
     queue: Queue<Job, Task>,
     jobs: Vec<Job>,
-    now: Instant,
+    now: Moment,
     /// Jobs in the order in which they were started.
     started: Vec<usize>,
     /// Jobs in the order in which others took over from them.
@@ -167,22 +165,28 @@ impl Bench {
         Self {
             queue: Queue::new(limit.into(), pending_limit.into(), limit_per_key.into()),
             jobs: Vec::new(),
-            now: Instant::now(),
+            now: Moment::from_nanos(0),
             started: Vec::new(),
             replaced: Vec::new(),
             idle: true,
         }
     }
 
+    fn state(&self, number: usize) -> JobState {
+        let job = &self.jobs[number];
+        self.queue.state(job.slot(), job.id())
+    }
+
     /// Has a runner for every job that starts.
     fn follow(&mut self, effects: Effects<Job, Task>) {
-        while let Some(start) = self.queue.take() {
-            assert_eq!(start.entry.state(), JobState::Active);
-            self.started.push(start.work.take());
+        while let Some(task) = self.queue.take() {
+            let number = task.take();
+            assert_eq!(self.state(number), JobState::Active);
+            self.started.push(number);
         }
         if let Some(more) = effects.more {
             if let Some((entry, work)) = more.replaced {
-                assert_eq!(entry.state(), JobState::Finished);
+                assert!(entry.0.ended.get());
                 self.replaced.push(work.take());
             }
             more.wake.into_iter().for_each(Waker::wake);
@@ -407,7 +411,7 @@ fn a_place_that_comes_free_starts_the_next_pending_job_in_the_same_step() {
     bench.offer_all::<3>();
     bench.finish(0, Outcome::Panicked);
     assert_eq!(bench.started, [0, 1]);
-    assert_eq!(bench.jobs[1].state(), JobState::Active);
+    assert_eq!(bench.state(1), JobState::Active);
     assert_eq!(bench.counts(), (1, 1));
 }
 
@@ -636,6 +640,229 @@ fn what_ends_badly_from_the_drain_on_is_kept_for_the_report_once() {
     assert!(bench.queue.take_ended().is_empty());
 }
 
+/// A queue with runners that come when they are told to.
+struct Crew {
+    queue: Queue<Job, Task>,
+    offered: usize,
+    jobs: Vec<Job>,
+    called: Vec<Reach>,
+    /// The jobs that runners have.
+    taken: Vec<usize>,
+    /// In the order in which they were taken.
+    order: Vec<usize>,
+}
+
+impl Crew {
+    fn new(limit: impl Into<Option<usize>>) -> Self {
+        Self {
+            queue: Queue::new(limit.into(), None, None),
+            offered: 0,
+            jobs: Vec::new(),
+            called: Vec::new(),
+            taken: Vec::new(),
+            order: Vec::new(),
+        }
+    }
+
+    fn call(&mut self, call: Call) {
+        match call {
+            Call::Nobody => {}
+            Call::One(reach) => self.called.push(reach),
+            Call::Pair => self.called.extend([Reach::InReach, Reach::Unknown]),
+        }
+    }
+
+    fn take(&mut self, task: Task) {
+        let number = task.take();
+        self.taken.push(number);
+        self.order.push(number);
+    }
+
+    fn offer(&mut self) -> Call {
+        let job = Job::new(Admit::Limited, NO_NAMES);
+        let task = Task(self.offered, false);
+        let admitted = self.queue.admit(Admit::Limited, &job, || task, Moment::from_nanos(0));
+        let Ok(Effects { call, .. }) = admitted else { panic!("there is room") };
+        self.offered += 1;
+        self.jobs.push(job);
+        self.call(call);
+        call
+    }
+
+    fn offer_many(&mut self, jobs: usize) {
+        for _ in 0..jobs {
+            self.offer();
+        }
+    }
+
+    /// A runner comes that was called, and takes a job if there is one.
+    fn come(&mut self, at: usize) -> Call {
+        let reach = self.called.remove(at);
+        let (task, call) = self.queue.come(reach);
+        task.into_iter().for_each(|task| self.take(task));
+        self.call(call);
+        call
+    }
+
+    /// The job of a runner ends.
+    fn advance(&mut self, at: usize, may_go_on: bool) -> Next<Task> {
+        let job = self.jobs[self.taken.remove(at)].clone();
+        let (slot, id, now) = (job.slot(), job.id(), Moment::from_nanos(0));
+        let (effects, next) = self.queue.advance(slot, id, Outcome::Completed, now, may_go_on);
+        if let Next::Yield = next {
+            self.called.push(Reach::InReach);
+        }
+        self.call(effects.call);
+        next
+    }
+
+    /// Invariant 13.
+    fn check(&self) {
+        let in_reach = self.called.contains(&Reach::InReach);
+        let ready = self.queue.ready_len;
+        assert!(ready == 0 || in_reach || self.called.len() >= ready, "{ready} jobs are stuck");
+    }
+}
+
+impl Drop for Crew {
+    /// The table still owns the work of what no runner has taken.
+    fn drop(&mut self) {
+        self.queue.close();
+        for (_, task) in self.queue.take_unstarted(usize::MAX) {
+            task.take();
+        }
+        while let Some(task) = self.queue.take() {
+            task.take();
+        }
+    }
+}
+
+const ONE: Call = Call::One(Reach::Unknown);
+
+/// Invariant 13: one or two jobs need no more than a runner each, many share some.
+#[test]
+fn runners_are_called_one_by_one_and_then_in_a_pair() {
+    let mut crew = Crew::new(None);
+    assert_eq!([(); 5].map(|()| crew.offer()), [ONE, ONE, Call::Pair, Call::Nobody, Call::Nobody]);
+}
+
+#[test]
+fn where_there_is_one_thread_one_runner_is_on_its_way() {
+    let mut crew = Crew::new(None);
+    crew.queue.has_one_thread();
+    let one = Call::One(Reach::InReach);
+    assert_eq!([(); 3].map(|()| crew.offer()), [one, Call::Nobody, Call::Nobody]);
+    assert_eq!(crew.come(0), one, "it may stay with its job");
+    assert_eq!(crew.come(0), one);
+    assert_eq!(crew.come(0), Call::Nobody);
+}
+
+/// Invariant 13: the runner that is in reach is followed by another.
+#[test]
+fn a_runner_that_comes_has_others_called_while_jobs_are_ready() {
+    let mut crew = Crew::new(None);
+    crew.offer_many(9);
+    assert_eq!(crew.come(0), Call::Nobody, "it was not the one in reach");
+    let in_reach = crew.called.iter().position(|reach| *reach == Reach::InReach);
+    assert_eq!(crew.come(in_reach.expect("one is")), Call::Pair);
+    assert_eq!(crew.order, [0, 1]);
+}
+
+/// Invariant 12.
+#[test]
+fn jobs_are_taken_in_the_order_they_started() {
+    let mut crew = Crew::new(3);
+    crew.offer_many(6);
+    crew.come(0);
+    while let Next::Take(task) = crew.advance(0, true) {
+        crew.take(task);
+    }
+    assert_eq!(crew.order, [0, 1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn a_runner_that_goes_on_needs_no_other_to_be_called() {
+    let mut crew = Crew::new(1);
+    crew.offer_many(4);
+    crew.come(0);
+    while let Next::Take(task) = crew.advance(0, true) {
+        assert!(crew.called.is_empty());
+        crew.take(task);
+    }
+    assert_eq!(crew.order.len(), 4);
+}
+
+#[test]
+fn a_runner_whose_turn_is_over_comes_again_only_if_there_is_a_job() {
+    let mut crew = Crew::new(1);
+    crew.offer_many(2);
+    crew.come(0);
+    assert!(matches!(crew.advance(0, false), Next::Yield));
+    assert_eq!(crew.called, [Reach::InReach]);
+    assert_eq!(crew.come(0), Call::Nobody);
+    assert!(matches!(crew.advance(0, false), Next::End));
+    assert!(crew.called.is_empty());
+}
+
+/// Invariant 12: its neighbours stay in order.
+#[test]
+fn a_ready_job_that_ends_without_a_runner_gives_its_work_back() {
+    let mut crew = Crew::new(None);
+    crew.offer_many(3);
+    for number in [1, 0] {
+        let job = crew.jobs[number].clone();
+        let now = Moment::from_nanos(0);
+        let (_, task) = crew.queue.finish(job.slot(), job.id(), Outcome::Abandoned, now);
+        assert_eq!(task.map(Task::take), Some(number));
+    }
+    crew.come(0);
+    assert_eq!(crew.order, [2]);
+    assert_eq!(crew.queue.active_count(), 1);
+}
+
+/// Invariants 12 and 13, whatever runners do; and if those that are called come, all jobs run.
+#[test]
+fn a_runner_is_on_its_way_while_jobs_are_ready() {
+    let step = (0..4_u8, any::<usize>(), any::<bool>());
+    let history = (any::<bool>(), prop::option::of(1..5_usize), prop::collection::vec(step, 1..80));
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    let ran = TestRunner::new(config).run(&history, |(has_one_thread, limit, steps)| {
+        let mut crew = Crew::new(limit);
+        if has_one_thread {
+            crew.queue.has_one_thread();
+        }
+        for (what, at, may_go_on) in steps {
+            match what {
+                0 | 1 => crew.offer_many(1),
+                2 if !crew.called.is_empty() => {
+                    crew.come(at % crew.called.len());
+                }
+                3 if !crew.taken.is_empty() => {
+                    if let Next::Take(task) = crew.advance(at % crew.taken.len(), may_go_on) {
+                        crew.take(task);
+                    }
+                }
+                _ => {}
+            }
+            crew.check();
+        }
+        while !(crew.called.is_empty() && crew.taken.is_empty()) {
+            if crew.taken.is_empty() {
+                crew.come(0);
+            } else if let Next::Take(task) = crew.advance(0, true) {
+                crew.take(task);
+            }
+            crew.check();
+        }
+        assert!(crew.queue.is_idle());
+        assert_eq!(crew.order, Vec::from_iter(0..crew.offered));
+        Ok(())
+    });
+    if let Err(error) = ran {
+        panic!("{error}");
+    }
+}
+
 /// Invariant 1.
 #[test]
 fn no_more_than_limit_per_key_jobs_of_one_key_run() {
@@ -727,7 +954,7 @@ fn spawners_of_a_key_at_its_limit_keep_no_others_waiting() {
     assert_eq!(bench.started, [0, 2, 3, 6, 1]);
     assert_eq!(granted(&bells), [true, false, true, false], "now there is one to wait in");
     assert_eq!(bench.ask(4, hot, &hot_bell), Taken);
-    assert_eq!(bench.jobs[4].state(), JobState::Pending);
+    assert_eq!(bench.state(4), JobState::Pending);
     bench.finish(3, Outcome::Completed);
     assert_eq!(granted(&bells), [true, false, true, true]);
 }
@@ -825,10 +1052,10 @@ fn at_most_one_job_of_a_unique_key_is_there() {
     refused(&mut bench);
     let runs = bench.jobs.len() - 1;
     bench.begin(0);
-    assert_eq!(bench.jobs[0].state(), JobState::Pending);
+    assert_eq!(bench.state(0), JobState::Pending);
     assert_eq!(bench.offer_as(Admit::Limited, unique("u")), Duplicate(0));
     bench.finish(runs, Outcome::Completed);
-    assert_eq!(bench.jobs[0].state(), JobState::Active);
+    assert_eq!(bench.state(0), JobState::Active);
     refused(&mut bench);
     bench.finish(0, Outcome::Panicked);
     assert_eq!(bench.offer_as(Admit::Limited, unique("u")), Taken);
@@ -920,7 +1147,7 @@ fn paging_lists_every_job() {
     let mut from = Some(0);
     while let Some(key) = from {
         let (page, next) = bench.queue.page(key, 2);
-        listed.extend(page.iter().map(Job::id));
+        listed.extend(page.iter().map(|(job, _)| job.id()));
         from = next;
     }
     let expected = [0, 2, 3, 4, 5, 6].map(|number: usize| bench.jobs[number].id());
@@ -1166,10 +1393,7 @@ impl Model {
 
     /// In the order in which a closed queue gives them up.
     fn unstarted(&self) -> Vec<usize> {
-        let limited = self.limit_per_key < usize::MAX;
-        let has_key = |number: &usize| limited && self.names[*number].key.is_some();
-        let (keyed, line): (Vec<_>, Vec<_>) = self.pending.iter().copied().partition(has_key);
-        [line, keyed, self.deferred.clone()].concat()
+        [self.pending.clone(), self.deferred.clone()].concat()
     }
 }
 
@@ -1200,11 +1424,11 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
     };
     // Spawners that have joined the line and not left it, and the time of each job's last move.
     let mut spawners: Vec<(usize, Ticket, Arc<Bell>)> = Vec::new();
-    let mut since: Vec<(JobState, Instant)> = Vec::new();
+    let mut since: Vec<(JobState, Moment)> = Vec::new();
     // Jobs that were deferred, and are so no more.
     let mut begun = Vec::new();
     for step in steps {
-        bench.now += Duration::from_secs(1);
+        bench.now = Moment::from_nanos(bench.now.as_nanos() + 1);
         match step {
             Step::Offer(names)
             | Step::OfferOrWait(names)
@@ -1357,22 +1581,21 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
                 assert!(bell.rings() <= 1);
             }
         }
-        for (number, job) in bench.jobs.iter().enumerate() {
+        for number in 0..bench.jobs.len() {
             let expected = match () {
                 () if model.active.contains(&number) => JobState::Active,
                 () if model.pending.contains(&number) => JobState::Pending,
                 () if model.deferred.contains(&number) => JobState::Deferred,
-                // Not taken in.
-                () if job.slot() == NONE => JobState::Deferred,
+                // Or not taken in.
                 () => JobState::Finished,
             };
-            assert_eq!(job.state(), expected, "job {number}");
+            assert_eq!(bench.state(number), expected, "job {number}");
             since.resize(bench.jobs.len(), (JobState::Deferred, bench.now));
             if since[number].0 != expected {
                 since[number] = (expected, bench.now);
             }
         }
-        let oldest = |jobs: &[usize]| jobs.iter().map(|number| Moment::of(since[*number].1)).min();
+        let oldest = |jobs: &[usize]| jobs.iter().map(|number| since[*number].1).min();
         assert_eq!(queue.oldest(), (oldest(&model.pending), oldest(&model.active)));
     }
 }
