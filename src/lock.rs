@@ -2,5 +2,43 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// No user code runs under our locks, so a poisoned one is still in order.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    #[cfg(tower_jobs_count_locks)]
+    if let Some(guard) = counting::try_lock(mutex) {
+        return guard;
+    }
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// For the benchmark `counts`, which builds this crate with that cfg. No other build has it.
+#[cfg(tower_jobs_count_locks)]
+mod counting {
+    use std::sync::{
+        Mutex, MutexGuard, TryLockError,
+        atomic::{AtomicU64, Ordering},
+    };
+
+    static TAKEN: AtomicU64 = AtomicU64::new(0);
+    static CONTENDED: AtomicU64 = AtomicU64::new(0);
+
+    /// Counts the lock as taken, which the caller will do if this does not.
+    pub(super) fn try_lock<T: ?Sized>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+        TAKEN.fetch_add(1, Ordering::Relaxed);
+        match mutex.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                CONTENDED.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+
+    impl crate::Scheduler {
+        /// How often this process has taken locks of this crate by now, and how many of them were
+        /// held by another thread at that time.
+        #[doc(hidden)]
+        pub fn locks() -> (u64, u64) {
+            (TAKEN.load(Ordering::Relaxed), CONTENDED.load(Ordering::Relaxed))
+        }
+    }
 }

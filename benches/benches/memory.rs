@@ -1,7 +1,5 @@
 //! What a waiting job holds, and how often one allocates, counted and not timed.
 
-#![allow(clippy::print_stdout, reason = "the table is the benchmark's output")]
-
 use std::{
     alloc::System,
     future::{Future, pending},
@@ -17,7 +15,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use tower_jobs::Job;
 use tower_jobs_benches::{
-    Contender, Detached, Flavour, Goals, PermitInside, is_brief,
+    Chart, Contender, Detached, Flavour, PermitInside, Report, Table, is_brief,
     names::{AWAITED, DETACHED, INSIDE, TASKS},
     noop, scheduler,
 };
@@ -151,17 +149,23 @@ fn rows(jobs: usize) -> [Row; 4] {
 fn main() {
     let jobs = if is_brief() { 1000 } else { 100_000 };
     let rows = rows(jobs);
-    println!("\n## Memory: {jobs} waiting no-op jobs\n");
-    println!("| | bytes per waiting job | still held afterwards | allocations per job |");
-    println!("|---|---:|---:|---:|");
+    let mut report = Report::new("memory");
+    report.heading(&format!("{jobs} waiting no-op jobs"));
+    let columns = ["", "bytes per waiting job", "still held afterwards", "allocations per job"];
+    let mut table = Table::new(columns);
     for Row { name, waiting, left, allocations } in &rows {
-        println!("| {name} | {waiting:.0} | {left:.0} | {allocations:.2} |");
+        let [waiting, left] = [waiting, left].map(|bytes| format!("{bytes:.0}"));
+        table.row([(*name).to_owned(), waiting, left, format!("{allocations:.2}")]);
     }
+    report.table(&table);
+    let bars = rows.iter().map(|row| (row.name, row.waiting));
+    let title = "Memory of a waiting no-op job";
+    report.chart("waiting", &Chart::bars(title, "bytes per job; less is better", bars));
     let of = |name| rows.iter().find(|row| row.name == name).expect("measured");
-    let mut goals = Goals::default();
     let title = format!("bytes per waiting job, {DETACHED}, of {INSIDE}");
-    goals.add(title, Some(of(DETACHED).waiting / of(INSIDE).waiting), 0.5, 0.3);
+    let ratio = of(DETACHED).waiting / of(INSIDE).waiting;
+    report.goals.at_most(title, Some(ratio), 0.5, 0.3);
     let title = format!("allocations per queued job, {DETACHED}");
-    goals.add(title, Some(of(DETACHED).allocations), 3.0, 2.0);
-    goals.print();
+    report.goals.at_most(title, Some(of(DETACHED).allocations), 3.0, 2.0);
+    report.finish();
 }

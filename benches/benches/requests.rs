@@ -1,22 +1,22 @@
 //! What the layer costs a request, beside the same router without it, in the same run: in process,
 //! without a socket, so that nothing hides it.
 
-#![allow(clippy::print_stdout, reason = "the table is the benchmark's output")]
-
 use std::time::Instant;
 
 use axum::{Router, body::Body, routing::get};
 use http::Request;
 use tower::ServiceExt;
 use tower_jobs::{Jobs, JobsLayer};
-use tower_jobs_benches::{Flavour, is_brief, noop, scheduler};
+use tower_jobs_benches::{
+    Chart, Flavour, Report, Table, Times, is_brief, noop, per_job, scheduler,
+};
 
 const NAMES: [&str; 5] = [
     "no layer",
-    "the layer, unused",
-    "no layer, tokio::spawn in the handler",
-    "the layer, a job in the handler",
-    "the layer, a job after the response",
+    "**the layer**, unused",
+    "no layer, `tokio::spawn` in the handler",
+    "**the layer**, a job in the handler",
+    "**the layer**, a job after the response",
 ];
 
 fn routers() -> [Router; 5] {
@@ -55,37 +55,27 @@ async fn time(router: &Router, requests: usize) -> f64 {
             tokio::task::yield_now().await;
         }
     }
-    begun.elapsed().as_nanos() as f64 / requests as f64
+    per_job(begun.elapsed(), requests)
 }
 
 fn main() {
     let (rounds, requests) = if is_brief() { (2, 200) } else { (41, 5_000) };
-    println!("\n## Requests, in process\n");
+    let mut report = Report::new("requests");
     for flavour in Flavour::ALL {
         let runtime = flavour.runtime();
         let routers = routers();
-        let mut times = [const { Vec::new() }; 5];
-        for round in 0..rounds {
-            for turn in 0..routers.len() {
-                let who = (round + turn) % routers.len();
-                let router = &routers[who];
-                times[who].push(runtime.block_on(time(router, requests)));
-            }
+        let times =
+            Times::take(&NAMES, rounds, |who| runtime.block_on(time(&routers[who], requests)));
+        let title = format!("Requests in process, {}", flavour.name());
+        report.heading(&title);
+        let mut table = Table::new(["", "ns for a request", "more than without"]);
+        for (name, median) in times.medians() {
+            let more = times.more(name, NAMES[0]).expect("all take part");
+            table.row([name.to_owned(), format!("{median:.0}"), format!("{more:.0}")]);
         }
-        println!(
-            "| {}, median of {rounds} rounds | ns for a request | more than without |",
-            flavour.name()
-        );
-        println!("|---|---:|---:|");
-        let medians = times.map(median);
-        for (name, median) in NAMES.iter().zip(medians) {
-            println!("| {name} | {median:.0} | {:.0} |", median - medians[0]);
-        }
-        println!();
+        report.table(&table);
+        let chart = Chart::bars(title, "ns for a request, median; less is better", times.medians());
+        report.chart(flavour.name(), &chart);
     }
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    report.finish();
 }

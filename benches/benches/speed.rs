@@ -1,17 +1,16 @@
 //! Time per job, against the neighbours, in the same run and on the same work.
 
-#![allow(clippy::print_stdout, reason = "the tables are the benchmark's output")]
-
 use std::{
     future::{Future, pending},
     sync::atomic::{AtomicUsize, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tower_jobs_benches::{
-    BoxedFuture, Contender, Detached, Entrant, Flavour, Goals, Load, Times, entrants, is_brief,
+    BoxedFuture, Chart, Contender, Detached, Entrant, Flavour, Load, Report, Table, Times, Work,
+    entrants, is_brief,
     names::{AWAITED, DETACHED, INSIDE, TASKS, TRACKED},
-    noop, per_job, scheduler, two_yields,
+    noop, others, per_job, scheduler, two_yields,
 };
 
 const LIMIT: Option<usize> = Some(100);
@@ -24,25 +23,46 @@ struct Scale {
     /// What 1 M is, and how often it is done.
     million: usize,
     million_rounds: usize,
+    /// How many jobs the tables of limits and of sleeping jobs are about, and how often.
+    limited: usize,
+    sleeping: usize,
+    more_rounds: usize,
 }
 
 fn main() {
     let scale = if is_brief() {
-        Scale { rounds: 2, million: 20_000, million_rounds: 1 }
+        Scale {
+            rounds: 2,
+            million: 20_000,
+            million_rounds: 1,
+            limited: 2000,
+            sleeping: 200,
+            more_rounds: 1,
+        }
     } else {
-        Scale { rounds: 41, million: 1_000_000, million_rounds: 3 }
+        Scale {
+            rounds: 41,
+            million: 1_000_000,
+            million_rounds: 3,
+            limited: 20_000,
+            sleeping: 2000,
+            more_rounds: 11,
+        }
     };
-    println!("\n## Speed");
+    let mut report = Report::new("speed");
     everybody_does_the_work();
-    let mut goals = Goals::default();
     for flavour in Flavour::ALL {
-        against_neighbours(flavour, scale, &mut goals);
+        against_neighbours(flavour, scale, &mut report);
     }
     for flavour in Flavour::ALL {
-        growth(flavour, scale, &mut goals);
+        limits(flavour, scale, &mut report);
+        sleeping(flavour, scale, &mut report);
     }
-    closing(scale, &mut goals);
-    goals.print();
+    for flavour in Flavour::ALL {
+        growth(flavour, scale, &mut report);
+    }
+    closing(scale, &mut report);
+    report.finish();
 }
 
 static DONE: AtomicUsize = AtomicUsize::new(0);
@@ -56,7 +76,7 @@ fn everybody_does_the_work() {
     for flavour in Flavour::ALL {
         let runtime = flavour.runtime();
         for limit in [LIMIT, None] {
-            for entrant in entrants(limit, counted) {
+            for entrant in everybody(limit, counted) {
                 let before = DONE.load(Ordering::Relaxed);
                 entrant.time(&runtime, load);
                 let done = DONE.load(Ordering::Relaxed) - before;
@@ -66,49 +86,110 @@ fn everybody_does_the_work() {
     }
 }
 
-fn against_neighbours(flavour: Flavour, scale: Scale, goals: &mut Goals) {
+fn against_neighbours(flavour: Flavour, scale: Scale, report: &mut Report) {
     let runtime = flavour.runtime();
     let name = flavour.name();
-    let compare = |title: &str, entrants: &[Entrant], load, rounds| {
+    let mut compare = |title: &str, chart: Option<&str>, entrants: &[Entrant], load, rounds| {
         let times = Times::of(entrants, &runtime, load, rounds);
-        times.print(&format!("{title}, {name}"), &[INSIDE, TRACKED, TASKS]);
+        let title = format!("{title}, {name}");
+        tell(report, &title, &times, &[INSIDE, TRACKED, TASKS]);
+        if let Some(chart) = chart {
+            report.chart(&format!("{chart}-{name}"), &bars(&title, &times));
+        }
         times
     };
 
+    let title = "No-op, backlog of 10 000 behind limit 100";
+    let load = Load::backlog(BACKLOG);
+    let backlog = compare(title, Some("backlog"), &everybody(LIMIT, noop), load, scale.rounds);
+
+    let title = "No-op, below the limit: 50 at a time, limit 100";
+    let load = Load { producers: 1, waves: BACKLOG / 50, jobs: 50 };
     let no_ops = entrants(LIMIT, noop);
-    let backlog = Load::backlog(BACKLOG);
-    let times =
-        compare("No-op, backlog of 10 000 behind limit 100", &no_ops, backlog, scale.rounds);
+    let below = compare(title, Some("below"), &no_ops, load, scale.rounds);
+
+    let title = "No-op, backlog of 1 M behind limit 100";
+    compare(title, None, &no_ops, Load::backlog(scale.million), scale.million_rounds);
+
+    let title = "No-op, unlimited, four producers";
+    let load = Load { producers: 4, waves: 1, jobs: BACKLOG / 4 };
+    let unlimited = compare(title, Some("unlimited"), &entrants(None, noop), load, scale.rounds);
+
+    let title = "Two yields, backlog of 10 000 behind limit 100";
+    let yields = entrants(LIMIT, two_yields);
+    compare(title, None, &yields, Load::backlog(BACKLOG), scale.rounds);
+
+    let goals = &mut report.goals;
     let (goal, far) = if flavour == Flavour::MultiThread { (0.5, 0.3) } else { (0.75, 0.4) };
     for ours in [DETACHED, AWAITED] {
         let title = format!("backlog, {name}, {ours}, of {INSIDE}");
-        goals.add(title, times.ratio(ours, INSIDE), goal, far);
+        goals.at_most(title, backlog.ratio(ours, INSIDE), goal, far);
         let title = format!("backlog, {name}, {ours}, of {TASKS}");
-        goals.add(title, times.ratio(ours, TASKS), 0.8, 0.5);
+        goals.at_most(title, backlog.ratio(ours, TASKS), 0.8, 0.5);
     }
-
-    let below = Load { producers: 1, waves: BACKLOG / 50, jobs: 50 };
-    let title = "No-op, below the limit: 50 at a time, limit 100";
-    let times = compare(title, &no_ops, below, scale.rounds);
     let title = format!("below the limit, {name}, {DETACHED}, of {TRACKED}");
-    goals.add(title, times.ratio(DETACHED, TRACKED), 1.15, 1.0);
-
-    let title = "No-op, backlog of 1 M behind limit 100";
-    compare(title, &no_ops, Load::backlog(scale.million), scale.million_rounds);
-
-    let no_limit = entrants(None, noop);
-    let many = Load { producers: 4, waves: 1, jobs: BACKLOG / 4 };
-    let times = compare("No-op, unlimited, four producers", &no_limit, many, scale.rounds);
+    goals.at_most(title, below.ratio(DETACHED, TRACKED), 1.15, 1.0);
     let title = format!("unlimited, four producers, {name}, {DETACHED}, of {TRACKED}");
-    goals.add(title, times.ratio(DETACHED, TRACKED), 1.15, 1.0);
+    goals.at_most(title, unlimited.ratio(DETACHED, TRACKED), 1.15, 1.0);
+}
 
-    let yields = entrants(LIMIT, two_yields);
-    let title = "Two yields, backlog of 10 000 behind limit 100";
-    compare(title, &yields, backlog, scale.rounds);
+fn tell(report: &mut Report, title: &str, times: &Times, to: &[&str]) {
+    report.heading(title);
+    report.table(&times.table("ns per job", to));
+}
+
+fn bars(title: &str, times: &Times) -> Chart {
+    Chart::bars(title, "ns per job, median; less is better", times.medians())
+}
+
+/// Everybody and the other crates, on the same work.
+fn everybody<W: Work>(limit: Option<usize>, work: W) -> Vec<Entrant> {
+    entrants(limit, work).into_iter().chain(others(limit, work)).collect()
+}
+
+fn limits(flavour: Flavour, scale: Scale, report: &mut Report) {
+    // The backlog is longer than the highest of them. All contenders know the first.
+    let limits = [
+        ("limit 1", Some(1)),
+        ("limit 100", Some(100)),
+        ("limit 10 000", Some(10_000)),
+        ("no limit", None),
+    ];
+    let (runtime, name) = (flavour.runtime(), flavour.name());
+    for (producers, spawning) in [(1, "one producer"), (4, "four producers")] {
+        let load = Load { producers, waves: 1, jobs: scale.limited / producers };
+        let behind = limits.map(|(_, limit)| {
+            Times::of(&everybody(limit, noop), &runtime, load, scale.more_rounds)
+        });
+        report.heading(&format!("No-op, backlog of 20 000, by limit, {spawning}, {name}"));
+        report.text(&format!("In ns per job, and of {TASKS}."));
+        let mut table = Table::new([""].into_iter().chain(limits.map(|(title, _)| title)));
+        for (name, _) in behind[0].medians() {
+            let cells = behind.each_ref().map(|times| {
+                let figures = times.median(name).zip(times.ratio(name, TASKS));
+                figures.map_or("–".to_owned(), |(time, ratio)| format!("{time:.0} ({ratio:.2})"))
+            });
+            table.row([name.to_owned()].into_iter().chain(cells));
+        }
+        report.table(&table);
+    }
+}
+
+async fn one_millisecond() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
+/// Jobs that wait: most of the time is what the limit makes it, for everybody.
+fn sleeping(flavour: Flavour, scale: Scale, report: &mut Report) {
+    let entrants = everybody(LIMIT, one_millisecond);
+    let load = Load::backlog(scale.sleeping);
+    let times = Times::of(&entrants, &flavour.runtime(), load, scale.more_rounds);
+    let title = format!("Sleeping for 1 ms, backlog of 2 000 behind limit 100, {}", flavour.name());
+    tell(report, &title, &times, &[INSIDE]);
 }
 
 /// What a long queue costs.
-fn growth(flavour: Flavour, scale: Scale, goals: &mut Goals) {
+fn growth(flavour: Flavour, scale: Scale, report: &mut Report) {
     let runtime = flavour.runtime();
     let entrant = Entrant::new(DETACHED, Detached(scheduler(LIMIT), noop));
     let long = Load::backlog(scale.million);
@@ -119,9 +200,9 @@ fn growth(flavour: Flavour, scale: Scale, goals: &mut Goals) {
         per_job(entrant.time(&runtime, load), load.total())
     });
     let title = format!("Growth with the backlog, detached, {}", flavour.name());
-    times.print(&title, &[loads[1].0]);
+    tell(report, &title, &times, &[loads[1].0]);
     let title = format!("1 M pending, of 1 000 pending, {}", flavour.name());
-    goals.add(title, times.ratio(loads[0].0, loads[1].0), 1.2, 1.2);
+    report.goals.at_most(title, times.ratio(loads[0].0, loads[1].0), 1.2, 1.2);
 }
 
 static DROPPED: AtomicUsize = AtomicUsize::new(0);
@@ -140,9 +221,9 @@ fn droppable() -> impl Future<Output = ()> + Send + 'static {
 }
 
 /// Closing with a full queue, against dropping as many futures.
-fn closing(scale: Scale, goals: &mut Goals) {
-    const RETURNED: &str = "`close` until it returns";
-    const DROPPED_ALL: &str = "`close` until all are dropped";
+fn closing(scale: Scale, report: &mut Report) {
+    const RETURNED: &str = "**tower-jobs**, `close` until it returns";
+    const DROPPED_ALL: &str = "**tower-jobs**, `close` until all are dropped";
     const VEC: &str = "dropping a `Vec` of boxed futures";
     let runtime = Flavour::CurrentThread.runtime();
     let jobs = scale.million;
@@ -171,7 +252,9 @@ fn closing(scale: Scale, goals: &mut Goals) {
         };
         per_job(time, jobs)
     });
-    times.print("Closing with 1 M pending, current-thread", &[VEC]);
+    let title = "Closing with 1 M pending, current-thread";
+    tell(report, title, &times, &[VEC]);
+    report.chart("closing", &bars(title, &times));
     let title = "closing with 1 M pending, of dropping a `Vec` of them";
-    goals.add(title, times.ratio(DROPPED_ALL, VEC), 3.0, 1.5);
+    report.goals.at_most(title, times.ratio(DROPPED_ALL, VEC), 3.0, 1.5);
 }

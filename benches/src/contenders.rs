@@ -1,0 +1,209 @@
+//! Who competes, under which names, and with what work.
+
+use std::{future::Future, sync::Arc};
+
+use tokio::{sync::Semaphore, task::JoinSet};
+use tokio_util::task::TaskTracker;
+use tower_jobs::Scheduler;
+
+use crate::timing::{Contender, Entrant};
+
+/// Makes one job after the other, all alike.
+pub trait Work: Copy + Send + Sync + 'static {
+    /// The next job.
+    fn job(self) -> impl Future<Output = ()> + Send + 'static;
+}
+
+impl<M, F> Work for M
+where
+    M: Fn() -> F + Copy + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn job(self) -> impl Future<Output = ()> + Send + 'static {
+        self()
+    }
+}
+
+/// Does nothing.
+pub async fn noop() {}
+
+/// Lets others have their turn, twice.
+pub async fn two_yields() {
+    tokio::task::yield_now().await;
+    tokio::task::yield_now().await;
+}
+
+/// This crate; handles are dropped at once.
+#[derive(Debug)]
+pub struct Detached<W>(pub Scheduler, pub W);
+
+impl<W: Work> Contender for Detached<W> {
+    async fn spawn(&self, jobs: usize) {
+        for _ in 0..jobs {
+            drop(self.0.spawn(self.1.job()).await.expect("open"));
+        }
+    }
+
+    async fn wait(&self) {
+        self.0.wait_idle().await;
+    }
+}
+
+/// This crate; handles are kept, and awaited.
+#[derive(Debug)]
+pub struct Awaited<W>(pub Scheduler, pub W);
+
+impl<W: Work> Contender for Awaited<W> {
+    async fn spawn(&self, jobs: usize) {
+        let mut handles = Vec::with_capacity(jobs);
+        for _ in 0..jobs {
+            handles.push(self.0.spawn(self.1.job()).await.expect("open"));
+        }
+        for handle in handles {
+            handle.await.expect("a job without a failure");
+        }
+    }
+}
+
+/// `tokio::spawn`; handles are kept, and awaited.
+#[derive(Debug)]
+pub struct Tasks<W>(pub W);
+
+impl<W: Work> Contender for Tasks<W> {
+    async fn spawn(&self, jobs: usize) {
+        let mut handles = Vec::with_capacity(jobs);
+        for _ in 0..jobs {
+            handles.push(tokio::spawn(self.0.job()));
+        }
+        for handle in handles {
+            handle.await.expect("a job without a failure");
+        }
+    }
+}
+
+/// A `JoinSet` for each producer.
+#[derive(Debug)]
+pub struct Sets<W>(pub W);
+
+impl<W: Work> Contender for Sets<W> {
+    async fn spawn(&self, jobs: usize) {
+        let mut set = JoinSet::new();
+        for _ in 0..jobs {
+            set.spawn(self.0.job());
+        }
+        while let Some(ended) = set.join_next().await {
+            ended.expect("a job without a failure");
+        }
+    }
+}
+
+pub(crate) async fn all_ended(tracker: &TaskTracker) {
+    tracker.close();
+    tracker.wait().await;
+    tracker.reopen();
+}
+
+/// A `TaskTracker`, which has no limit.
+#[derive(Debug)]
+pub struct Tracked<W>(pub TaskTracker, pub W);
+
+impl<W: Work> Contender for Tracked<W> {
+    async fn spawn(&self, jobs: usize) {
+        for _ in 0..jobs {
+            drop(self.0.spawn(self.1.job()));
+        }
+    }
+
+    async fn wait(&self) {
+        all_ended(&self.0).await;
+    }
+}
+
+/// A `TaskTracker`, whose tasks wait for a permit: what people write by hand.
+#[derive(Debug)]
+pub struct PermitInside<W>(pub TaskTracker, pub Arc<Semaphore>, pub W);
+
+impl<W: Work> Contender for PermitInside<W> {
+    async fn spawn(&self, jobs: usize) {
+        for _ in 0..jobs {
+            let (permits, job) = (self.1.clone(), self.2.job());
+            drop(self.0.spawn(async move {
+                let _permit = permits.acquire().await.expect("open");
+                job.await;
+            }));
+        }
+    }
+
+    async fn wait(&self) {
+        all_ended(&self.0).await;
+    }
+}
+
+/// A `TaskTracker`, and a producer that waits for a permit: no queue.
+#[derive(Debug)]
+pub struct PermitBefore<W>(pub TaskTracker, pub Arc<Semaphore>, pub W);
+
+impl<W: Work> Contender for PermitBefore<W> {
+    async fn spawn(&self, jobs: usize) {
+        for _ in 0..jobs {
+            let permit = self.1.clone().acquire_owned().await.expect("open");
+            let job = self.2.job();
+            drop(self.0.spawn(async move {
+                job.await;
+                drop(permit);
+            }));
+        }
+    }
+
+    async fn wait(&self) {
+        all_ended(&self.0).await;
+    }
+}
+
+/// Names that goals refer to.
+pub mod names {
+    /// [`Detached`](super::Detached)
+    pub const DETACHED: &str = "**tower-jobs**, detached";
+    /// [`Awaited`](super::Awaited)
+    pub const AWAITED: &str = "**tower-jobs**, awaited";
+    /// [`Tasks`](super::Tasks)
+    pub const TASKS: &str = "`tokio::spawn` + await";
+    /// [`Sets`](super::Sets)
+    pub const SETS: &str = "`JoinSet`";
+    /// [`Tracked`](super::Tracked)
+    pub const TRACKED: &str = "`TaskTracker`";
+    /// [`PermitInside`](super::PermitInside)
+    pub const INSIDE: &str = "`TaskTracker` + `Semaphore`, acquired inside";
+    /// [`PermitBefore`](super::PermitBefore)
+    pub const BEFORE: &str = "`TaskTracker` + `Semaphore`, acquired before";
+    /// [`Storage`](crate::apalis::Storage)
+    pub const APALIS: &str = "`apalis`, in memory";
+    /// [`Pool`](crate::orchestra::Pool)
+    pub const ORCHESTRA: &str = "`futures_orchestra`";
+    /// [`Relaxed`](crate::orchestra::Relaxed)
+    pub const RELAXED: &str = "`futures_orchestra`, relaxed";
+}
+
+/// A scheduler whose queue has no end.
+pub fn scheduler(limit: Option<usize>) -> Scheduler {
+    Scheduler::builder().limit(limit).pending_limit(None).build()
+}
+
+/// Everybody, on the same work. The limit binds who knows one.
+pub fn entrants<W: Work>(limit: Option<usize>, work: W) -> Vec<Entrant> {
+    let mut entrants = vec![
+        Entrant::new(names::DETACHED, Detached(scheduler(limit), work)),
+        Entrant::new(names::AWAITED, Awaited(scheduler(limit), work)),
+        Entrant::new(names::TASKS, Tasks(work)),
+        Entrant::new(names::SETS, Sets(work)),
+        Entrant::new(names::TRACKED, Tracked(TaskTracker::new(), work)),
+    ];
+    if let Some(limit) = limit {
+        let permits = || Arc::new(Semaphore::new(limit));
+        let inside = PermitInside(TaskTracker::new(), permits(), work);
+        let before = PermitBefore(TaskTracker::new(), permits(), work);
+        entrants.push(Entrant::new(names::INSIDE, inside));
+        entrants.push(Entrant::new(names::BEFORE, before));
+    }
+    entrants
+}
