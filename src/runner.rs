@@ -35,10 +35,11 @@ use crate::{
     state::{JobState, Outcome},
 };
 
-/// How many jobs a runner finishes before other tasks of the runtime have their turn.
-const JOBS_PER_TURN: usize = 32;
+/// How many jobs a runner finishes before other tasks of the runtime have their turn. That is not
+/// many: tokio looks for I/O after every 61 turns, whatever happens in them.
+const JOBS_PER_TURN: usize = 16;
 /// How long a runner takes further jobs before other tasks have their turn.
-const TURN: Duration = Duration::from_micros(200);
+const TURN: Duration = Duration::from_micros(10);
 /// While jobs take less than this, the clock is read after every fourth: that takes longer than
 /// the shortest of them.
 const SHORT: Duration = Duration::from_micros(2);
@@ -514,13 +515,14 @@ struct Runner {
     span: Option<Box<Span>>,
     /// The job has left its waker with [`Record::park`].
     parked: bool,
+    jobs_are_short: bool,
     place: Occupied,
 }
 
 impl Runner {
     fn new(shared: Arc<Shared>, reach: Reach) -> Self {
         let place = Occupied { shared, entry: None, called: Some(reach) };
-        Self { work: None, span: None, parked: false, place }
+        Self { work: None, span: None, parked: false, jobs_are_short: false, place }
     }
 
     fn take_on(&mut self, mut work: Work) {
@@ -575,10 +577,10 @@ impl Runner {
 }
 
 /// The jobs that end in one poll of a runner.
-#[derive(Default)]
 struct Turn {
     jobs: usize,
     clock: Option<Clock>,
+    /// For how many more jobs the clock is not read.
     unread: usize,
 }
 
@@ -591,8 +593,8 @@ struct Clock {
 }
 
 impl Turn {
-    /// The time, and whether there is some left.
-    fn job_ended(&mut self) -> (Moment, bool) {
+    /// The time, and whether there is some left. `are_short` is what jobs were like, and are.
+    fn job_ended(&mut self, are_short: &mut bool) -> (Moment, bool) {
         self.jobs += 1;
         let clock = match self.clock {
             Some(clock) if self.unread > 0 => {
@@ -601,9 +603,11 @@ impl Turn {
             }
             last => {
                 let read = Instant::now();
-                let is_short = last.is_some_and(|last| read < last.read + SHORT);
-                self.unread = if is_short { UNREAD } else { 0 };
                 let end_of_turn = last.map_or_else(|| read + TURN, |last| last.end_of_turn);
+                if let Some(last) = last {
+                    *are_short = read < last.read + SHORT;
+                }
+                self.unread = if *are_short { UNREAD } else { 0 };
                 Clock { now: Moment::of(read), read, end_of_turn }
             }
         };
@@ -621,10 +625,10 @@ impl Future for Runner {
             let Some(work) = self.place.come(reach) else { return Poll::Ready(()) };
             self.take_on(work);
         }
-        let mut turn = Turn::default();
+        let mut turn = Turn { jobs: 0, clock: None, unread: 0 };
         loop {
             let outcome = ready!(self.poll_job(cx));
-            let (now, may_go_on) = turn.job_ended();
+            let (now, may_go_on) = turn.job_ended(&mut self.jobs_are_short);
             match self.place.advance(outcome, now, may_go_on) {
                 Some(work) => self.take_on(work),
                 None if self.place.called.is_some() => {

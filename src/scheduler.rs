@@ -52,7 +52,7 @@ use crate::{
 ///
 /// A job is not a task of its own. It is polled by one of the scheduler's tasks, as soon as any
 /// thread of the runtime is free; if it ends in its first poll, the next job follows in the same
-/// task, and if it waits, it keeps that task to itself. After 32 jobs or 200 µs other tasks have
+/// task, and if it waits, it keeps that task to itself. After 16 jobs or 10 µs other tasks have
 /// their turn. So what is a task's is not a job's: [`tokio::task::id`] says nothing about it, and
 /// the jobs of one turn share the cooperative budget (a used-up one ends the turn). A job's span,
 /// panics and drop are its own.

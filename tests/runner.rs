@@ -22,7 +22,7 @@ use tokio::{
 use tower_jobs::{Job, Scheduler, SpanLink};
 
 /// As in `src/runner.rs`: after so many jobs a task lets others have their turn.
-const JOBS_PER_TURN: usize = 32;
+const JOBS_PER_TURN: usize = 16;
 
 fn one_at_a_time() -> Scheduler {
     Scheduler::builder().limit(1).pending_limit(None).on_failure(drop).build()
