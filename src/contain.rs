@@ -6,6 +6,8 @@ use std::{
     task::Waker,
 };
 
+use tokio::sync::Notify;
+
 /// Runs code that is not ours. Nothing of ours is half-changed when it panics: callers hold no
 /// lock and have put their own state in order.
 pub(crate) fn contain<T>(code: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
@@ -31,6 +33,13 @@ pub(crate) fn forget_panic(payload: Box<dyn Any + Send>) {
 /// Wakes a waker that may be of any make.
 pub(crate) fn wake(waker: Waker) {
     if let Err(payload) = contain(|| waker.wake()) {
+        forget_panic(payload);
+    }
+}
+
+/// Wakes all that wait, by wakers of any make.
+pub(crate) fn notify(all: &Notify) {
+    if let Err(payload) = contain(|| all.notify_waiters()) {
         forget_panic(payload);
     }
 }

@@ -8,9 +8,9 @@ use tokio::{task, time::Instant};
 use crate::{
     body::{Work, discard_work},
     clock::{self, Moment},
-    contain::{discard, wake},
+    contain::{discard, notify, wake},
     error::JobError,
-    queue::{Phase, Queue},
+    queue::{Call, Phase, Queue},
     record::Kind,
     report::{DrainReport, Drained},
     runner::{Entry, Shared},
@@ -31,7 +31,7 @@ impl Shared {
     pub(crate) fn start_draining(&self) {
         self.drain_began.get_or_init(Instant::now);
         self.queue().announce();
-        self.ending.notify_waiters();
+        notify(&self.ending);
     }
 
     /// Resolves when the end has been announced.
@@ -106,7 +106,7 @@ impl Shared {
     /// Refuses all spawners, and ends what has not started.
     pub(crate) fn close_now(&self) {
         self.queue().close();
-        self.ending.notify_waiters();
+        notify(&self.ending);
         loop {
             let waiting = self.queue().take_waiters(PAGE);
             if waiting.is_empty() {
@@ -167,8 +167,10 @@ impl Shared {
             let now = Moment::now();
             let mut queue = self.queue();
             let still_runs = queue.is_active(entry.slot(), entry.id());
-            let (_, work) = queue.finish(entry.slot(), entry.id(), Outcome::Abandoned, now);
+            let (effects, work) = queue.finish(entry.slot(), entry.id(), Outcome::Abandoned, now);
             drop(queue);
+            debug_assert_eq!(effects.call, Call::Nobody, "a closed queue starts nothing");
+            drop(effects);
             // One that has ended in this very moment keeps the result it has.
             if still_runs {
                 let error = JobError::close_timeout(self.config.close_timeout);

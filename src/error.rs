@@ -132,7 +132,7 @@ pub struct JobError(Kind);
 
 enum Kind {
     Failed(BoxError),
-    // Boxed, since every job has room for its error.
+    // Boxed, so that the others stay small.
     Panicked(Box<Panicked>),
     RunTimeout(Duration),
     WaitTimeout(Duration),

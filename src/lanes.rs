@@ -22,7 +22,7 @@ use std::{
     task::Waker,
 };
 
-use crate::slots::Key as Slot;
+use crate::slots::Key as Row;
 
 /// The number of a waiting spawner; smaller numbers came earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,9 +47,9 @@ pub(crate) struct Lanes {
     limit: usize,
     lanes: BTreeMap<Key, Lane>,
     /// Pending jobs that are let in: by turn, the slot.
-    let_in: BTreeMap<u64, Slot>,
+    let_in: BTreeMap<u64, Row>,
     /// Pending jobs that are not: likewise.
-    held: BTreeMap<u64, Slot>,
+    held: BTreeMap<u64, Row>,
     waiting: BTreeMap<Ticket, Waiting>,
     open: BTreeSet<Ticket>,
     last_ticket: u64,
@@ -121,7 +121,7 @@ impl Lanes {
     // Pending jobs.
 
     /// A job without a key is always let in.
-    pub(crate) fn push(&mut self, key: Option<&Key>, turn: u64, slot: Slot, let_in: bool) {
+    pub(crate) fn push(&mut self, key: Option<&Key>, turn: u64, slot: Row, let_in: bool) {
         match key {
             Some(key) if !let_in => {
                 self.held.insert(turn, slot);
@@ -145,7 +145,7 @@ impl Lanes {
     }
 
     /// Of the pending jobs that are let in, the turn and slot of the first.
-    pub(crate) fn first_let_in(&self) -> Option<(u64, Slot)> {
+    pub(crate) fn first_let_in(&self) -> Option<(u64, Row)> {
         self.let_in.first_key_value().map(|(turn, slot)| (*turn, *slot))
     }
 
@@ -155,7 +155,7 @@ impl Lanes {
     }
 
     /// The slot of the job that has been pending longest.
-    pub(crate) fn first(&self) -> Option<Slot> {
+    pub(crate) fn first(&self) -> Option<Row> {
         let first = [&self.let_in, &self.held].into_iter().filter_map(BTreeMap::first_key_value);
         first.min().map(|(_, slot)| *slot)
     }

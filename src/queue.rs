@@ -47,9 +47,8 @@
 //!     that wait for their responses do not keep others from running.
 //! 11. At most one job of a unique key is in the table.
 //! 12. Of the ready jobs, the one that started first is taken first.
-//! 13. While there are ready jobs, a runner that is in reach has been called and has not come, or
-//!     as many have as there are ready jobs. A thread that makes a job ready while none is in reach
-//!     calls one, whoever else has: the others may be stuck.
+//! 13. While there are ready jobs, a runner that is in reach has been called and has not come; but
+//!     for one ready job it is enough that the thread which made it ready has called one.
 
 use std::{collections::BTreeMap, mem, sync::Arc, task::Waker};
 
@@ -564,8 +563,8 @@ impl<R: Entry, W> Queue<R, W> {
         if reach == Reach::InReach {
             self.in_reach -= 1;
         }
-        let start = self.take();
-        (start, self.call())
+        let work = self.take();
+        (work, self.call_others())
     }
 
     /// What the runner of a job does now that it has ended: with `may_go_on`, the next one.
@@ -586,26 +585,31 @@ impl<R: Entry, W> Queue<R, W> {
         job.work.take()
     }
 
+    /// For a thread that may have made a job ready, which it does not do twice in a step.
     fn call(&mut self) -> Call {
         let has_new = mem::take(&mut self.has_new);
-        if self.in_reach > 0 || self.ready_len == 0 {
+        if !has_new || self.in_reach > 0 {
             return Call::Nobody;
         }
-        if !has_new && self.ready_len <= self.called {
-            return Call::Nobody;
-        }
-        if !self.has_threads {
-            self.called += 1;
-            self.in_reach += 1;
-            return Call::One(Reach::InReach);
-        }
-        // One or two jobs at a time are not worth a runner that finds nothing to do.
-        if self.ready_len <= self.called + 1 && self.called < 2 {
+        // A job that is alone needs no second runner: this thread would have it wait as long.
+        if self.has_threads && self.ready_len == 1 {
             self.called += 1;
             return Call::One(Reach::Unknown);
         }
-        self.called += 2;
+        self.call_others()
+    }
+
+    /// For a runner that may be stuck in the job that it takes.
+    fn call_others(&mut self) -> Call {
+        if self.ready_len == 0 || self.in_reach > 0 {
+            return Call::Nobody;
+        }
+        self.called += 1;
         self.in_reach += 1;
+        if !self.has_threads {
+            return Call::One(Reach::InReach);
+        }
+        self.called += 1;
         Call::Pair
     }
 
@@ -624,9 +628,9 @@ impl<R: Entry, W> Queue<R, W> {
         self.finish_active(slot, id, outcome);
         let (idle, more) = self.settle(now);
         let next = self.next(may_go_on);
-        // Unless nothing is ready, the runner sees to it.
+        // Of what has become ready, one is for this runner, which may be stuck in it.
         self.has_new = false;
-        (Effects { call: self.call(), idle, more }, next)
+        (Effects { call: self.call_others(), idle, more }, next)
     }
 
     /// The active job `id` in `slot` ends without its runner. The work comes back of one that no

@@ -460,16 +460,17 @@ impl Record {
 
     /// What was there before, or cannot be kept, comes back.
     fn store(&self, result: Result<Value, JobError>) -> Option<Result<Value, JobError>> {
-        let is_value = result.is_ok();
         let mut output = lock(&self.rest().output);
-        if output.told || self.is_marked(mark::PUBLISHED) {
+        if output.told {
             return Some(result);
         }
-        let before = output.result.replace(result);
-        if self.mark(mark::STORED) & mark::DETACHED != 0 && is_value {
-            return output.result.take();
+        let unless_published =
+            |marks: u8| (marks & mark::PUBLISHED == 0).then_some(marks | mark::STORED);
+        match self.marks.fetch_update(Ordering::AcqRel, Ordering::Acquire, unless_published) {
+            Err(_) => Some(result),
+            Ok(before) if before & mark::DETACHED != 0 && result.is_ok() => Some(result),
+            Ok(_) => output.result.replace(result),
         }
-        before
     }
 
     /// The handle goes. Whether it leaves nothing behind, as most do: else

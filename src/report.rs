@@ -75,8 +75,8 @@ pub struct Stats {
     pub waiting_spawners: u64,
     /// How long the job at the head of the queue has waited.
     pub oldest_pending: Option<Duration>,
-    /// How long the longest-running job has run. (One that follows jobs of a few microseconds may
-    /// count from before the last three of them.)
+    /// How long the longest-running job has run. (One that follows very short jobs in their task may
+    /// count from up to three jobs earlier.)
     pub oldest_active: Option<Duration>,
 }
 

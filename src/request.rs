@@ -13,7 +13,7 @@ use std::{
 use http::{Extensions, Method, StatusCode, Uri};
 use tokio::sync::Notify;
 
-use crate::lock::lock;
+use crate::{contain::notify, lock::lock};
 
 /// How the response of a request ended, as its server saw it.
 ///
@@ -156,7 +156,7 @@ impl Request {
 
     /// After `job_left`, and not under a lock: wakers run.
     pub(crate) fn notify_ended(&self) {
-        self.ended.notify_waiters();
+        notify(&self.ended);
     }
 
     /// Resolves when `done` is, which is asked again whenever one of the jobs has ended.

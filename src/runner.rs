@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
@@ -24,7 +25,7 @@ use crate::{
     body::{Work, discard_work, in_span},
     clock::Moment,
     config::SchedulerConfig,
-    contain::{contain, discard, forget_panic, wake},
+    contain::{contain, discard, forget_panic, notify, wake},
     error::{JobError, SpawnError},
     job::Owner,
     lanes::Ticket,
@@ -40,8 +41,8 @@ use crate::{
 const JOBS_PER_TURN: usize = 16;
 /// How long a runner takes further jobs before other tasks have their turn.
 const TURN: Duration = Duration::from_micros(10);
-/// While jobs take less than this, the clock is read after every fourth: that takes longer than
-/// the shortest of them.
+/// While jobs take less than this, the clock is read after every fourth: that takes as long as the
+/// shortest of them. Three that take longer than those before may pass unnoticed.
 const SHORT: Duration = Duration::from_micros(2);
 const UNREAD: usize = 3;
 
@@ -172,7 +173,9 @@ impl Shared {
             }
         }
         #[cfg(feature = "testing")]
-        let idle = idle || self.mode == Mode::Record;
+        if self.mode == Mode::Record {
+            notify(&self.idle);
+        }
         if idle {
             self.notify_idle();
         }
@@ -271,7 +274,7 @@ impl Shared {
     /// After the step, and not under the lock.
     pub(crate) fn notify_idle(&self) {
         if self.wait_for_idle.load(Ordering::SeqCst) > 0 {
-            self.idle.notify_waiters();
+            notify(&self.idle);
         }
     }
 
@@ -441,32 +444,36 @@ struct Occupied {
 impl Occupied {
     /// Answers the call, and has the job that is due, if there is one.
     fn come(&mut self, reach: Reach) -> Option<Work> {
-        let (start, call) = self.shared.queue().come(reach);
+        let (work, call) = self.shared.queue().come(reach);
         self.called = None;
+        let work = self.occupy(work);
         self.shared.call(call);
-        self.occupy(start?)
+        work
     }
 
-    fn occupy(&mut self, mut work: Work) -> Option<Work> {
-        self.entry = Some(work.as_mut().take_record());
-        Some(work)
+    fn occupy(&mut self, mut work: Option<Work>) -> Option<Work> {
+        self.entry = work.as_mut().map(|work| work.as_mut().take_record());
+        work
     }
 
     /// Ends the job and, with `may_go_on`, takes the next one, in one step.
     fn advance(&mut self, outcome: Outcome, now: Moment, may_go_on: bool) -> Option<Work> {
         let entry = self.entry.take()?;
         let (slot, id) = (entry.slot(), entry.id());
-        let (effects, next) = self.shared.queue().advance(slot, id, outcome, now, may_go_on);
-        entry.publish();
-        self.shared.follow(effects);
-        match next {
-            Next::Take(work) => self.occupy(work),
+        let (mut effects, next) = self.shared.queue().advance(slot, id, outcome, now, may_go_on);
+        // All that others rely on comes before wakers, which are not ours.
+        let work = match next {
+            Next::Take(work) => self.occupy(Some(work)),
             Next::Yield => {
                 self.called = Some(Reach::InReach);
                 None
             }
             Next::End => None,
-        }
+        };
+        self.shared.call(mem::replace(&mut effects.call, Call::Nobody));
+        entry.publish();
+        self.shared.follow(effects);
+        work
     }
 }
 

@@ -50,10 +50,12 @@ use crate::{
 ///
 /// # Tasks
 ///
-/// A job is not a task of its own. It is polled by one of the scheduler's tasks, as soon as any
-/// thread of the runtime is free; if it ends in its first poll, the next job follows in the same
-/// task, and if it waits, it keeps that task to itself. After 16 jobs or 10 µs other tasks have
-/// their turn. So what is a task's is not a job's: [`tokio::task::id`] says nothing about it, and
+/// A job is not a task of its own. It is polled by one of the scheduler's tasks, and one that ends
+/// is followed by the next in the same task; one that waits keeps that task to itself. While jobs
+/// are ready, a task is there for any free thread to take up. (As with [`tokio::spawn`], a job that
+/// is alone may have to wait for the thread that spawned it, if that blocks.) After 16 jobs or
+/// 10 µs other tasks have their turn; while jobs take less than 2 µs, the time is looked at after
+/// every fourth. So what is a task's is not a job's: [`tokio::task::id`] says nothing about it, and
 /// the jobs of one turn share the cooperative budget (a used-up one ends the turn). A job's span,
 /// panics and drop are its own.
 ///

@@ -1,5 +1,5 @@
 //! A table whose rows stay where they are. It grows by a chunk at a time, so that no step copies
-//! what it holds.
+//! more than one of them, however long it is.
 
 /// Rows in one chunk.
 const CHUNK: usize = 1024;
@@ -130,7 +130,7 @@ impl<T> Slots<T> {
         self.chunks.get_mut(key as usize / CHUNK)?.0.get_mut(key as usize % CHUNK)
     }
 
-    /// If the table is empty and was much larger: its rows, most of them.
+    /// If the table is empty and was much larger: its rows.
     pub(crate) fn surplus(&mut self) -> Vec<Chunk<T>> {
         if self.len > 0 || self.chunks.len() <= KEPT {
             return Vec::new();

@@ -26,7 +26,7 @@ impl Bench {
 
     fn pend(&mut self, key: &Key, let_in: bool) {
         self.turn += 1;
-        let slot = Slot::try_from(self.turn).expect("few");
+        let slot = Row::try_from(self.turn).expect("few");
         self.lanes.push(Some(key), self.turn, slot, let_in);
     }
 
