@@ -11,6 +11,7 @@ use std::{
     sync::{
         Arc, Barrier,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     time::{Duration, Instant},
 };
@@ -158,12 +159,14 @@ impl Held {
         let barrier = Arc::new(Barrier::new(3));
         for _ in 0..2 {
             let barrier = barrier.clone();
+            let (begun, begins) = mpsc::channel();
             drop(tokio::spawn(async move {
-                barrier.wait();
+                begun.send(()).expect("somebody waits for it");
                 barrier.wait();
             }));
+            // One by one: a worker that takes up both is not sure to have another take the second.
+            begins.recv().expect("a worker is free");
         }
-        barrier.wait();
         Self(Some(barrier))
     }
 
