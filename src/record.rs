@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 
 use crate::{
     clock::Moment,
-    contain::wake,
+    contain::{notify, wake},
     error::{BoxError, JobError},
     lock::lock,
     queue::{Entry, Unique},
@@ -365,7 +365,7 @@ impl Record {
     pub(crate) fn cancel(&self) {
         self.told.fetch_or(told::CANCEL, Ordering::AcqRel);
         if self.kind == Kind::Cooperative {
-            self.rest().signal.notify_waiters();
+            notify(&self.rest().signal);
         }
     }
 
@@ -392,7 +392,7 @@ impl Record {
         self.cancel();
         let runner = lock(&self.rest().runner).take();
         if let Some(runner) = runner {
-            runner.wake();
+            wake(runner);
         }
     }
 

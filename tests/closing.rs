@@ -4,6 +4,7 @@
 use std::{
     future::{Future, pending},
     sync::{Arc, Mutex, mpsc as threads},
+    task::{Context, Wake, Waker},
     time::Duration,
 };
 
@@ -612,4 +613,29 @@ async fn a_blocking_job_that_ends_in_time_has_completed() {
     release.send(()).unwrap();
     let report = close.await;
     assert_eq!((report.completed, report.is_clean()), (1, true));
+}
+
+/// Wakes by panicking, as a waker of the user's own may.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker's panic");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_panics_does_not_keep_a_close_from_its_end() {
+    let scheduler = paused_times().on_failure(drop).build();
+    let listens = |context: JobContext| async move {
+        let mut cancelled = Box::pin(async move { context.cancelled().await });
+        let waker = Waker::from(Arc::new(Panics));
+        assert!(cancelled.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        pending::<()>().await;
+    };
+    scheduler.spawn_with(listens).await.unwrap();
+    scheduler.spawn(pending::<()>()).await.unwrap();
+    turn().await;
+    let report = scheduler.close().await;
+    assert_eq!((report.timed_out.len(), report.cancelled.len()), (1, 1));
 }
