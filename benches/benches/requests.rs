@@ -5,21 +5,22 @@ use std::time::Instant;
 
 use axum::{Router, body::Body, routing::get};
 use http::Request;
-use tower::ServiceExt;
+use tower::{ServiceExt, layer::util::Identity};
 use tower_jobs::{Jobs, JobsLayer};
 use tower_jobs_benches::{
     Chart, Flavour, Report, Table, Times, is_brief, noop, per_job, scheduler,
 };
 
-const NAMES: [&str; 5] = [
+const NAMES: [&str; 6] = [
     "no layer",
+    "a layer that does nothing",
     "**the layer**, unused",
     "no layer, `tokio::spawn` in the handler",
     "**the layer**, a job in the handler",
     "**the layer**, a job after the response",
 ];
 
-fn routers() -> [Router; 5] {
+fn routers() -> [Router; 6] {
     let bare = |router: Router| router;
     let layered = |router: Router| router.layer(JobsLayer::new(scheduler(None)));
     let hello = Router::new().route("/", get(async || "hello"));
@@ -37,6 +38,7 @@ fn routers() -> [Router; 5] {
     });
     [
         bare(hello.clone()),
+        hello.clone().layer(Identity::new()),
         layered(hello),
         bare(Router::new().route("/", spawning)),
         layered(Router::new().route("/", with_job)),
