@@ -16,7 +16,8 @@
 //! | `--record` | writes `instructions.txt` |
 //! | `--locks` | the locks only |
 //!
-//! To profile one contender: `valgrind --tool=callgrind <this binary> --run below detached 20000`.
+//! To profile one contender: `valgrind --tool=callgrind <this binary> --run below detached 20000`;
+//! with `multi` at the end, on two workers.
 
 #![allow(clippy::print_stdout, reason = "the tables are the benchmark's output")]
 
@@ -68,10 +69,14 @@ const NEIGHBOURS: [(&str, &str); 4] =
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    if let [run, load, contender, jobs, ..] = &arguments[..]
+    if let [run, load, contender, jobs, rest @ ..] = &arguments[..]
         && run == "--run"
     {
-        run_one(load, contender, jobs.parse().expect("a number of jobs"));
+        let flavour = match rest {
+            [flavour, ..] if flavour == "multi" => Flavour::MultiThread,
+            _ => Flavour::CurrentThread,
+        };
+        run_one(flavour, load, contender, jobs.parse().expect("a number of jobs"));
         return ExitCode::SUCCESS;
     }
     if has(locks::HERE) {
@@ -124,9 +129,9 @@ fn pick(load: &str, contender: &str, jobs: usize) -> Option<(Entrant, Load)> {
     Some((entrants.into_iter().find(|entrant| entrant.name == *name)?, load))
 }
 
-fn run_one(load: &str, contender: &str, jobs: usize) {
+fn run_one(flavour: Flavour, load: &str, contender: &str, jobs: usize) {
     let (entrant, load) = pick(load, contender, jobs).expect("a load and who is put through it");
-    entrant.time(&Flavour::CurrentThread.runtime(), load);
+    entrant.time(&flavour.runtime(), load);
 }
 
 fn tables(machine: &mut Machine, report: &mut Report) {
