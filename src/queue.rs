@@ -55,7 +55,7 @@ use std::{collections::BTreeMap, mem, sync::Arc, task::Waker};
 use crate::{
     clock::Moment,
     lanes::{Lanes, Ticket},
-    slots::{Chunk, Key, NONE, Slots},
+    slots::{Chunk, Key, NONE, Row, Slots},
     state::{JobId, JobState, Outcome},
 };
 
@@ -181,7 +181,7 @@ impl Totals {
 
 /// There may be a million: 40 bytes each.
 pub(crate) struct Slot<R, W> {
-    entry: R,
+    entry: Option<R>,
     /// Present until a runner takes the job.
     work: Option<W>,
     stamp: Stamp,
@@ -190,7 +190,27 @@ pub(crate) struct Slot<R, W> {
     next: Key,
 }
 
+impl<R, W> Default for Slot<R, W> {
+    fn default() -> Self {
+        Self { entry: None, work: None, stamp: Stamp(0), previous: NONE, next: NONE }
+    }
+}
+
+impl<R, W> Row for Slot<R, W> {
+    fn is_free(&self) -> bool {
+        self.entry.is_none()
+    }
+
+    fn next_free(&mut self) -> &mut Key {
+        &mut self.next
+    }
+}
+
 impl<R, W> Slot<R, W> {
+    fn entry(&self) -> &R {
+        self.entry.as_ref().expect("a row that is taken")
+    }
+
     fn state(&self) -> JobState {
         self.stamp.state()
     }
@@ -231,32 +251,35 @@ impl Stamp {
 struct List {
     first: Key,
     last: Key,
-    len: usize,
 }
 
 impl List {
     fn new() -> Self {
-        Self { first: NONE, last: NONE, len: 0 }
+        Self { first: NONE, last: NONE }
     }
 
-    fn first(&self) -> Option<Key> {
-        Some(self.first).filter(|key| *key != NONE)
-    }
-
-    fn push<'s, R, W>(&mut self, slots: &'s mut Slots<Slot<R, W>>, key: Key) -> &'s mut Slot<R, W> {
-        let last = mem::replace(&mut self.last, key);
-        match slots.get_mut(last) {
-            Some(last) => last.next = key,
+    /// Adds the job before another that is in the list, or, with `NONE`, at its end.
+    fn insert<'s, R, W>(
+        &mut self,
+        slots: &'s mut Slots<Slot<R, W>>,
+        key: Key,
+        next: Key,
+    ) -> &'s mut Slot<R, W> {
+        let last = match slots.get_mut(next) {
+            Some(next) => &mut next.previous,
+            None => &mut self.last,
+        };
+        let previous = mem::replace(last, key);
+        match slots.get_mut(previous) {
+            Some(previous) => previous.next = key,
             None => self.first = key,
         }
-        self.len += 1;
         let slot = &mut slots[key];
-        slot.previous = last;
-        slot.next = NONE;
+        (slot.previous, slot.next) = (previous, next);
         slot
     }
 
-    /// Joins the neighbours of a slot that is in this list.
+    /// Joins the neighbours of a job that is in the list.
     fn unlink<R, W>(&mut self, slots: &mut Slots<Slot<R, W>>, previous: Key, next: Key) {
         match slots.get_mut(previous) {
             Some(previous) => previous.next = next,
@@ -266,7 +289,72 @@ impl List {
             Some(next) => next.previous = previous,
             None => self.last = previous,
         }
-        self.len -= 1;
+    }
+}
+
+/// The jobs that run, in the order in which they started, and behind them those that wait for a
+/// place, in the order in which they came. In one list, so that a job starts where it is.
+struct Line {
+    list: List,
+    /// The first that waits, or `NONE`.
+    border: Key,
+    active: usize,
+    pending: usize,
+}
+
+impl Line {
+    fn new() -> Self {
+        Self { list: List::new(), border: NONE, active: 0, pending: 0 }
+    }
+
+    fn first_active(&self) -> Option<Key> {
+        (self.active > 0).then_some(self.list.first)
+    }
+
+    fn first_pending(&self) -> Option<Key> {
+        (self.pending > 0).then_some(self.border)
+    }
+
+    fn wait<'s, R, W>(&mut self, slots: &'s mut Slots<Slot<R, W>>, key: Key) -> &'s mut Slot<R, W> {
+        if self.pending == 0 {
+            self.border = key;
+        }
+        self.pending += 1;
+        self.list.insert(slots, key, NONE)
+    }
+
+    /// A job that has not waited here runs.
+    fn run<'s, R, W>(&mut self, slots: &'s mut Slots<Slot<R, W>>, key: Key) -> &'s mut Slot<R, W> {
+        self.active += 1;
+        self.list.insert(slots, key, self.border)
+    }
+
+    /// The first that waits runs.
+    fn run_first<'s, R, W>(
+        &mut self,
+        slots: &'s mut Slots<Slot<R, W>>,
+    ) -> Option<(Key, &'s mut Slot<R, W>)> {
+        let key = self.first_pending()?;
+        let slot = &mut slots[key];
+        self.border = slot.next;
+        self.pending -= 1;
+        self.active += 1;
+        Some((key, slot))
+    }
+
+    /// An active job leaves, from between these.
+    fn leave<R, W>(&mut self, slots: &mut Slots<Slot<R, W>>, previous: Key, next: Key) {
+        self.active -= 1;
+        self.list.unlink(slots, previous, next);
+    }
+
+    /// A pending job leaves, from between these.
+    fn give_up<R, W>(&mut self, slots: &mut Slots<Slot<R, W>>, key: Key, previous: Key, next: Key) {
+        if self.border == key {
+            self.border = next;
+        }
+        self.pending -= 1;
+        self.list.unlink(slots, previous, next);
     }
 }
 
@@ -276,10 +364,10 @@ pub(crate) struct Queue<R, W> {
     phase: Phase,
     slots: Slots<Slot<R, W>>,
     deferred: List,
-    /// Pending, if there is no `limit_per_key`.
-    line: List,
-    /// In the order in which they started; the ready ones are the last of it, from `ready` on.
-    active: List,
+    deferred_len: usize,
+    /// The active jobs; and the pending ones, if there is no `limit_per_key`.
+    line: Line,
+    /// The first of the ready jobs, which are the last of the active ones.
     ready: Key,
     ready_len: usize,
     /// Runners that were called and have not come; and how many of them are in reach.
@@ -352,8 +440,8 @@ impl<R: Entry, W> Queue<R, W> {
             phase: Phase::Open,
             slots: Slots::new(),
             deferred: List::new(),
-            line: List::new(),
-            active: List::new(),
+            deferred_len: 0,
+            line: Line::new(),
             ready: NONE,
             ready_len: 0,
             called: 0,
@@ -404,9 +492,10 @@ impl<R: Entry, W> Queue<R, W> {
         match how {
             Admit::Limited => self.enter(slot, false, now),
             Admit::Deferred => {
-                self.deferred.push(&mut self.slots, slot);
+                self.deferred.insert(&mut self.slots, slot, NONE);
+                self.deferred_len += 1;
             }
-            Admit::Outside => self.make_ready(slot, now),
+            Admit::Outside => self.run(slot, now),
         }
         let mut effects = self.effects(now);
         if let Some(replaced) = replaced {
@@ -422,6 +511,7 @@ impl<R: Entry, W> Queue<R, W> {
         }
         let Slot { previous, next, .. } = self.slots[slot];
         self.deferred.unlink(&mut self.slots, previous, next);
+        self.deferred_len -= 1;
         self.enter(slot, false, now);
         self.effects(now)
     }
@@ -484,7 +574,7 @@ impl<R: Entry, W> Queue<R, W> {
         if unique.replace && other.state() < JobState::Active {
             return Ok(Some(slot));
         }
-        Err(Refusal::Duplicate(other.entry.id()))
+        Err(Refusal::Duplicate(other.entry().id()))
     }
 
     fn is_full(&self) -> bool {
@@ -497,19 +587,16 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     fn waiting_for_something(&self) -> usize {
-        self.deferred.len + self.pending_count() + self.granted.len()
+        self.deferred_len + self.pending_count() + self.granted.len()
     }
 
     fn insert(&mut self, entry: &R, work: W, now: Moment) -> Key {
         self.books.totals.accepted += 1;
-        let slot = self.slots.insert(Slot {
-            entry: entry.clone(),
-            work: Some(work),
-            // Until it is put somewhere, in the same step.
-            stamp: Stamp::new(JobState::Deferred, now),
-            previous: NONE,
-            next: NONE,
-        });
+        let (slot, row) = self.slots.claim();
+        row.entry = Some(entry.clone());
+        row.work = Some(work);
+        // Until it is put somewhere, in the same step.
+        row.stamp = Stamp::new(JobState::Deferred, now);
         if let Some(unique) = entry.unique() {
             self.books.uniques.insert(unique.key.clone(), slot);
         }
@@ -524,10 +611,10 @@ impl<R: Entry, W> Queue<R, W> {
             if self.running < self.limit {
                 return self.start(slot, now);
             }
-            self.line.push(&mut self.slots, slot).stamp = pending;
+            self.line.wait(&mut self.slots, slot).stamp = pending;
             return;
         }
-        let key = self.slots[slot].entry.key().cloned();
+        let key = self.slots[slot].entry().key().cloned();
         let let_in = let_in || self.lanes.let_in(key.as_ref());
         if let_in && self.running < self.limit {
             return self.start(slot, now);
@@ -539,15 +626,20 @@ impl<R: Entry, W> Queue<R, W> {
         job.stamp = pending;
     }
 
-    /// Starts a job that has a place. What it keeps of itself elsewhere is not touched: that is
-    /// in another processor's cache, and everybody waits for this lock.
+    /// Starts a job that has a place, and waits in no line. What it keeps of itself elsewhere is
+    /// not touched: that is in another processor's cache, and everybody waits for this lock.
     fn start(&mut self, slot: Key, now: Moment) {
         self.running += 1;
-        self.make_ready(slot, now);
+        self.run(slot, now);
     }
 
-    fn make_ready(&mut self, slot: Key, now: Moment) {
-        self.active.push(&mut self.slots, slot).stamp = Stamp::new(JobState::Active, now);
+    fn run(&mut self, slot: Key, now: Moment) {
+        self.line.run(&mut self.slots, slot).stamp = Stamp::new(JobState::Active, now);
+        self.is_ready(slot);
+    }
+
+    /// The last of the active jobs is ready.
+    fn is_ready(&mut self, slot: Key) {
         if self.ready_len == 0 {
             self.ready = slot;
         }
@@ -648,24 +740,25 @@ impl<R: Entry, W> Queue<R, W> {
 
     fn finish_active(&mut self, slot: Key, id: JobId, outcome: Outcome) -> Option<W> {
         let job = self.slots.get_mut(slot)?;
-        if job.entry.id() != id || job.state() != JobState::Active {
+        if job.entry().id() != id || job.state() != JobState::Active {
             return None;
         }
-        job.entry.ended();
-        let (work, previous, next) = (job.work.take(), job.previous, job.next);
-        if job.entry.has_place() {
-            self.running -= 1;
-            self.lanes.let_out(job.entry.key());
-        }
-        self.books.end(&job.entry, outcome, self.phase);
-        self.active.unlink(&mut self.slots, previous, next);
-        self.slots.free(slot);
+        let (entry, work, previous, next) =
+            (job.entry.take()?, job.work.take(), job.previous, job.next);
+        self.slots.release(slot);
+        self.line.leave(&mut self.slots, previous, next);
         if work.is_some() {
             self.ready_len -= 1;
             if self.ready == slot {
                 self.ready = next;
             }
         }
+        entry.ended();
+        if entry.has_place() {
+            self.running -= 1;
+            self.lanes.let_out(entry.key());
+        }
+        self.books.end(&entry, outcome, self.phase);
         work
     }
 
@@ -677,36 +770,41 @@ impl<R: Entry, W> Queue<R, W> {
         outcome: Outcome,
         now: Moment,
     ) -> Option<(W, Effects<R, W>)> {
-        self.slots.get(slot).filter(|job| job.entry.id() == id)?;
-        let work = self.take_out(slot, outcome)?.work?;
+        self.slots.get(slot).filter(|job| job.entry().id() == id)?;
+        let (_, work) = self.take_out(slot, outcome)?;
         Some((work, self.effects(now)))
     }
 
     /// Ends a job that another replaces.
     fn take_over(&mut self, slot: Key) -> Option<(R, W)> {
-        let job = self.take_out(slot, Outcome::Cancelled)?;
-        Some((job.entry, job.work?))
+        self.take_out(slot, Outcome::Cancelled)
     }
 
-    fn take_out(&mut self, slot: Key, outcome: Outcome) -> Option<Slot<R, W>> {
-        let job = self.slots.get(slot)?;
-        let Slot { previous, next, .. } = *job;
-        match job.state() {
-            JobState::Deferred => self.deferred.unlink(&mut self.slots, previous, next),
-            JobState::Pending if self.lanes.are_limited() => {
-                self.lanes.remove(job.entry.key(), job.turn());
+    fn take_out(&mut self, slot: Key, outcome: Outcome) -> Option<(R, W)> {
+        let job = self.slots.get_mut(slot)?;
+        let (state, previous, next) = (job.state(), job.previous, job.next);
+        match state {
+            JobState::Deferred => {
+                self.deferred.unlink(&mut self.slots, previous, next);
+                self.deferred_len -= 1;
             }
-            JobState::Pending => self.line.unlink(&mut self.slots, previous, next),
+            JobState::Pending if self.lanes.are_limited() => {
+                self.lanes.remove(job.entry().key(), job.turn());
+            }
+            JobState::Pending => self.line.give_up(&mut self.slots, slot, previous, next),
             JobState::Active | JobState::Finished => return None,
         }
-        let job = self.slots.remove(slot);
-        job.entry.ended();
-        self.books.end(&job.entry, outcome, self.phase);
-        Some(job)
+        let job = &mut self.slots[slot];
+        let taken = job.entry.take().zip(job.work.take());
+        self.slots.release(slot);
+        let (entry, work) = taken?;
+        entry.ended();
+        self.books.end(&entry, outcome, self.phase);
+        Some((entry, work))
     }
 
     pub(crate) fn state(&self, slot: Key, id: JobId) -> JobState {
-        let job = self.slots.get(slot).filter(|job| job.entry.id() == id);
+        let job = self.slots.get(slot).filter(|job| job.entry().id() == id);
         job.map_or(JobState::Finished, Slot::state)
     }
 
@@ -749,17 +847,14 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     fn start_next(&mut self, now: Moment) {
-        let slot = if let Some((turn, slot)) = self.lanes.first_let_in() {
+        if let Some((slot, job)) = self.line.run_first(&mut self.slots) {
+            job.stamp = Stamp::new(JobState::Active, now);
+            self.running += 1;
+            self.is_ready(slot);
+        } else if let Some((turn, slot)) = self.lanes.first_let_in() {
             self.lanes.start(turn);
-            slot
-        } else if let Some(slot) = self.line.first() {
-            let Slot { previous, next, .. } = self.slots[slot];
-            self.line.unlink(&mut self.slots, previous, next);
-            slot
-        } else {
-            return;
-        };
-        self.start(slot, now);
+            self.start(slot, now);
+        }
     }
 
     fn grant(&mut self) -> Vec<Waker> {
@@ -802,15 +897,12 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// After closing: up to `most` jobs that will never start.
     pub(crate) fn take_unstarted(&mut self, most: usize) -> Vec<(R, W)> {
-        let mut taken = Vec::with_capacity(most.min(self.pending_count() + self.deferred.len));
+        let mut taken = Vec::with_capacity(most.min(self.pending_count() + self.deferred_len));
         while taken.len() < most {
-            let first =
-                self.line.first().or_else(|| self.lanes.first()).or_else(|| self.deferred.first());
-            let Some(job) = first.and_then(|slot| self.take_out(slot, Outcome::NeverStarted))
-            else {
-                break;
-            };
-            taken.extend(job.work.map(|work| (job.entry, work)));
+            let pending = self.line.first_pending().or_else(|| self.lanes.first());
+            let slot = pending.unwrap_or(self.deferred.first);
+            let Some(job) = self.take_out(slot, Outcome::NeverStarted) else { break };
+            taken.push(job);
         }
         taken
     }
@@ -831,12 +923,12 @@ impl<R: Entry, W> Queue<R, W> {
     /// Starts one job although the queue is on hold.
     #[cfg(feature = "testing")]
     pub(crate) fn start_one(&mut self, now: Moment) -> Option<(R, Effects<R, W>)> {
-        let last = self.active.last;
+        let let_in = || self.lanes.first_let_in().map(|(_, slot)| slot);
+        let next = self.line.first_pending().or_else(let_in)?;
         let limit = mem::replace(&mut self.limit, self.running + 1);
         let effects = self.effects(now);
         self.limit = limit;
-        let started = self.slots.get(self.active.last).filter(|_| self.active.last != last)?;
-        Some((started.entry.clone(), effects))
+        Some((self.slots[next].entry().clone(), effects))
     }
 
     // Looking.
@@ -857,15 +949,15 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     pub(crate) fn deferred_count(&self) -> usize {
-        self.deferred.len
+        self.deferred_len
     }
 
     pub(crate) fn pending_count(&self) -> usize {
-        self.line.len + self.lanes.len()
+        self.line.pending + self.lanes.len()
     }
 
     pub(crate) fn active_count(&self) -> usize {
-        self.active.len
+        self.line.active
     }
 
     pub(crate) fn waiting_count(&self) -> usize {
@@ -883,8 +975,8 @@ impl<R: Entry, W> Queue<R, W> {
     /// Since when the longest pending job has waited, and the longest active one has run.
     pub(crate) fn oldest(&self) -> (Option<Moment>, Option<Moment>) {
         let since = |slot: Key| self.slots[slot].stamp.since();
-        let pending = self.line.first().into_iter().chain(self.lanes.first()).map(since).min();
-        (pending, self.active.first().map(since))
+        let pending = self.line.first_pending().or_else(|| self.lanes.first());
+        (pending.map(since), self.line.first_active().map(since))
     }
 
     /// The jobs in up to `most` slots from `from` on, and where to go on.
@@ -893,6 +985,6 @@ impl<R: Entry, W> Queue<R, W> {
         let to = from.saturating_add(most).min(end);
         let keys = (from..to).filter_map(|key| Key::try_from(key).ok());
         let jobs = keys.filter_map(|key| self.slots.get(key));
-        (jobs.map(|job| (job.entry.clone(), job.state())).collect(), (to < end).then_some(to))
+        (jobs.map(|job| (job.entry().clone(), job.state())).collect(), (to < end).then_some(to))
     }
 }

@@ -10,10 +10,12 @@ const KEPT: usize = 16;
 pub(crate) type Key = u32;
 pub(crate) const NONE: Key = Key::MAX;
 
-enum Row<T> {
-    Taken(T),
-    /// The next free row.
-    Free(Key),
+/// A row, which is free by default.
+pub(crate) trait Row: Default {
+    fn is_free(&self) -> bool;
+
+    /// Where a free row has the number of the next; `NONE` by default.
+    fn next_free(&mut self) -> &mut Key;
 }
 
 pub(crate) struct Slots<T> {
@@ -23,9 +25,9 @@ pub(crate) struct Slots<T> {
 }
 
 /// Rows that a table gave up, for the caller to drop.
-pub(crate) struct Chunk<T>(Vec<Row<T>>);
+pub(crate) struct Chunk<T>(Vec<T>);
 
-impl<T> Slots<T> {
+impl<T: Row> Slots<T> {
     pub(crate) fn new() -> Self {
         Self { chunks: Vec::new(), free: NONE, len: 0 }
     }
@@ -46,87 +48,63 @@ impl<T> Slots<T> {
         }
     }
 
+    /// Takes a free row into use. It is filled in where it is, which is less work than to move all
+    /// of it there, and must be before the table is asked for anything else.
+    ///
     /// # Panics
     ///
-    /// With 2^32 - 1 rows in it.
-    #[inline(always)] // so that the value is made in its place
-    pub(crate) fn insert(&mut self, value: T) -> Key {
+    /// With 2^32 - 1 rows in use.
+    pub(crate) fn claim(&mut self) -> (Key, &mut T) {
+        let key = if self.free == NONE { self.grow() } else { self.free };
         self.len += 1;
-        let key = self.free;
-        if let Some(row) = self.row_mut(key) {
-            let Row::Free(next) = *row else { unreachable!("row {key} is taken") };
-            *row = Row::Taken(value);
-            self.free = next;
-            return key;
-        }
-        let key = self.grow();
-        *self.row_mut(key).expect("a new row") = Row::Taken(value);
-        key
+        let Chunk(rows) = &mut self.chunks[key as usize / CHUNK];
+        let row = &mut rows[key as usize % CHUNK];
+        self.free = *row.next_free();
+        (key, row)
     }
 
-    /// Adds a row.
+    /// Adds a row, which is free, and the only one.
     #[cold]
     fn grow(&mut self) -> Key {
         let key = Key::try_from(self.end()).ok().filter(|key| *key != NONE);
         let key = key.expect("fewer than 2^32 jobs at a time");
         match self.chunks.last_mut() {
-            Some(last) if last.0.len() < CHUNK => last.0.push(Row::Free(NONE)),
+            Some(last) if last.0.len() < CHUNK => last.0.push(T::default()),
             // The first grows as it needs to: most tables stay small.
-            None => self.chunks.push(Chunk(vec![Row::Free(NONE)])),
+            None => self.chunks.push(Chunk(vec![T::default()])),
             Some(_) => {
                 let mut rows = Vec::with_capacity(CHUNK);
-                rows.push(Row::Free(NONE));
+                rows.push(T::default());
                 self.chunks.push(Chunk(rows));
             }
         }
         key
     }
 
-    /// # Panics
-    ///
-    /// If there is nothing there.
-    pub(crate) fn remove(&mut self, key: Key) -> T {
-        let free = self.free;
-        let row = self.row_mut(key).expect("a row that is taken");
-        match std::mem::replace(row, Row::Free(free)) {
-            Row::Taken(value) => {
-                self.free = key;
-                self.len -= 1;
-                value
-            }
-            Row::Free(_) => unreachable!("row {key} is free"),
-        }
-    }
-
-    /// Like `remove`, and drops what is there.
+    /// Frees a row, which has been emptied.
     ///
     /// # Panics
     ///
     /// If there is no such row.
-    pub(crate) fn free(&mut self, key: Key) {
+    pub(crate) fn release(&mut self, key: Key) {
         let free = self.free;
-        let row = self.row_mut(key).expect("a row that is taken");
-        debug_assert!(matches!(row, Row::Taken(_)), "row {key} is free");
-        *row = Row::Free(free);
+        let row = self.row_mut(key).expect("a row of this table");
+        debug_assert!(row.is_free(), "row {key} is not empty");
+        *row.next_free() = free;
         self.free = key;
         self.len -= 1;
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
-        match self.chunks.get(key as usize / CHUNK)?.0.get(key as usize % CHUNK)? {
-            Row::Taken(value) => Some(value),
-            Row::Free(_) => None,
-        }
+        let row = self.chunks.get(key as usize / CHUNK)?.0.get(key as usize % CHUNK)?;
+        (!row.is_free()).then_some(row)
     }
 
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        match self.row_mut(key)? {
-            Row::Taken(value) => Some(value),
-            Row::Free(_) => None,
-        }
+        self.row_mut(key).filter(|row| !row.is_free())
     }
 
-    fn row_mut(&mut self, key: Key) -> Option<&mut Row<T>> {
+    fn row_mut(&mut self, key: Key) -> Option<&mut T> {
         self.chunks.get_mut(key as usize / CHUNK)?.0.get_mut(key as usize % CHUNK)
     }
 
@@ -139,7 +117,7 @@ impl<T> Slots<T> {
     }
 }
 
-impl<T> std::ops::Index<Key> for Slots<T> {
+impl<T: Row> std::ops::Index<Key> for Slots<T> {
     type Output = T;
 
     fn index(&self, key: Key) -> &T {
@@ -147,7 +125,7 @@ impl<T> std::ops::Index<Key> for Slots<T> {
     }
 }
 
-impl<T> std::ops::IndexMut<Key> for Slots<T> {
+impl<T: Row> std::ops::IndexMut<Key> for Slots<T> {
     fn index_mut(&mut self, key: Key) -> &mut T {
         self.get_mut(key).expect("a row that is taken")
     }
@@ -157,28 +135,64 @@ impl<T> std::ops::IndexMut<Key> for Slots<T> {
 mod tests {
     use super::*;
 
+    struct Name {
+        name: Option<usize>,
+        next: Key,
+    }
+
+    impl Default for Name {
+        fn default() -> Self {
+            Self { name: None, next: NONE }
+        }
+    }
+
+    impl Row for Name {
+        fn is_free(&self) -> bool {
+            self.name.is_none()
+        }
+
+        fn next_free(&mut self) -> &mut Key {
+            &mut self.next
+        }
+    }
+
+    impl Slots<Name> {
+        fn insert(&mut self, name: usize) -> Key {
+            let (key, row) = self.claim();
+            assert!(row.is_free());
+            row.name = Some(name);
+            key
+        }
+
+        fn remove(&mut self, key: Key) -> Option<usize> {
+            let name = self[key].name.take();
+            self.release(key);
+            name
+        }
+    }
+
     #[test]
-    fn a_row_is_found_by_its_key_until_it_is_removed() {
+    fn a_row_is_found_by_its_key_until_it_is_released() {
         let mut slots = Slots::new();
         let keys: Vec<Key> = (0..3 * CHUNK).map(|n| slots.insert(n)).collect();
         assert_eq!((slots.len(), slots.end()), (3 * CHUNK, 3 * CHUNK));
         for (n, key) in keys.iter().enumerate() {
-            assert_eq!(slots.get(*key), Some(&n));
+            assert_eq!(slots[*key].name, Some(n));
         }
-        assert_eq!(slots.remove(keys[CHUNK + 7]), CHUNK + 7);
-        assert_eq!(slots.get(keys[CHUNK + 7]), None);
-        assert_eq!(slots.get(NONE), None);
+        assert_eq!(slots.remove(keys[CHUNK + 7]), Some(CHUNK + 7));
+        assert!(slots.get(keys[CHUNK + 7]).is_none());
+        assert!(slots.get(NONE).is_none());
         assert_eq!(slots.len(), 3 * CHUNK - 1);
     }
 
     #[test]
     fn a_row_that_came_free_is_used_before_a_new_one() {
         let mut slots = Slots::new();
-        let [first, second, _] = ["a", "b", "c"].map(|name| slots.insert(name));
-        assert_eq!(slots.remove(first), "a");
-        slots.free(second);
-        assert_eq!([slots.insert("d"), slots.insert("e")], [second, first]);
-        assert_eq!(slots.end(), 3);
+        let [first, second, _] = [1, 2, 3].map(|name| slots.insert(name));
+        assert_eq!(slots.remove(first), Some(1));
+        assert_eq!(slots.remove(second), Some(2));
+        assert_eq!([slots.insert(4), slots.insert(5)], [second, first]);
+        assert_eq!((slots.len(), slots.end()), (3, 3));
     }
 
     #[test]
