@@ -175,12 +175,12 @@ enum Package<B> {
 }
 
 impl<B: Body + 'static> Packed<B> {
-    pub(crate) fn new(body: B, timeout: Option<Duration>, span: Span) -> Self {
-        if timeout.is_none() && span.is_disabled() {
+    #[inline]
+    pub(crate) fn new(body: B, timeout: Option<Duration>, span: Option<Box<Span>>) -> Self {
+        if timeout.is_none() && span.is_none() {
             return Self(Package::Bare(Box::new(body)));
         }
         let timer = timeout.map(|after| Timer { after, sleep: None });
-        let span = (!span.is_disabled()).then(|| Box::new(span));
         Self(Package::Equipped(Box::new(Equipped { body, timer, span })))
     }
 

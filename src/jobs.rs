@@ -95,6 +95,7 @@ impl<M> Jobs<M> {
     ///
     /// Like [`Scheduler::spawn`]: a client that leaves while its handler waits for a place takes
     /// the job along. Spawned, the job stays, whatever becomes of the request.
+    #[inline]
     #[track_caller]
     pub fn spawn<F>(&self, future: F) -> Spawn<Value<F>>
     where
@@ -108,6 +109,7 @@ impl<M> Jobs<M> {
     /// # Errors
     ///
     /// Like [`Scheduler::try_spawn`].
+    #[inline]
     #[track_caller]
     pub fn try_spawn<F>(&self, future: F) -> Result<Job<Value<F>>, TrySpawnError<F>>
     where

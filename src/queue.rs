@@ -2,8 +2,8 @@
 //!
 //! One `Queue` sits behind the scheduler's only lock. Its methods do bounded work, run no user
 //! code and drop none: whatever must be woken, started or dropped is handed back to the caller,
-//! who does so after unlocking. (Who ends a job holds a clone of its entry, so the table's clone
-//! is never the last.)
+//! who does so after unlocking. (Of an entry that is dropped under the lock, the caller has a
+//! clone.)
 //!
 //! There are `limit + pending_limit` places. A job holds one from when it is accepted until it
 //! ends, and so does a spawner from when it is granted one until it takes its turn; shielded work
@@ -112,14 +112,22 @@ pub(crate) enum Admit {
     Outside,
 }
 
-/// Which runners the caller must call, now.
+/// Whom the caller must call, now.
+///
+/// As wide as what is beside it in [`Effects`]: bytes that are written one by one and then copied
+/// together keep the processor waiting, and every job comes by here twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
 pub(crate) enum Call {
     Nobody,
-    /// One, of which is known whether it will be in reach.
-    One(Reach),
-    /// One that will be in reach since another, which may not be, is called after it.
+    /// A runner, which may not be in reach.
+    One,
+    /// A runner, which will be in reach.
+    OneInReach,
+    /// A runner that will be in reach since another, which may not be, is called after it.
     Pair,
+    /// Who waits for that: the step has left nothing in the queue.
+    Idle,
 }
 
 /// Whether a runner that was called could be taken up by any thread.
@@ -141,8 +149,8 @@ pub(crate) enum Next<W> {
 #[must_use]
 pub(crate) struct Effects<R, W> {
     pub(crate) call: Call,
-    /// The step left nothing in the queue.
-    pub(crate) idle: bool,
+    /// To be dropped: of the job that ended, what the table had.
+    pub(crate) ended: Option<R>,
     /// What few steps have.
     pub(crate) more: Option<Box<More<R, W>>>,
 }
@@ -468,11 +476,11 @@ impl<R: Entry, W> Queue<R, W> {
     pub(crate) fn admit(
         &mut self,
         how: Admit,
-        entry: &R,
+        entry: R,
         work: impl FnOnce() -> W,
         now: Moment,
     ) -> Result<Effects<R, W>, Refusal> {
-        let replaced = self.check(entry)?;
+        let replaced = self.check(&entry)?;
         // A job that takes over from another has that one's place.
         let has_room = match how {
             Admit::Outside => true,
@@ -526,7 +534,7 @@ impl<R: Entry, W> Queue<R, W> {
     pub(crate) fn take_turn(
         &mut self,
         ticket: Ticket,
-        entry: &R,
+        entry: R,
         work: impl FnOnce() -> W,
         now: Moment,
     ) -> Option<Result<Effects<R, W>, Refusal>> {
@@ -534,7 +542,7 @@ impl<R: Entry, W> Queue<R, W> {
             return None;
         }
         // A refused spawner gives its place back when it leaves.
-        let replaced = match self.check(entry) {
+        let replaced = match self.check(&entry) {
             Ok(replaced) => replaced.and_then(|slot| self.take_over(slot)),
             Err(refusal) => return Some(Err(refusal)),
         };
@@ -590,17 +598,17 @@ impl<R: Entry, W> Queue<R, W> {
         self.deferred_len + self.pending_count() + self.granted.len()
     }
 
-    fn insert(&mut self, entry: &R, work: W, now: Moment) -> Key {
+    fn insert(&mut self, entry: R, work: W, now: Moment) -> Key {
         self.books.totals.accepted += 1;
         let (slot, row) = self.slots.claim();
-        row.entry = Some(entry.clone());
-        row.work = Some(work);
-        // Until it is put somewhere, in the same step.
-        row.stamp = Stamp::new(JobState::Deferred, now);
+        entry.accepted(slot, now);
         if let Some(unique) = entry.unique() {
             self.books.uniques.insert(unique.key.clone(), slot);
         }
-        entry.accepted(slot, now);
+        row.entry = Some(entry);
+        row.work = Some(work);
+        // Until it is put somewhere, in the same step.
+        row.stamp = Stamp::new(JobState::Deferred, now);
         slot
     }
 
@@ -686,7 +694,7 @@ impl<R: Entry, W> Queue<R, W> {
         // A job that is alone needs no second runner: this thread would have it wait as long.
         if self.has_threads && self.ready_len == 1 {
             self.called += 1;
-            return Call::One(Reach::Unknown);
+            return Call::One;
         }
         self.call_others()
     }
@@ -699,7 +707,7 @@ impl<R: Entry, W> Queue<R, W> {
         self.called += 1;
         self.in_reach += 1;
         if !self.has_threads {
-            return Call::One(Reach::InReach);
+            return Call::OneInReach;
         }
         self.called += 1;
         Call::Pair
@@ -717,12 +725,13 @@ impl<R: Entry, W> Queue<R, W> {
         now: Moment,
         may_go_on: bool,
     ) -> (Effects<R, W>, Next<W>) {
-        self.finish_active(slot, id, outcome);
+        let ended = self.finish_active(slot, id, outcome).map(|(entry, _)| entry);
         let (idle, more) = self.settle(now);
         let next = self.next(may_go_on);
         // Of what has become ready, one is for this runner, which may be stuck in it.
         self.has_new = false;
-        (Effects { call: self.call_others(), idle, more }, next)
+        let call = if idle { Call::Idle } else { self.call_others() };
+        (Effects { call, ended, more }, next)
     }
 
     /// The active job `id` in `slot` ends without its runner. The work comes back of one that no
@@ -734,11 +743,12 @@ impl<R: Entry, W> Queue<R, W> {
         outcome: Outcome,
         now: Moment,
     ) -> (Effects<R, W>, Option<W>) {
-        let work = self.finish_active(slot, id, outcome);
-        (self.effects(now), work)
+        let (ended, work) = self.finish_active(slot, id, outcome).unzip();
+        let effects = self.effects(now);
+        (Effects { ended, ..effects }, work.flatten())
     }
 
-    fn finish_active(&mut self, slot: Key, id: JobId, outcome: Outcome) -> Option<W> {
+    fn finish_active(&mut self, slot: Key, id: JobId, outcome: Outcome) -> Option<(R, Option<W>)> {
         let job = self.slots.get_mut(slot)?;
         if job.entry().id() != id || job.state() != JobState::Active {
             return None;
@@ -759,7 +769,7 @@ impl<R: Entry, W> Queue<R, W> {
             self.lanes.let_out(entry.key());
         }
         self.books.end(&entry, outcome, self.phase);
-        work
+        Some((entry, work))
     }
 
     /// Takes a job that has not started out of the queue.
@@ -822,7 +832,8 @@ impl<R: Entry, W> Queue<R, W> {
     /// go to waiting spawners.
     fn effects(&mut self, now: Moment) -> Effects<R, W> {
         let (idle, more) = self.settle(now);
-        Effects { call: self.call(), idle, more }
+        let call = if idle { Call::Idle } else { self.call() };
+        Effects { call, ended: None, more }
     }
 
     fn settle(&mut self, now: Moment) -> (bool, Option<Box<More<R, W>>>) {

@@ -169,6 +169,17 @@ impl Options {
     fn extras(&mut self) -> &mut Extras {
         self.extras.get_or_insert_default()
     }
+
+    #[inline]
+    pub(crate) fn into_record(
+        self,
+        kind: Kind,
+        caller: &'static Location<'static>,
+    ) -> Arc<Record> {
+        let Self { request, timeout: _, serves, location, extras } = self;
+        let kind = if serves { Kind::Serving } else { kind };
+        Record::new(location.unwrap_or(caller), request, extras, kind)
+    }
 }
 
 impl fmt::Debug for Options {
@@ -278,20 +289,21 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(
-        options: Options,
+    /// Word by word: to take the options as a whole would be to copy them once more.
+    fn new(
+        location: &'static Location<'static>,
+        request: Option<Arc<Request>>,
+        extras: Option<Box<Extras>>,
         kind: Kind,
-        caller: &'static Location<'static>,
     ) -> Arc<Self> {
-        let Options { request, timeout: _, serves, location, extras } = options;
         Arc::new(Self {
             id: JobId::next(),
-            location: location.unwrap_or(caller),
+            location,
             request,
             extras,
             spawned: AtomicI64::new(Moment::NEVER.as_nanos()),
             slot: AtomicU32::new(NONE),
-            kind: if serves { Kind::Serving } else { kind },
+            kind,
             told: AtomicU8::new(0),
             marks: AtomicU8::new(0),
             rest: OnceBox::new(),

@@ -19,7 +19,7 @@ use tokio::{
     task::coop,
     time::Instant,
 };
-use tracing::Span;
+use tracing::{Level, Span, level_filters::LevelFilter};
 
 use crate::{
     body::{Work, discard_work, in_span},
@@ -160,8 +160,9 @@ impl Shared {
 
     /// Does what a step of the queue has left to do.
     pub(crate) fn follow(self: &Arc<Self>, effects: Effects<Entry, Work>) {
-        let Effects { call, idle, more } = effects;
-        if call != Call::Nobody {
+        let Effects { call, ended: _ended, more } = effects;
+        let idle = call == Call::Idle;
+        if call != Call::Nobody && !idle {
             self.call(call);
         }
         if let Some(more) = more {
@@ -189,6 +190,8 @@ impl Shared {
         work: &mut dyn FnMut() -> Work,
     ) -> Result<(), Refusal> {
         let now = Moment::now();
+        // Cloned, as the reference count is not to be waited for under the lock.
+        let entry = entry.clone();
         let admitted = self.queue().admit(how, entry, work, now);
         self.follow(admitted?);
         Ok(())
@@ -211,7 +214,7 @@ impl Shared {
             // A waker is not ours, and is not cloned under the lock.
             let (waker, now) = (cx.waker().clone(), Moment::now());
             let mut queue = self.queue();
-            let admitted = queue.admit(Admit::Limited, entry, work, now);
+            let admitted = queue.admit(Admit::Limited, entry.clone(), work, now);
             if let Err(Refusal::Full) = admitted {
                 *ticket = Some(queue.wait(entry, waker));
                 return Poll::Pending;
@@ -222,7 +225,7 @@ impl Shared {
         };
         let (waker, now) = (cx.waker().clone(), Moment::now());
         let mut queue = self.queue();
-        let Some(admitted) = queue.take_turn(waiting, entry, work, now) else {
+        let Some(admitted) = queue.take_turn(waiting, entry.clone(), work, now) else {
             let replaced = queue.wait_on(waiting, waker);
             drop(queue);
             drop(replaced);
@@ -245,9 +248,9 @@ impl Shared {
 
     fn call(self: &Arc<Self>, call: Call) {
         let runners: &[Reach] = match call {
-            Call::Nobody => return,
-            Call::One(Reach::InReach) => &[Reach::InReach],
-            Call::One(Reach::Unknown) => &[Reach::Unknown],
+            Call::Nobody | Call::Idle => return,
+            Call::One => &[Reach::Unknown],
+            Call::OneInReach => &[Reach::InReach],
             Call::Pair => &[Reach::InReach, Reach::Unknown],
         };
         let runtime = self.runtime.get().expect("jobs are accepted once there is a runtime");
@@ -278,7 +281,11 @@ impl Shared {
         }
     }
 
-    pub(crate) fn new_span(&self, job: &Record) -> Span {
+    /// The span that the job runs in, unless nobody would see it.
+    pub(crate) fn new_span(&self, job: &Record) -> Option<Box<Span>> {
+        if Level::INFO > LevelFilter::current() {
+            return None;
+        }
         macro_rules! job_span {
             ($($parent:tt)*) => {
                 tracing::info_span!(
@@ -287,17 +294,17 @@ impl Shared {
                 )
             };
         }
-        match self.span {
+        let span = match self.span {
             SpanLink::Child => job_span!(),
-            SpanLink::None => job_span!(parent: None,),
-            SpanLink::FollowsFrom => {
-                let span = job_span!(parent: None,);
-                if !span.is_disabled() {
-                    span.follows_from(Span::current().id());
-                }
-                span
-            }
+            SpanLink::None | SpanLink::FollowsFrom => job_span!(parent: None,),
+        };
+        if span.is_disabled() {
+            return None;
         }
+        if self.span == SpanLink::FollowsFrom {
+            span.follows_from(Span::current().id());
+        }
+        Some(Box::new(span))
     }
 
     /// Reports the failure of a job whose handle has gone.
@@ -470,7 +477,9 @@ impl Occupied {
             }
             Next::End => None,
         };
-        self.shared.call(mem::replace(&mut effects.call, Call::Nobody));
+        if effects.call != Call::Idle {
+            self.shared.call(mem::replace(&mut effects.call, Call::Nobody));
+        }
         entry.publish();
         self.shared.follow(effects);
         work
@@ -510,7 +519,7 @@ impl Shared {
         self.settle(entry);
         let (effects, _) = self.queue().finish(entry.slot(), entry.id(), outcome, Moment::now());
         entry.publish();
-        if effects.idle {
+        if effects.call == Call::Idle {
             self.notify_idle();
         }
     }

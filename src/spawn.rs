@@ -16,7 +16,7 @@ use tokio::{runtime::Handle, time::Instant};
 use tracing::Span;
 
 use crate::{
-    body::{Body, Keep, Packed, PassThrough, Run, Stored, Work},
+    body::{Body, Keep, Packed, PassThrough, Run, Stored, Work, in_span},
     clock, config,
     contain::discard,
     error::{JobError, SpawnError, TrySpawnError},
@@ -113,6 +113,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     }
 
     /// Like [`Scheduler::spawn`](crate::Scheduler::spawn).
+    #[inline]
     #[track_caller]
     pub fn spawn<F>(self, future: F) -> Spawn<Value<F>>
     where
@@ -194,7 +195,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         let timeout = self.options.timeout.take();
         let record = self.record(Kind::Blocking);
         let span = shared.new_span(&record);
-        let run = run_blocking(closure, record.clone(), timeout, span.clone());
+        let run = run_blocking(closure, record.clone(), timeout, span.as_deref().cloned());
         let packed = Packed::new(Run::<_, Stored>::new(run, &record), None, span);
         Spawn::new(shared, record, packed.into_work())
     }
@@ -236,6 +237,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     }
 
     /// A job's record, and its body.
+    #[inline]
     #[track_caller]
     fn pack<B: Body + 'static>(
         self,
@@ -248,9 +250,10 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         (record, packed)
     }
 
+    #[inline]
     #[track_caller]
     fn record(self, kind: Kind) -> Arc<Record> {
-        Record::new(self.options, kind, Location::caller())
+        self.options.into_record(kind, Location::caller())
     }
 }
 
@@ -425,7 +428,7 @@ async fn run_blocking<C, R>(
     closure: C,
     record: Arc<Record>,
     timeout: Option<Duration>,
-    span: Span,
+    span: Option<Span>,
 ) -> Outcome
 where
     C: FnOnce() -> R + Send + 'static,
@@ -439,7 +442,7 @@ where
     };
     #[expect(clippy::disallowed_methods, reason = "a job is polled inside its runtime")]
     let runtime = Handle::current();
-    let mut thread = runtime.spawn_blocking(move || span.in_scope(run));
+    let mut thread = runtime.spawn_blocking(move || in_span(span.as_ref(), run));
     let ended = poll_fn(|cx| {
         if record.must_stop() && record.take_up() {
             // No thread will run it, but its handle resolves only when one has had a look.
@@ -510,6 +513,7 @@ struct Target {
 }
 
 impl<T> Spawn<T> {
+    #[inline]
     fn new(shared: &Arc<Shared>, record: Arc<Record>, work: Work) -> Self {
         Self {
             target: Some(Target { shared: shared.clone(), record }),

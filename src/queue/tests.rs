@@ -191,7 +191,7 @@ impl Bench {
             }
             more.wake.into_iter().for_each(Waker::wake);
         }
-        self.idle = effects.idle;
+        self.idle = effects.call == Call::Idle;
     }
 
     fn answer(&mut self, result: Result<Effects<Job, Task>, Refusal>) -> Answer {
@@ -217,7 +217,7 @@ impl Bench {
         let job = Job::new(how, names);
         self.jobs.push(job.clone());
         let number = self.jobs.len() - 1;
-        let result = self.queue.admit(how, &job, || Task(number, false), self.now);
+        let result = self.queue.admit(how, job, || Task(number, false), self.now);
         self.answer(result)
     }
 
@@ -235,7 +235,7 @@ impl Bench {
     /// The spawner of job `number` asks again, with a new waker.
     fn ask(&mut self, number: usize, ticket: Ticket, bell: &Arc<Bell>) -> Answer {
         let job = self.jobs[number].clone();
-        match self.queue.take_turn(ticket, &job, || Task(number, false), self.now) {
+        match self.queue.take_turn(ticket, job, || Task(number, false), self.now) {
             Some(result) => self.answer(result),
             None => {
                 let replaced = self.queue.wait_on(ticket, bell.clone().into());
@@ -666,8 +666,9 @@ impl Crew {
 
     fn call(&mut self, call: Call) {
         match call {
-            Call::Nobody => {}
-            Call::One(reach) => self.called.push(reach),
+            Call::Nobody | Call::Idle => {}
+            Call::One => self.called.push(Reach::Unknown),
+            Call::OneInReach => self.called.push(Reach::InReach),
             Call::Pair => self.called.extend([Reach::InReach, Reach::Unknown]),
         }
     }
@@ -681,7 +682,7 @@ impl Crew {
     fn offer(&mut self) -> Call {
         let job = Job::new(Admit::Limited, NO_NAMES);
         let task = Task(self.offered, false);
-        let admitted = self.queue.admit(Admit::Limited, &job, || task, Moment::from_nanos(0));
+        let admitted = self.queue.admit(Admit::Limited, job.clone(), || task, Moment::from_nanos(0));
         let Ok(Effects { call, .. }) = admitted else { panic!("there is room") };
         self.offered += 1;
         self.jobs.push(job);
@@ -738,20 +739,18 @@ impl Drop for Crew {
     }
 }
 
-const ONE: Call = Call::One(Reach::Unknown);
-
 /// Invariant 13: one job needs no more than a runner, many share some.
 #[test]
 fn a_runner_is_called_for_one_job_and_a_pair_for_many() {
     let mut crew = Crew::new(None);
-    assert_eq!([(); 4].map(|()| crew.offer()), [ONE, Call::Pair, Call::Nobody, Call::Nobody]);
+    assert_eq!([(); 4].map(|()| crew.offer()), [Call::One, Call::Pair, Call::Nobody, Call::Nobody]);
 }
 
 #[test]
 fn where_there_is_one_thread_one_runner_is_on_its_way() {
     let mut crew = Crew::new(None);
     crew.queue.has_one_thread();
-    let one = Call::One(Reach::InReach);
+    let one = Call::OneInReach;
     assert_eq!([(); 3].map(|()| crew.offer()), [one, Call::Nobody, Call::Nobody]);
     assert_eq!(crew.come(0), one, "it may stay with its job");
     assert_eq!(crew.come(0), one);
@@ -768,7 +767,7 @@ fn nobody_relies_on_a_runner_that_another_thread_called() {
     let Next::Take(task) = crew.advance(0, true) else { panic!("there is another job") };
     crew.take(task);
     assert_eq!(crew.called, [Reach::Unknown]);
-    assert_eq!(crew.offer(), ONE, "by its own thread");
+    assert_eq!(crew.offer(), Call::One, "by its own thread");
     assert_eq!(crew.offer(), Call::Pair);
 }
 
