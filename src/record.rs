@@ -171,11 +171,7 @@ impl Options {
     }
 
     #[inline]
-    pub(crate) fn into_record(
-        self,
-        kind: Kind,
-        caller: &'static Location<'static>,
-    ) -> Arc<Record> {
+    pub(crate) fn into_record(self, kind: Kind, caller: &'static Location<'static>) -> Arc<Record> {
         let Self { request, timeout: _, serves, location, extras } = self;
         let kind = if serves { Kind::Serving } else { kind };
         Record::new(location.unwrap_or(caller), request, extras, kind)

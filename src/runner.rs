@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::Future,
     mem,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -16,7 +16,7 @@ use std::{
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
     sync::Notify,
-    task::coop,
+    task::{self, coop},
     time::Instant,
 };
 use tracing::{Level, Span, level_filters::LevelFilter};
@@ -45,6 +45,9 @@ const TURN: Duration = Duration::from_micros(10);
 /// shortest of them. Three that take longer than those before may pass unnoticed.
 const SHORT: Duration = Duration::from_micros(2);
 const UNREAD: usize = 3;
+/// How long a runner that is the only thread's takes turns before tokio looks for I/O, if it looks
+/// no earlier by itself.
+const WITHOUT_IO: Duration = Duration::from_micros(50);
 
 pub(crate) type Entry = Arc<Record>;
 pub(crate) type Hook = Box<dyn Fn(Failure) + Send + Sync>;
@@ -265,7 +268,7 @@ impl Shared {
         // Before the queue is asked: whoever leaves it idle after that sees it.
         let _waits = Counted::new(&self.wait_for_idle);
         loop {
-            let mut idle = std::pin::pin!(self.idle.notified());
+            let mut idle = pin!(self.idle.notified());
             idle.as_mut().enable();
             if done(&self.queue()) {
                 return;
@@ -532,19 +535,36 @@ struct Runner {
     /// The job has left its waker with [`Record::park`].
     parked: bool,
     jobs_are_short: bool,
+    /// When tokio last looked for I/O because of this runner.
+    looked: Option<Instant>,
     place: Occupied,
 }
 
 impl Runner {
     fn new(shared: Arc<Shared>, reach: Reach) -> Self {
         let place = Occupied { shared, entry: None, called: Some(reach) };
-        Self { work: None, span: None, parked: false, jobs_are_short: false, place }
+        Self { work: None, span: None, parked: false, jobs_are_short: false, looked: None, place }
     }
 
     fn take_on(&mut self, mut work: Work) {
         self.span = work.as_mut().take_span();
         self.work = Some(work);
         self.parked = false;
+    }
+
+    /// Lets other tasks have their turn before the next.
+    fn give_way(&mut self, turn: &Turn, cx: &mut Context<'_>) {
+        let now = turn.clock.map(|clock| clock.read);
+        let is_due = now > self.looked.map(|looked| looked + WITHOUT_IO);
+        if is_due && self.place.shared.runtime().is_some_and(has_one_thread) {
+            self.looked = now;
+            // Wakes this task once all others have had their turn, and I/O has been looked for.
+            // (Another thread could not take up a task that waits like this.)
+            if pin!(task::yield_now()).poll(cx).is_pending() {
+                return;
+            }
+        }
+        cx.waker().wake_by_ref();
     }
 
     /// Polls the job once. When it ends, its future has been dropped, its result is stored and a
@@ -648,7 +668,7 @@ impl Future for Runner {
             match self.place.advance(outcome, now, may_go_on) {
                 Some(work) => self.take_on(work),
                 None if self.place.called.is_some() => {
-                    cx.waker().wake_by_ref();
+                    self.give_way(&turn, cx);
                     return Poll::Pending;
                 }
                 None => return Poll::Ready(()),

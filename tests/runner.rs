@@ -8,14 +8,18 @@ mod logs;
 use std::{
     collections::HashSet,
     future::{Future, pending, poll_fn},
+    io::Write,
     sync::{
         Arc, Barrier, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Poll,
+    time::{Duration, Instant},
 };
 
 use tokio::{
+    io::AsyncReadExt,
+    net::TcpListener,
     sync::{mpsc, oneshot},
     task::{coop, yield_now},
 };
@@ -144,7 +148,7 @@ fn a_job_that_blocks_its_thread_keeps_no_other_from_a_free_one() {
             scheduler.wait_idle().await;
         }
     };
-    let timeout = std::time::Duration::from_secs(60);
+    let timeout = Duration::from_secs(60);
     let ended = runtime.block_on(async { tokio::time::timeout(timeout, rounds).await });
     runtime.shutdown_background();
     assert!(ended.is_ok(), "jobs are stuck behind one that blocks its thread");
@@ -400,4 +404,49 @@ async fn a_job_that_finds_little_of_the_budget_left_goes_on_in_its_next_turn() {
     open.send(()).unwrap();
     scheduler.wait_idle().await;
     assert_eq!(scheduler.stats().completed, 6);
+}
+
+/// One thread looks for I/O after every 61 polls (tokio 1.54): up to 61 of these jobs.
+#[tokio::test]
+async fn on_one_thread_a_backlog_leaves_io_its_turn() {
+    let mut waited = Vec::new();
+    for _ in 0..5 {
+        waited.push(jobs_until_a_byte_is_read().await);
+    }
+    assert!(waited.iter().all(|jobs| *jobs < 10), "{waited:?} jobs ran before a byte was read");
+}
+
+/// How many jobs of a backlog run from when one of them sends a byte until a task has read it.
+async fn jobs_until_a_byte_is_read() -> usize {
+    const BEFORE: usize = 50;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut server, _) = listener.accept().await.unwrap();
+    let ran = Arc::new(AtomicUsize::new(0));
+    let in_reader = ran.clone();
+    let reader = tokio::spawn(async move {
+        server.read_u8().await.unwrap();
+        in_reader.load(Ordering::Relaxed)
+    });
+
+    let scheduler = one_at_a_time();
+    let open = hold(&scheduler).await;
+    let spawn_jobs = |jobs| {
+        for _ in 0..jobs {
+            let ran = ran.clone();
+            let job = async move {
+                let begun = Instant::now();
+                while begun.elapsed() < Duration::from_micros(30) {}
+                ran.fetch_add(1, Ordering::Relaxed)
+            };
+            drop(scheduler.try_spawn(job));
+        }
+    };
+    spawn_jobs(BEFORE);
+    drop(scheduler.try_spawn(async move { client.write_all(b"!") }));
+    spawn_jobs(100);
+    open.send(()).unwrap();
+    let ran_until_read = reader.await.unwrap();
+    scheduler.wait_idle().await;
+    ran_until_read - BEFORE
 }

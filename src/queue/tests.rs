@@ -682,7 +682,8 @@ impl Crew {
     fn offer(&mut self) -> Call {
         let job = Job::new(Admit::Limited, NO_NAMES);
         let task = Task(self.offered, false);
-        let admitted = self.queue.admit(Admit::Limited, job.clone(), || task, Moment::from_nanos(0));
+        let admitted =
+            self.queue.admit(Admit::Limited, job.clone(), || task, Moment::from_nanos(0));
         let Ok(Effects { call, .. }) = admitted else { panic!("there is room") };
         self.offered += 1;
         self.jobs.push(job);
