@@ -262,10 +262,8 @@ mod mark {
     pub(super) const CANCELLED: u8 = 16;
     /// Cancelled, since its response was not what it waited for.
     pub(super) const SKIPPED: u8 = 32;
-    /// The job returned `()`, which needs no room.
-    pub(super) const UNIT: u8 = 64;
-    /// Somebody has had that.
-    pub(super) const UNIT_TAKEN: u8 = 128;
+    /// Somebody has had the `()` of a job that returned that, and so has left no mark.
+    pub(super) const UNIT_TAKEN: u8 = 64;
 }
 
 /// Everything about a job but its future.
@@ -447,7 +445,7 @@ impl Record {
             return Some(value);
         }
         if TypeId::of::<T>() == TypeId::of::<()>() {
-            self.mark(mark::UNIT);
+            // That takes no room: who finds no mark of another end knows.
             return None;
         }
         let back = self.store(Ok(Box::new(value)))?.ok()?;
@@ -543,23 +541,20 @@ impl Record {
     /// The published result. That a job was cancelled can be told any number of times.
     pub(crate) fn take(&self) -> Result<Value, JobError> {
         let marks = self.marks.load(Ordering::Acquire);
-        let stored = if marks & mark::STORED == 0 { None } else { self.take_stored() };
-        match stored {
-            Some(result) => result,
-            None if marks & mark::STORED != 0 => Err(JobError::taken()),
-            None if marks & mark::UNIT != 0
-                && self.mark(mark::UNIT_TAKEN) & mark::UNIT_TAKEN == 0 =>
-            {
-                Ok(Box::new(()))
-            }
-            None if marks & mark::SKIPPED != 0 => Err(JobError::skipped()),
-            None if marks & mark::CANCELLED != 0 => Err(JobError::cancelled()),
-            None => Err(JobError::taken()),
+        if marks & mark::STORED != 0 {
+            let result = lock(&self.rest().output).result.take();
+            return result.unwrap_or_else(|| Err(JobError::taken()));
         }
-    }
-
-    fn take_stored(&self) -> Option<Result<Value, JobError>> {
-        lock(&self.rest().output).result.take()
+        if marks & mark::SKIPPED != 0 {
+            return Err(JobError::skipped());
+        }
+        if marks & mark::CANCELLED != 0 {
+            return Err(JobError::cancelled());
+        }
+        if self.mark(mark::UNIT_TAKEN) & mark::UNIT_TAKEN != 0 {
+            return Err(JobError::taken());
+        }
+        Ok(Box::new(()))
     }
 
     pub(crate) fn take_failure(&self) -> Option<JobError> {

@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Poll,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::{
@@ -419,13 +419,14 @@ async fn on_one_thread_a_backlog_leaves_io_its_turn() {
 /// How many jobs of a backlog run from when one of them sends a byte until a task has read it.
 async fn jobs_until_a_byte_is_read() -> usize {
     const BEFORE: usize = 50;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (mut server, _) = listener.accept().await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let mut client = std::net::TcpStream::connect(address).expect("a connection");
+    let (mut server, _) = listener.accept().await.expect("a connection");
     let ran = Arc::new(AtomicUsize::new(0));
     let in_reader = ran.clone();
     let reader = tokio::spawn(async move {
-        server.read_u8().await.unwrap();
+        server.read_u8().await.expect("a byte");
         in_reader.load(Ordering::Relaxed)
     });
 
@@ -435,7 +436,7 @@ async fn jobs_until_a_byte_is_read() -> usize {
         for _ in 0..jobs {
             let ran = ran.clone();
             let job = async move {
-                let begun = Instant::now();
+                let begun = tokio::time::Instant::now();
                 while begun.elapsed() < Duration::from_micros(30) {}
                 ran.fetch_add(1, Ordering::Relaxed)
             };
@@ -445,8 +446,8 @@ async fn jobs_until_a_byte_is_read() -> usize {
     spawn_jobs(BEFORE);
     drop(scheduler.try_spawn(async move { client.write_all(b"!") }));
     spawn_jobs(100);
-    open.send(()).unwrap();
-    let ran_until_read = reader.await.unwrap();
+    open.send(()).expect("heard");
+    let ran_until_read = reader.await.expect("no panic");
     scheduler.wait_idle().await;
     ran_until_read - BEFORE
 }
