@@ -172,6 +172,7 @@ impl<R, W> Effects<R, W> {
 
 /// Counts of a moment: how many jobs were ever accepted, and how those that ended did.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
 pub(crate) struct Totals {
     pub(crate) accepted: u64,
     outcomes: [u64; Outcome::COUNT],
@@ -366,28 +367,33 @@ impl Line {
     }
 }
 
+/// In this order: what every job changes comes first, and is in two cache lines along with the lock,
+/// for whoever takes that must have them from the processor that had it before.
+#[repr(C)]
 pub(crate) struct Queue<R, W> {
+    slots: Slots<Slot<R, W>>,
+    /// The active jobs; and the pending ones, if there is no `limit_per_key`.
+    line: Line,
+    /// Active jobs that hold a place.
+    running: usize,
+    ready_len: usize,
+    /// The first of the ready jobs, which are the last of the active ones.
+    ready: Key,
+    /// Runners that were called and have not come; and how many of them are in reach.
+    called: u32,
+    in_reach: u32,
+    /// The step has made a job ready that its own thread has no runner for.
+    has_new: bool,
+    totals: Totals,
+
     limit: usize,
     pending_limit: usize,
     phase: Phase,
-    slots: Slots<Slot<R, W>>,
+    has_threads: bool,
     deferred: List,
     deferred_len: usize,
-    /// The active jobs; and the pending ones, if there is no `limit_per_key`.
-    line: Line,
-    /// The first of the ready jobs, which are the last of the active ones.
-    ready: Key,
-    ready_len: usize,
-    /// Runners that were called and have not come; and how many of them are in reach.
-    called: usize,
-    in_reach: usize,
-    /// The step has made a job ready that its own thread has no runner for.
-    has_new: bool,
-    has_threads: bool,
-    /// The pending jobs, if there is; and the line of spawners.
+    /// The pending jobs, if there is a `limit_per_key`; and the line of spawners.
     lanes: Lanes,
-    /// Active jobs that hold a place.
-    running: usize,
     /// Spawners that hold a place.
     granted: BTreeMap<Ticket, Grant>,
     last_turn: u64,
@@ -395,10 +401,9 @@ pub(crate) struct Queue<R, W> {
     books: Books<R>,
 }
 
-/// Who is in the table, and what became of the others.
+/// Who has a unique key, and what became of those that ended badly.
 struct Books<R> {
     uniques: BTreeMap<Arc<str>, Key>,
-    totals: Totals,
     ended: Vec<Vec<(R, Outcome)>>,
 }
 
@@ -407,7 +412,6 @@ impl<R: Entry> Books<R> {
         if let Some(unique) = entry.unique() {
             self.uniques.remove(&unique.key);
         }
-        self.totals.count(outcome);
         if phase > Phase::Open && !matches!(outcome, Outcome::Completed | Outcome::Skipped) {
             self.keep(entry.clone(), outcome);
         }
@@ -461,7 +465,8 @@ impl<R: Entry, W> Queue<R, W> {
             granted: BTreeMap::new(),
             last_turn: 0,
             at_drain: Totals::default(),
-            books: Books { uniques: BTreeMap::new(), totals: Totals::default(), ended: Vec::new() },
+            books: Books { uniques: BTreeMap::new(), ended: Vec::new() },
+            totals: Totals::default(),
         }
     }
 
@@ -599,7 +604,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     fn insert(&mut self, entry: R, work: W, now: Moment) -> Key {
-        self.books.totals.accepted += 1;
+        self.totals.accepted += 1;
         let (slot, row) = self.slots.claim();
         entry.accepted(slot, now);
         if let Some(unique) = entry.unique() {
@@ -768,6 +773,7 @@ impl<R: Entry, W> Queue<R, W> {
             self.running -= 1;
             self.lanes.let_out(entry.key());
         }
+        self.totals.count(outcome);
         self.books.end(&entry, outcome, self.phase);
         Some((entry, work))
     }
@@ -809,6 +815,7 @@ impl<R: Entry, W> Queue<R, W> {
         self.slots.release(slot);
         let (entry, work) = taken?;
         entry.ended();
+        self.totals.count(outcome);
         self.books.end(&entry, outcome, self.phase);
         Some((entry, work))
     }
@@ -883,7 +890,7 @@ impl<R: Entry, W> Queue<R, W> {
 
     pub(crate) fn announce(&mut self) {
         if self.phase == Phase::Open {
-            self.at_drain = self.books.totals;
+            self.at_drain = self.totals;
             self.phase = Phase::Announced;
         }
     }
@@ -976,7 +983,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     pub(crate) fn totals(&self) -> Totals {
-        self.books.totals
+        self.totals
     }
 
     pub(crate) fn totals_at_drain(&self) -> Totals {

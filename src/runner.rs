@@ -78,10 +78,15 @@ pub(crate) enum Mode {
     Inline,
 }
 
+/// Where cache lines begin (processors fetch them in pairs), so that who only counts a handle or
+/// reads a setting does not take them from who holds the lock.
+#[repr(align(128))]
+struct Apart<T>(T);
+
 /// What all handles of one scheduler share.
 pub(crate) struct Shared {
     pub(crate) config: SchedulerConfig,
-    queue: Mutex<Queue<Entry, Work>>,
+    queue: Apart<Mutex<Queue<Entry, Work>>>,
     /// Notified by every step that leaves the queue idle, if anybody waits for that.
     idle: Notify,
     wait_for_idle: AtomicUsize,
@@ -110,7 +115,7 @@ impl Shared {
             queue.has_one_thread();
         }
         Self {
-            queue: Mutex::new(queue),
+            queue: Apart(Mutex::new(queue)),
             config,
             idle: Notify::new(),
             wait_for_idle: AtomicUsize::new(0),
@@ -142,7 +147,7 @@ impl Shared {
     }
 
     pub(crate) fn queue(&self) -> MutexGuard<'_, Queue<Entry, Work>> {
-        lock(&self.queue)
+        lock(&self.queue.0)
     }
 
     pub(crate) fn runtime(&self) -> Option<&Handle> {
