@@ -23,7 +23,8 @@
 //! may be stuck in a job that blocks its thread. A task spawned by a thread of tokio's goes into a
 //! slot of that thread's, from where no other thread takes it, until the thread spawns another. So
 //! runners are called in pairs: the first is then *in reach* of all threads. (Where there is one
-//! thread, every runner is.)
+//! thread, every runner is. And of several a free one looks for tasks when tokio wakes it: if half
+//! of them look already, 1.54 may let it sleep beside one in reach until something else happens.)
 //!
 //! # Invariants
 //!

@@ -148,6 +148,22 @@ fn a_job_that_blocks_its_thread_keeps_no_other_from_a_free_one() {
             scheduler.wait_idle().await;
         }
     };
+    // A thread of tokio's (1.54) that others keep from looking for tasks, as half of them look
+    // already, may fall asleep beside one it could take. Whatever happens next wakes it: a request in
+    // a server, this here.
+    let events = async {
+        let mut interval = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            interval.tick().await;
+            drop(tokio::spawn(async {}));
+        }
+    };
+    let rounds = async {
+        tokio::select! {
+            () = rounds => {}
+            () = events => {}
+        }
+    };
     let timeout = Duration::from_secs(60);
     let ended = runtime.block_on(async { tokio::time::timeout(timeout, rounds).await });
     runtime.shutdown_background();
