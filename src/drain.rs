@@ -10,9 +10,10 @@ use crate::{
     clock::{self, Moment},
     contain::{discard, notify, wake},
     error::JobError,
+    job_list::Drained,
     queue::{Call, Phase, Queue},
     record::Kind,
-    report::{DrainReport, Drained},
+    report::DrainReport,
     runner::{Entry, Shared},
     state::{JobState, Outcome},
 };
@@ -100,7 +101,7 @@ impl Shared {
                 self.abandon();
             }
         }
-        self.drained.get_or_init(|| self.account()).report()
+        DrainReport::new(self.drained.get_or_init(|| Arc::new(self.account())))
     }
 
     /// Refuses all spawners, and ends what has not started.
@@ -116,17 +117,12 @@ impl Shared {
         }
         let mut remains = Remains(Vec::new());
         loop {
-            let unstarted = self.queue().take_unstarted(PAGE);
-            if unstarted.is_empty() {
+            let (jobs, work) = self.queue().take_unstarted(PAGE);
+            if jobs.is_empty() {
                 break;
             }
-            let mut page = Vec::with_capacity(unstarted.len());
-            for (entry, work) in unstarted {
-                page.push(work);
-                discard(entry.fail(JobError::cancelled()));
-                entry.publish();
-            }
-            remains.0.push(page);
+            jobs.iter().for_each(|job| job.publish_cancelled());
+            remains.0.push(work);
         }
         self.notify_idle();
         self.drop_apart(remains);
@@ -189,11 +185,9 @@ impl Shared {
         let mut queue = self.queue();
         let (ended, after, before) = (queue.take_ended(), queue.totals(), queue.totals_at_drain());
         drop(queue);
-        let since = |outcome| after.of(outcome) - before.of(outcome);
         let began = self.drain_began.get().copied().unwrap_or(now);
         Drained {
-            completed: since(Outcome::Completed),
-            skipped: since(Outcome::Skipped),
+            totals: after.since(&before),
             ended,
             elapsed: now.saturating_duration_since(began),
             at: Moment::of(now),

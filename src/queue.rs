@@ -174,6 +174,14 @@ impl Totals {
         self.outcomes[outcome as usize]
     }
 
+    pub(crate) fn since(mut self, before: &Self) -> Self {
+        self.accepted -= before.accepted;
+        for (now, before) in self.outcomes.iter_mut().zip(before.outcomes) {
+            *now -= before;
+        }
+        self
+    }
+
     fn count(&mut self, outcome: Outcome) {
         self.outcomes[outcome as usize] += 1;
     }
@@ -299,35 +307,54 @@ pub(crate) struct Queue<R, W> {
     books: Books<R>,
 }
 
+/// What ended otherwise than completed or skipped, in pieces: none is copied as they grow.
+pub(crate) struct Ended<R> {
+    /// By the page, which those who have to tell them share.
+    pub(crate) never_started: Vec<Arc<Vec<R>>>,
+    pub(crate) others: Vec<Vec<(R, Outcome)>>,
+}
+
+impl<R> Default for Ended<R> {
+    fn default() -> Self {
+        Self { never_started: Vec::new(), others: Vec::new() }
+    }
+}
+
+impl<R> Ended<R> {
+    fn keep(&mut self, entry: R, outcome: Outcome) {
+        match self.others.last_mut().filter(|last| last.len() < ENDED) {
+            Some(last) => last.push((entry, outcome)),
+            None => {
+                // Mostly there are few.
+                let room = if self.others.is_empty() { 4 } else { ENDED };
+                let mut piece = Vec::with_capacity(room);
+                piece.push((entry, outcome));
+                self.others.push(piece);
+            }
+        }
+    }
+}
+
 /// Who is in the table, and what became of the others.
 struct Books<R> {
     uniques: BTreeMap<Arc<str>, Key>,
     totals: Totals,
-    ended: Vec<Vec<(R, Outcome)>>,
+    ended: Ended<R>,
 }
 
 impl<R: Entry> Books<R> {
     fn end(&mut self, entry: &R, outcome: Outcome, phase: Phase) {
+        self.count(entry, outcome);
+        if phase > Phase::Open && !matches!(outcome, Outcome::Completed | Outcome::Skipped) {
+            self.ended.keep(entry.clone(), outcome);
+        }
+    }
+
+    fn count(&mut self, entry: &R, outcome: Outcome) {
         if let Some(unique) = entry.unique() {
             self.uniques.remove(&unique.key);
         }
         self.totals.count(outcome);
-        if phase > Phase::Open && !matches!(outcome, Outcome::Completed | Outcome::Skipped) {
-            self.keep(entry.clone(), outcome);
-        }
-    }
-
-    fn keep(&mut self, entry: R, outcome: Outcome) {
-        match self.ended.last_mut().filter(|last| last.len() < ENDED) {
-            Some(last) => last.push((entry, outcome)),
-            None => {
-                // Mostly there are few.
-                let room = if self.ended.is_empty() { 4 } else { ENDED };
-                let mut piece = Vec::with_capacity(room);
-                piece.push((entry, outcome));
-                self.ended.push(piece);
-            }
-        }
     }
 }
 
@@ -365,7 +392,11 @@ impl<R: Entry, W> Queue<R, W> {
             granted: BTreeMap::new(),
             last_turn: 0,
             at_drain: Totals::default(),
-            books: Books { uniques: BTreeMap::new(), totals: Totals::default(), ended: Vec::new() },
+            books: Books {
+                uniques: BTreeMap::new(),
+                totals: Totals::default(),
+                ended: Ended::default(),
+            },
         }
     }
 
@@ -678,17 +709,20 @@ impl<R: Entry, W> Queue<R, W> {
         now: Moment,
     ) -> Option<(W, Effects<R, W>)> {
         self.slots.get(slot).filter(|job| job.entry.id() == id)?;
-        let work = self.take_out(slot, outcome)?.work?;
-        Some((work, self.effects(now)))
+        let job = self.take_out(slot)?;
+        self.books.end(&job.entry, outcome, self.phase);
+        Some((job.work?, self.effects(now)))
     }
 
     /// Ends a job that another replaces.
     fn take_over(&mut self, slot: Key) -> Option<(R, W)> {
-        let job = self.take_out(slot, Outcome::Cancelled)?;
+        let job = self.take_out(slot)?;
+        self.books.end(&job.entry, Outcome::Cancelled, self.phase);
         Some((job.entry, job.work?))
     }
 
-    fn take_out(&mut self, slot: Key, outcome: Outcome) -> Option<Slot<R, W>> {
+    /// Takes a job that has not started out of the table, for the caller to enter in the books.
+    fn take_out(&mut self, slot: Key) -> Option<Slot<R, W>> {
         let job = self.slots.get(slot)?;
         let Slot { previous, next, .. } = *job;
         match job.state() {
@@ -701,7 +735,6 @@ impl<R: Entry, W> Queue<R, W> {
         }
         let job = self.slots.remove(slot);
         job.entry.ended();
-        self.books.end(&job.entry, outcome, self.phase);
         Some(job)
     }
 
@@ -800,23 +833,29 @@ impl<R: Entry, W> Queue<R, W> {
         self.lanes.take_waiters(most)
     }
 
-    /// After closing: up to `most` jobs that will never start.
-    pub(crate) fn take_unstarted(&mut self, most: usize) -> Vec<(R, W)> {
-        let mut taken = Vec::with_capacity(most.min(self.pending_count() + self.deferred.len));
-        while taken.len() < most {
+    /// After closing: up to `most` jobs that will never start, and their work.
+    pub(crate) fn take_unstarted(&mut self, most: usize) -> (Arc<Vec<R>>, Vec<W>) {
+        let room = most.min(self.pending_count() + self.deferred.len);
+        let (mut jobs, mut all_work) = (Vec::with_capacity(room), Vec::with_capacity(room));
+        while jobs.len() < most {
             let first =
                 self.line.first().or_else(|| self.lanes.first()).or_else(|| self.deferred.first());
-            let Some(job) = first.and_then(|slot| self.take_out(slot, Outcome::NeverStarted))
-            else {
+            let Some(Slot { entry, work, .. }) = first.and_then(|slot| self.take_out(slot)) else {
                 break;
             };
-            taken.extend(job.work.map(|work| (job.entry, work)));
+            self.books.count(&entry, Outcome::NeverStarted);
+            jobs.push(entry);
+            all_work.extend(work);
         }
-        taken
+        let jobs = Arc::new(jobs);
+        if !jobs.is_empty() {
+            self.books.ended.never_started.push(jobs.clone()); // 9
+        }
+        (jobs, all_work)
     }
 
     /// What ended otherwise than completed or skipped since the end was announced (9), once.
-    pub(crate) fn take_ended(&mut self) -> Vec<Vec<(R, Outcome)>> {
+    pub(crate) fn take_ended(&mut self) -> Ended<R> {
         mem::take(&mut self.books.ended)
     }
 
