@@ -115,29 +115,30 @@ impl Shared {
             }
             waiting.into_iter().for_each(wake);
         }
-        let mut remains = Remains(Vec::new());
+        let mut remains = Vec::new();
         loop {
             let (jobs, work) = self.queue().take_unstarted(PAGE);
             if jobs.is_empty() {
                 break;
             }
             jobs.iter().for_each(|job| job.publish_cancelled());
-            remains.0.push(work);
+            remains.push(Remains(work));
         }
         self.notify_idle();
         self.drop_apart(remains);
     }
 
     /// Drops what will never run in a task of its own: that is user code, and may block.
-    fn drop_apart(&self, mut remains: Remains) {
+    fn drop_apart(&self, remains: Vec<Remains>) {
         let Some(runtime) = self.runtime() else {
             return;
         };
-        if !remains.0.is_empty() {
+        if !remains.is_empty() {
             // Nobody waits for it, and a runtime that has gone drops it here.
             drop(runtime.spawn(async move {
-                while let Some(page) = remains.0.pop() {
-                    Remains(vec![page]).discard();
+                // In the order in which they were made, and so mostly lie in memory.
+                for page in remains {
+                    drop(page);
                     task::yield_now().await;
                 }
             }));
@@ -175,7 +176,7 @@ impl Shared {
                 entry.publish();
             }
             // No thread has come to it in all that time.
-            self.drop_apart(Remains(work.map(|work| vec![work]).into_iter().collect()));
+            self.drop_apart(work.map(|work| Remains(vec![work])).into_iter().collect());
         });
         self.notify_idle();
     }
@@ -195,17 +196,12 @@ impl Shared {
     }
 }
 
-/// Futures that will never run, by the page. Contains what their `Drop` does, wherever it happens.
-struct Remains(Vec<Vec<Work>>);
-
-impl Remains {
-    fn discard(&mut self) {
-        self.0.drain(..).flatten().for_each(discard_work);
-    }
-}
+/// Futures that will never run: a page of them. Contains what their `Drop` does, wherever it
+/// happens.
+struct Remains(Vec<Work>);
 
 impl Drop for Remains {
     fn drop(&mut self) {
-        self.discard();
+        self.0.drain(..).for_each(discard_work);
     }
 }

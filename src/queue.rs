@@ -276,6 +276,26 @@ impl List {
         }
         self.len -= 1;
     }
+
+    /// Takes up to `most` jobs out of the table, and closes up once.
+    fn take_first<R, W>(
+        &mut self,
+        slots: &mut Slots<Slot<R, W>>,
+        most: usize,
+        mut take: impl FnMut(Slot<R, W>),
+    ) {
+        let count = most.min(self.len);
+        for _ in 0..count {
+            let job = slots.remove(self.first);
+            self.first = job.next;
+            take(job);
+        }
+        self.len -= count;
+        match slots.get_mut(self.first) {
+            Some(first) => first.previous = NONE,
+            None => self.last = NONE,
+        }
+    }
 }
 
 pub(crate) struct Queue<R, W> {
@@ -837,9 +857,14 @@ impl<R: Entry, W> Queue<R, W> {
     pub(crate) fn take_unstarted(&mut self, most: usize) -> (Arc<Vec<R>>, Vec<W>) {
         let room = most.min(self.pending_count() + self.deferred.len);
         let (mut jobs, mut all_work) = (Vec::with_capacity(room), Vec::with_capacity(room));
+        self.line.take_first(&mut self.slots, most, |Slot { entry, work, .. }| {
+            entry.ended();
+            self.books.count(&entry, Outcome::NeverStarted);
+            jobs.push(entry);
+            all_work.extend(work);
+        });
         while jobs.len() < most {
-            let first =
-                self.line.first().or_else(|| self.lanes.first()).or_else(|| self.deferred.first());
+            let first = self.lanes.first().or_else(|| self.deferred.first());
             let Some(Slot { entry, work, .. }) = first.and_then(|slot| self.take_out(slot)) else {
                 break;
             };
@@ -929,6 +954,13 @@ impl<R: Entry, W> Queue<R, W> {
     /// The jobs in up to `most` slots from `from` on, and where to go on.
     pub(crate) fn page(&self, from: usize, most: usize) -> (Vec<(R, JobState)>, Option<usize>) {
         let end = self.slots.end();
+        if from == 0 && self.active.len <= most && self.active.len == self.slots.len() {
+            // What was in the other rows has gone: there may have been a million.
+            let follows = |slot: &Key| Some(self.slots[*slot].next).filter(|next| *next != NONE);
+            let active = std::iter::successors(self.active.first(), follows);
+            let job = |slot| (self.slots[slot].entry.clone(), JobState::Active);
+            return (active.map(job).collect(), None);
+        }
         let to = from.saturating_add(most).min(end);
         let keys = (from..to).filter_map(|key| Key::try_from(key).ok());
         let jobs = keys.filter_map(|key| self.slots.get(key));

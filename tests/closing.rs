@@ -495,6 +495,22 @@ async fn a_hundred_thousand_pending_jobs_are_closed_and_named() {
     }
 }
 
+#[tokio::test]
+async fn what_never_started_is_dropped_in_the_order_in_which_it_was_spawned() {
+    const MANY: usize = 1000;
+    let scheduler = Scheduler::builder().limit(1).build();
+    scheduler.spawn(pending::<()>()).await.unwrap();
+    let (dropped, mut order) = mpsc::unbounded_channel();
+    for number in 0..MANY {
+        let dropped = dropped.clone();
+        scheduler.try_spawn(dropping(move || dropped.send(number).unwrap())).unwrap();
+    }
+    assert_eq!(scheduler.close().await.never_started.len(), MANY);
+    for number in 0..MANY {
+        assert_eq!(order.recv().await, Some(number));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn jobs_whose_drop_panics_do_no_harm_to_others() {
     let scheduler = paused_times().limit(3).build();

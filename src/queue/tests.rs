@@ -274,7 +274,8 @@ impl Bench {
     }
 
     fn take_unstarted(&mut self, most: usize) -> Vec<usize> {
-        let (_, work) = self.queue.take_unstarted(most);
+        let (jobs, work) = self.queue.take_unstarted(most);
+        assert!(jobs.len() == work.len() && jobs.iter().all(|job| job.0.ended.get()));
         work.into_iter().map(Task::take).collect()
     }
 
@@ -1170,15 +1171,34 @@ fn paging_lists_every_job() {
     let mut bench = Bench::new(3, None);
     bench.offer_all::<7>();
     bench.finish(1, Outcome::Completed);
-    let mut listed = Vec::new();
-    let mut from = Some(0);
-    while let Some(key) = from {
-        let (page, next) = bench.queue.page(key, 2);
-        listed.extend(page.iter().map(|(job, _)| job.id()));
-        from = next;
-    }
     let expected = [0, 2, 3, 4, 5, 6].map(|number: usize| bench.jobs[number].id());
-    assert_eq!(listed, expected);
+    for most in [2, 3, 6, 9] {
+        let mut listed = Vec::new();
+        let mut from = Some(0);
+        while let Some(key) = from {
+            let (page, next) = bench.queue.page(key, most);
+            listed.extend(page.iter().map(|(job, _)| job.id()));
+            from = next;
+        }
+        assert_eq!(listed, expected, "{most} at a time");
+    }
+}
+
+#[test]
+fn the_jobs_that_are_left_of_a_long_queue_are_one_page() {
+    let mut bench = Bench::new(4, None);
+    bench.offer_all::<300>();
+    bench.queue.close();
+    bench.take_unstarted(usize::MAX);
+    bench.finish(1, Outcome::Cancelled);
+    let page = |most| {
+        let (page, next) = bench.queue.page(0, most);
+        let ids = page.iter().map(|(job, state)| (job.id(), *state)).collect::<Vec<_>>();
+        (ids, next)
+    };
+    let left = [0, 2, 3].map(|number: usize| (bench.jobs[number].id(), JobState::Active));
+    assert_eq!(page(3), (left.to_vec(), None));
+    assert_eq!(page(2), (left[..1].to_vec(), Some(2)), "not more than asked for");
 }
 
 // All invariants, over random histories, against a model that knows no better than to look
