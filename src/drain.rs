@@ -10,9 +10,10 @@ use crate::{
     clock::{self, Moment},
     contain::{discard, notify, wake},
     error::JobError,
+    job_list::Drained,
     queue::{Call, Phase, Queue},
     record::Kind,
-    report::{DrainReport, Drained},
+    report::DrainReport,
     runner::{Entry, Shared},
     state::{JobState, Outcome},
 };
@@ -100,7 +101,7 @@ impl Shared {
                 self.abandon();
             }
         }
-        self.drained.get_or_init(|| self.account()).report()
+        DrainReport::new(self.drained.get_or_init(|| Arc::new(self.account())))
     }
 
     /// Refuses all spawners, and ends what has not started.
@@ -114,34 +115,30 @@ impl Shared {
             }
             waiting.into_iter().for_each(wake);
         }
-        let mut remains = Remains(Vec::new());
+        let mut remains = Vec::new();
         loop {
-            let unstarted = self.queue().take_unstarted(PAGE);
-            if unstarted.is_empty() {
+            let (jobs, work) = self.queue().take_unstarted(PAGE);
+            if jobs.is_empty() {
                 break;
             }
-            let mut page = Vec::with_capacity(unstarted.len());
-            for (entry, work) in unstarted {
-                page.push(work);
-                discard(entry.fail(JobError::cancelled()));
-                entry.publish();
-            }
-            remains.0.push(page);
+            jobs.iter().for_each(|job| job.publish_cancelled());
+            remains.push(Remains(work));
         }
         self.notify_idle();
         self.drop_apart(remains);
     }
 
     /// Drops what will never run in a task of its own: that is user code, and may block.
-    fn drop_apart(&self, mut remains: Remains) {
+    fn drop_apart(&self, remains: Vec<Remains>) {
         let Some(runtime) = self.runtime() else {
             return;
         };
-        if !remains.0.is_empty() {
+        if !remains.is_empty() {
             // Nobody waits for it, and a runtime that has gone drops it here.
             drop(runtime.spawn(async move {
-                while let Some(page) = remains.0.pop() {
-                    Remains(vec![page]).discard();
+                // In the order in which they were made, and so mostly lie in memory.
+                for page in remains {
+                    drop(page);
                     task::yield_now().await;
                 }
             }));
@@ -180,7 +177,7 @@ impl Shared {
                 entry.publish();
             }
             // No thread has come to it in all that time.
-            self.drop_apart(Remains(work.map(|work| vec![work]).into_iter().collect()));
+            self.drop_apart(work.map(|work| Remains(vec![work])).into_iter().collect());
         });
         self.notify_idle();
     }
@@ -190,11 +187,9 @@ impl Shared {
         let mut queue = self.queue();
         let (ended, after, before) = (queue.take_ended(), queue.totals(), queue.totals_at_drain());
         drop(queue);
-        let since = |outcome| after.of(outcome) - before.of(outcome);
         let began = self.drain_began.get().copied().unwrap_or(now);
         Drained {
-            completed: since(Outcome::Completed),
-            skipped: since(Outcome::Skipped),
+            totals: after.since(&before),
             ended,
             elapsed: now.saturating_duration_since(began),
             at: Moment::of(now),
@@ -202,17 +197,12 @@ impl Shared {
     }
 }
 
-/// Futures that will never run, by the page. Contains what their `Drop` does, wherever it happens.
-struct Remains(Vec<Vec<Work>>);
-
-impl Remains {
-    fn discard(&mut self) {
-        self.0.drain(..).flatten().for_each(discard_work);
-    }
-}
+/// Futures that will never run: a page of them. Contains what their `Drop` does, wherever it
+/// happens.
+struct Remains(Vec<Work>);
 
 impl Drop for Remains {
     fn drop(&mut self) {
-        self.discard();
+        self.0.drain(..).for_each(discard_work);
     }
 }

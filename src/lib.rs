@@ -48,7 +48,7 @@
 //! | [`JobsLayer`], [`Jobs`] | one request's view of the scheduler; jobs after the response |
 //! | [`AtomicLayer`] | handlers that a leaving client cannot cut in half |
 //! | [`Shutdown`] | signal, server and jobs under one deadline |
-//! | [`DrainReport`], [`Stats`] | what became of jobs, and how many are where |
+//! | [`DrainReport`], [`JobList`], [`Stats`] | what became of jobs, and how many are where |
 //! | [`docs::middleware_order`] | what other layers, inside or outside, mean for jobs |
 //! | [`docs::testing`] | testing your handlers |
 //!
@@ -97,6 +97,7 @@ mod error;
 #[cfg(feature = "axum")]
 mod extract;
 mod job;
+mod job_list;
 mod jobs;
 mod lanes;
 mod layer;
@@ -124,6 +125,7 @@ pub use error::{BoxError, ConfigError, JobError, SpawnError, TrySpawnError};
 #[cfg(feature = "axum")]
 pub use extract::{MissingJobs, liveness, readiness};
 pub use job::{Job, JobContext};
+pub use job_list::JobList;
 pub use jobs::Jobs;
 pub use layer::{JobsLayer, JobsService};
 pub use output::JobOutput;

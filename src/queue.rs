@@ -184,6 +184,14 @@ impl Totals {
         self.outcomes[outcome as usize]
     }
 
+    pub(crate) fn since(mut self, before: &Self) -> Self {
+        self.accepted -= before.accepted;
+        for (now, before) in self.outcomes.iter_mut().zip(before.outcomes) {
+            *now -= before;
+        }
+        self
+    }
+
     fn count(&mut self, outcome: Outcome) {
         self.outcomes[outcome as usize] += 1;
     }
@@ -289,8 +297,8 @@ impl List {
         slot
     }
 
-    /// Joins the neighbours of a job that is in the list.
-    fn unlink<R, W>(&mut self, slots: &mut Slots<Slot<R, W>>, previous: Key, next: Key) {
+    /// Makes neighbours of these: what was between them has left.
+    fn join<R, W>(&mut self, slots: &mut Slots<Slot<R, W>>, previous: Key, next: Key) {
         match slots.get_mut(previous) {
             Some(previous) => previous.next = next,
             None => self.first = next,
@@ -355,7 +363,30 @@ impl Line {
     /// An active job leaves, from between these.
     fn leave<R, W>(&mut self, slots: &mut Slots<Slot<R, W>>, previous: Key, next: Key) {
         self.active -= 1;
-        self.list.unlink(slots, previous, next);
+        self.list.join(slots, previous, next);
+    }
+
+    /// Takes the first pending jobs out of the table, up to `most`, and closes up once.
+    fn take_pending<R, W>(
+        &mut self,
+        slots: &mut Slots<Slot<R, W>>,
+        most: usize,
+        mut take: impl FnMut(R, W),
+    ) {
+        let Some(first) = self.first_pending() else { return };
+        let previous = slots[first].previous;
+        let count = most.min(self.pending);
+        for _ in 0..count {
+            let (key, job) = (self.border, &mut slots[self.border]);
+            self.border = job.next;
+            let job = job.entry.take().zip(job.work.take());
+            slots.release(key);
+            if let Some((entry, work)) = job {
+                take(entry, work);
+            }
+        }
+        self.pending -= count;
+        self.list.join(slots, previous, self.border);
     }
 
     /// A pending job leaves, from between these.
@@ -364,7 +395,7 @@ impl Line {
             self.border = next;
         }
         self.pending -= 1;
-        self.list.unlink(slots, previous, next);
+        self.list.join(slots, previous, next);
     }
 }
 
@@ -402,32 +433,51 @@ pub(crate) struct Queue<R, W> {
     books: Books<R>,
 }
 
+/// What ended otherwise than completed or skipped, in pieces: none is copied as they grow.
+pub(crate) struct Ended<R> {
+    /// By the page, which those who have to tell them share.
+    pub(crate) never_started: Vec<Arc<Vec<R>>>,
+    pub(crate) others: Vec<Vec<(R, Outcome)>>,
+}
+
+impl<R> Default for Ended<R> {
+    fn default() -> Self {
+        Self { never_started: Vec::new(), others: Vec::new() }
+    }
+}
+
+impl<R> Ended<R> {
+    fn keep(&mut self, entry: R, outcome: Outcome) {
+        match self.others.last_mut().filter(|last| last.len() < ENDED) {
+            Some(last) => last.push((entry, outcome)),
+            None => {
+                // Mostly there are few.
+                let room = if self.others.is_empty() { 4 } else { ENDED };
+                let mut piece = Vec::with_capacity(room);
+                piece.push((entry, outcome));
+                self.others.push(piece);
+            }
+        }
+    }
+}
+
 /// Who has a unique key, and what became of those that ended badly.
 struct Books<R> {
     uniques: BTreeMap<Arc<str>, Key>,
-    ended: Vec<Vec<(R, Outcome)>>,
+    ended: Ended<R>,
 }
 
 impl<R: Entry> Books<R> {
     fn end(&mut self, entry: &R, outcome: Outcome, phase: Phase) {
-        if let Some(unique) = entry.unique() {
-            self.uniques.remove(&unique.key);
-        }
+        self.leave(entry);
         if phase > Phase::Open && !matches!(outcome, Outcome::Completed | Outcome::Skipped) {
-            self.keep(entry.clone(), outcome);
+            self.ended.keep(entry.clone(), outcome);
         }
     }
 
-    fn keep(&mut self, entry: R, outcome: Outcome) {
-        match self.ended.last_mut().filter(|last| last.len() < ENDED) {
-            Some(last) => last.push((entry, outcome)),
-            None => {
-                // Mostly there are few.
-                let room = if self.ended.is_empty() { 4 } else { ENDED };
-                let mut piece = Vec::with_capacity(room);
-                piece.push((entry, outcome));
-                self.ended.push(piece);
-            }
+    fn leave(&mut self, entry: &R) {
+        if let Some(unique) = entry.unique() {
+            self.uniques.remove(&unique.key);
         }
     }
 }
@@ -466,7 +516,7 @@ impl<R: Entry, W> Queue<R, W> {
             granted: BTreeMap::new(),
             last_turn: 0,
             at_drain: Totals::default(),
-            books: Books { uniques: BTreeMap::new(), ended: Vec::new() },
+            books: Books { uniques: BTreeMap::new(), ended: Ended::default() },
             totals: Totals::default(),
         }
     }
@@ -524,7 +574,7 @@ impl<R: Entry, W> Queue<R, W> {
             return self.effects(now);
         }
         let Slot { previous, next, .. } = self.slots[slot];
-        self.deferred.unlink(&mut self.slots, previous, next);
+        self.deferred.join(&mut self.slots, previous, next);
         self.deferred_len -= 1;
         self.enter(slot, false, now);
         self.effects(now)
@@ -774,8 +824,7 @@ impl<R: Entry, W> Queue<R, W> {
             self.running -= 1;
             self.lanes.let_out(entry.key());
         }
-        self.totals.count(outcome);
-        self.books.end(&entry, outcome, self.phase);
+        self.end(&entry, outcome);
         Some((entry, work))
     }
 
@@ -788,21 +837,25 @@ impl<R: Entry, W> Queue<R, W> {
         now: Moment,
     ) -> Option<(W, Effects<R, W>)> {
         self.slots.get(slot).filter(|job| job.entry().id() == id)?;
-        let (_, work) = self.take_out(slot, outcome)?;
+        let (entry, work) = self.take_out(slot)?;
+        self.end(&entry, outcome);
         Some((work, self.effects(now)))
     }
 
     /// Ends a job that another replaces.
     fn take_over(&mut self, slot: Key) -> Option<(R, W)> {
-        self.take_out(slot, Outcome::Cancelled)
+        let (entry, work) = self.take_out(slot)?;
+        self.end(&entry, Outcome::Cancelled);
+        Some((entry, work))
     }
 
-    fn take_out(&mut self, slot: Key, outcome: Outcome) -> Option<(R, W)> {
+    /// Takes a job that has not started out of the table, for the caller to enter in the books.
+    fn take_out(&mut self, slot: Key) -> Option<(R, W)> {
         let job = self.slots.get_mut(slot)?;
         let (state, previous, next) = (job.state(), job.previous, job.next);
         match state {
             JobState::Deferred => {
-                self.deferred.unlink(&mut self.slots, previous, next);
+                self.deferred.join(&mut self.slots, previous, next);
                 self.deferred_len -= 1;
             }
             JobState::Pending if self.lanes.are_limited() => {
@@ -816,9 +869,12 @@ impl<R: Entry, W> Queue<R, W> {
         self.slots.release(slot);
         let (entry, work) = taken?;
         entry.ended();
-        self.totals.count(outcome);
-        self.books.end(&entry, outcome, self.phase);
         Some((entry, work))
+    }
+
+    fn end(&mut self, entry: &R, outcome: Outcome) {
+        self.totals.count(outcome);
+        self.books.end(entry, outcome, self.phase);
     }
 
     pub(crate) fn state(&self, slot: Key, id: JobId) -> JobState {
@@ -914,20 +970,34 @@ impl<R: Entry, W> Queue<R, W> {
         self.lanes.take_waiters(most)
     }
 
-    /// After closing: up to `most` jobs that will never start.
-    pub(crate) fn take_unstarted(&mut self, most: usize) -> Vec<(R, W)> {
-        let mut taken = Vec::with_capacity(most.min(self.pending_count() + self.deferred_len));
-        while taken.len() < most {
-            let pending = self.line.first_pending().or_else(|| self.lanes.first());
-            let slot = pending.unwrap_or(self.deferred.first);
-            let Some(job) = self.take_out(slot, Outcome::NeverStarted) else { break };
-            taken.push(job);
+    /// After closing: up to `most` jobs that will never start, and their work.
+    pub(crate) fn take_unstarted(&mut self, most: usize) -> (Arc<Vec<R>>, Vec<W>) {
+        let room = most.min(self.pending_count() + self.deferred_len);
+        let (mut jobs, mut all_work) = (Vec::with_capacity(room), Vec::with_capacity(room));
+        self.line.take_pending(&mut self.slots, most, |entry, work| {
+            entry.ended();
+            self.totals.count(Outcome::NeverStarted);
+            self.books.leave(&entry);
+            jobs.push(entry);
+            all_work.push(work);
+        });
+        while jobs.len() < most {
+            let first = self.lanes.first().unwrap_or(self.deferred.first);
+            let Some((entry, work)) = self.take_out(first) else { break };
+            self.totals.count(Outcome::NeverStarted);
+            self.books.leave(&entry);
+            jobs.push(entry);
+            all_work.push(work);
         }
-        taken
+        let jobs = Arc::new(jobs);
+        if !jobs.is_empty() {
+            self.books.ended.never_started.push(jobs.clone()); // 9
+        }
+        (jobs, all_work)
     }
 
     /// What ended otherwise than completed or skipped since the end was announced (9), once.
-    pub(crate) fn take_ended(&mut self) -> Vec<Vec<(R, Outcome)>> {
+    pub(crate) fn take_ended(&mut self) -> Ended<R> {
         mem::take(&mut self.books.ended)
     }
 
@@ -1001,6 +1071,14 @@ impl<R: Entry, W> Queue<R, W> {
     /// The jobs in up to `most` slots from `from` on, and where to go on.
     pub(crate) fn page(&self, from: usize, most: usize) -> (Vec<(R, JobState)>, Option<usize>) {
         let end = self.slots.end();
+        let active = self.line.active;
+        if from == 0 && active <= most && active == self.slots.len() {
+            // What was in the other rows has gone: there may have been a million.
+            let follows = |slot: &Key| Some(self.slots[*slot].next).filter(|next| *next != NONE);
+            let active = std::iter::successors(self.line.first_active(), follows);
+            let job = |slot| (self.slots[slot].entry().clone(), JobState::Active);
+            return (active.map(job).collect(), None);
+        }
         let to = from.saturating_add(most).min(end);
         let keys = (from..to).filter_map(|key| Key::try_from(key).ok());
         let jobs = keys.filter_map(|key| self.slots.get(key));

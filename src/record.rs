@@ -507,12 +507,21 @@ impl Record {
 
     /// Lets the handle have the result, for good.
     pub(crate) fn publish(&self) {
+        self.publish_marked(mark::PUBLISHED);
+    }
+
+    /// The job ends without having started, and the handle may know.
+    pub(crate) fn publish_cancelled(&self) {
+        self.publish_marked(mark::PUBLISHED | mark::CANCELLED);
+    }
+
+    fn publish_marked(&self, marks: u8) {
         let waiter = if self.is_marked(mark::STORED) {
             // Under the lock, so that nothing replaces what is final.
             let mut output = lock(&self.rest().output);
-            self.mark(mark::PUBLISHED);
+            self.mark(marks);
             output.waiter.take()
-        } else if self.mark(mark::PUBLISHED) & mark::AWAITED != 0 {
+        } else if self.mark(marks) & mark::AWAITED != 0 {
             lock(&self.rest().output).waiter.take()
         } else {
             None

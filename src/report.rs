@@ -1,39 +1,10 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
-    clock::Moment,
-    record::{JobInfo, Record},
-    state::{JobState, Outcome},
+    job_list::{Drained, JobList},
+    record::JobInfo,
+    state::Outcome,
 };
-
-/// What a report is made of. Every caller of `close` has a report of its own, made when it asks.
-pub(crate) struct Drained {
-    pub(crate) completed: u64,
-    pub(crate) skipped: u64,
-    /// What ended otherwise, by the page.
-    pub(crate) ended: Vec<Vec<(Arc<Record>, Outcome)>>,
-    pub(crate) elapsed: Duration,
-    pub(crate) at: Moment,
-}
-
-impl Drained {
-    pub(crate) fn report(&self) -> DrainReport {
-        let mut report = DrainReport {
-            completed: self.completed,
-            skipped: self.skipped,
-            elapsed: self.elapsed,
-            ..DrainReport::default()
-        };
-        let all = || self.ended.iter().flatten();
-        // The one list that is long where any is.
-        let never_started = all().filter(|(_, outcome)| *outcome == Outcome::NeverStarted);
-        report.never_started.reserve_exact(never_started.count());
-        for (record, outcome) in all() {
-            report.add(*outcome, record.info(JobState::Finished, self.at));
-        }
-        report
-    }
-}
 
 /// How many jobs are where, at one moment, and what became of those that ended.
 ///
@@ -94,22 +65,37 @@ pub struct DrainReport {
     /// How many jobs waited for a successful response in vain.
     pub skipped: u64,
     /// The jobs that returned an error.
-    pub failed: Vec<JobInfo>,
+    pub failed: JobList,
     /// The jobs that panicked.
-    pub panicked: Vec<JobInfo>,
+    pub panicked: JobList,
     /// The jobs that ran out of time: their run timeout's, or the close timeout.
-    pub timed_out: Vec<JobInfo>,
+    pub timed_out: JobList,
     /// The jobs that were dropped while they ran.
-    pub cancelled: Vec<JobInfo>,
+    pub cancelled: JobList,
     /// The jobs that never started.
-    pub never_started: Vec<JobInfo>,
+    pub never_started: JobList,
     /// The jobs that would not end: they may still be running.
-    pub abandoned: Vec<JobInfo>,
+    pub abandoned: JobList,
     /// How long it took.
     pub elapsed: Duration,
 }
 
 impl DrainReport {
+    pub(crate) fn new(drained: &Arc<Drained>) -> Self {
+        let jobs = |outcome| JobList::new(drained, outcome);
+        Self {
+            completed: drained.totals.of(Outcome::Completed),
+            skipped: drained.totals.of(Outcome::Skipped),
+            failed: jobs(Outcome::Failed),
+            panicked: jobs(Outcome::Panicked),
+            timed_out: jobs(Outcome::TimedOut),
+            cancelled: jobs(Outcome::Cancelled),
+            never_started: jobs(Outcome::NeverStarted),
+            abandoned: jobs(Outcome::Abandoned),
+            elapsed: drained.elapsed,
+        }
+    }
+
     /// Whether every job ended well (or was rightly skipped): no work was lost and none failed.
     pub fn is_clean(&self) -> bool {
         self.unclean().all(|(_, jobs)| jobs.is_empty())
@@ -120,28 +106,16 @@ impl DrainReport {
         self.unclean().flat_map(|(outcome, jobs)| jobs.iter().map(move |job| (outcome, job)))
     }
 
-    fn unclean(&self) -> impl Iterator<Item = (Outcome, &[JobInfo])> {
+    fn unclean(&self) -> impl Iterator<Item = (Outcome, &JobList)> {
         [
-            (Outcome::Failed, &*self.failed),
-            (Outcome::Panicked, &*self.panicked),
-            (Outcome::TimedOut, &*self.timed_out),
-            (Outcome::Cancelled, &*self.cancelled),
-            (Outcome::NeverStarted, &*self.never_started),
-            (Outcome::Abandoned, &*self.abandoned),
+            (Outcome::Failed, &self.failed),
+            (Outcome::Panicked, &self.panicked),
+            (Outcome::TimedOut, &self.timed_out),
+            (Outcome::Cancelled, &self.cancelled),
+            (Outcome::NeverStarted, &self.never_started),
+            (Outcome::Abandoned, &self.abandoned),
         ]
         .into_iter()
-    }
-
-    fn add(&mut self, outcome: Outcome, job: JobInfo) {
-        match outcome {
-            Outcome::Failed => self.failed.push(job),
-            Outcome::Panicked => self.panicked.push(job),
-            Outcome::TimedOut => self.timed_out.push(job),
-            Outcome::Cancelled => self.cancelled.push(job),
-            Outcome::NeverStarted => self.never_started.push(job),
-            Outcome::Abandoned => self.abandoned.push(job),
-            Outcome::Completed | Outcome::Skipped => {}
-        }
     }
 }
 
@@ -162,7 +136,7 @@ impl fmt::Display for DrainReport {
                 _ => "abandoned",
             };
             write!(f, ", {} {outcome} (", jobs.len())?;
-            for (n, job) in jobs.iter().enumerate() {
+            for (n, job) in jobs.infos().enumerate() {
                 write!(f, "{}{job}", if n == 0 { "" } else { ", " })?;
             }
             f.write_str(")")?;

@@ -28,11 +28,11 @@ use crate::{
     contain::{contain, discard, forget_panic, notify, wake},
     error::{JobError, SpawnError},
     job::Owner,
+    job_list::Drained,
     lanes::Ticket,
     lock::lock,
     queue::{Admit, Call, Effects, More, Next, Queue, Reach, Refusal},
     record::{Failure, Kind, Record},
-    report::Drained,
     state::{JobState, Outcome},
 };
 
@@ -98,7 +98,7 @@ pub(crate) struct Shared {
     /// When the first drain or close began.
     pub(crate) drain_began: OnceLock<Instant>,
     pub(crate) close_deadline: OnceLock<Instant>,
-    pub(crate) drained: OnceLock<Drained>,
+    pub(crate) drained: OnceLock<Arc<Drained>>,
     #[cfg(feature = "testing")]
     mode: Mode,
 }

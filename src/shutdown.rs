@@ -235,7 +235,7 @@ impl Shutdown {
         phases.jobs = began.elapsed() - phases.readiness - phases.connections;
 
         if let Some(hook) = &self.on_unstarted {
-            for job in &jobs.never_started {
+            for job in jobs.never_started.infos() {
                 if let Err(payload) = contain(|| hook(job.clone())) {
                     tracing::error!(target: "tower_jobs", %job, "on_unstarted panicked");
                     forget_panic(payload);

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_test::{assert_pending, assert_ready, task};
 use tower_jobs::{
-    DrainReport, JobContext, JobInfo, Outcome, Scheduler, SchedulerBuilder, SpawnError,
+    DrainReport, JobContext, JobInfo, JobState, Outcome, Scheduler, SchedulerBuilder, SpawnError,
     TrySpawnError,
 };
 
@@ -271,6 +271,43 @@ async fn a_close_overrides_one_that_waits() {
     assert_eq!(assert_ready!(patient.poll()).to_string(), report.to_string());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_report_tells_of_the_moment_it_was_made_whenever_and_however_it_is_read() {
+    let scheduler = paused_times().limit(1).build();
+    for name in ["first", "second", "third"] {
+        scheduler.job(name).key("a key").spawn(pending::<()>()).await.unwrap();
+        advance(SECOND).await;
+    }
+    let (report, other) = (scheduler.close().await, scheduler.close().await);
+    drop(scheduler);
+    advance(SECOND).await;
+
+    let expected = [("second", 2 * SECOND), ("third", SECOND)];
+    let told = |job: &JobInfo| (job.name.to_string(), job.age, job.state, job.key.clone());
+    let expected =
+        expected.map(|(name, age)| (name.into(), age, JobState::Finished, Some("a key".into())));
+    let jobs = &report.never_started;
+    assert_eq!((jobs.len(), jobs.is_empty(), report.cancelled.len()), (2, false, 1));
+    assert_eq!(jobs.iter().map(told).collect::<Vec<_>>(), expected);
+    assert_eq!(
+        (jobs[1].id, jobs.last().map(|job| job.id)),
+        (other.never_started[1].id, Some(jobs[1].id))
+    );
+    let mut read = Vec::new();
+    for job in &other.clone().never_started {
+        read.push(told(job));
+    }
+    assert_eq!(read, expected);
+    assert_eq!(format!("{jobs:?}"), format!("{:?}", jobs.to_vec()));
+    let (read, unread) = (other.never_started, report.clone().cancelled);
+    assert_eq!(read.into_iter().map(|job| told(&job)).collect::<Vec<_>>(), expected);
+    assert_eq!(unread.into_iter().map(|job| job.name).collect::<Vec<_>>(), ["first"]);
+    let none = &report.failed;
+    assert_eq!((none.len(), none.iter().count()), (0, 0));
+    assert!(none.is_empty() && report.never_started.iter().len() == 2);
+    assert!(DrainReport::default().never_started.into_iter().next().is_none());
+}
+
 /// Closes with what comes out of `close`, given up `after` so long; then closes for good.
 async fn close_twice<C>(close: impl Fn(Scheduler) -> C, after: Duration) -> DrainReport
 where
@@ -455,6 +492,22 @@ async fn a_hundred_thousand_pending_jobs_are_closed_and_named() {
     assert_accounted_for(&scheduler);
     while Arc::strong_count(&dropped) > 1 {
         yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn what_never_started_is_dropped_in_the_order_in_which_it_was_spawned() {
+    const MANY: usize = 1000;
+    let scheduler = Scheduler::builder().limit(1).build();
+    scheduler.spawn(pending::<()>()).await.unwrap();
+    let (dropped, mut order) = mpsc::unbounded_channel();
+    for number in 0..MANY {
+        let dropped = dropped.clone();
+        scheduler.try_spawn(dropping(move || dropped.send(number).unwrap())).unwrap();
+    }
+    assert_eq!(scheduler.close().await.never_started.len(), MANY);
+    for number in 0..MANY {
+        assert_eq!(order.recv().await, Some(number));
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tower_jobs::JobState;
 use tower_jobs_benches::{
     BoxedFuture, Chart, Contender, Detached, Entrant, Flavour, Load, Report, Table, Times, Work,
     entrants, is_brief,
@@ -224,11 +225,13 @@ fn droppable() -> impl Future<Output = ()> + Send + 'static {
 fn closing(scale: Scale, report: &mut Report) {
     const RETURNED: &str = "**tower-jobs**, `close` until it returns";
     const DROPPED_ALL: &str = "**tower-jobs**, `close` until all are dropped";
+    const READ: &str = "**tower-jobs**, the same, and each job of the report is looked at";
     const VEC: &str = "dropping a `Vec` of boxed futures";
     let runtime = Flavour::CurrentThread.runtime();
     let jobs = scale.million;
-    let times = Times::take(&[RETURNED, DROPPED_ALL, VEC], scale.million_rounds, |turn| {
-        let time = if turn == 2 {
+    let all = [RETURNED, DROPPED_ALL, READ, VEC];
+    let times = Times::take(&all, scale.million_rounds, |turn| {
+        let time = if all[turn] == VEC {
             let futures: Vec<BoxedFuture> = (0..jobs).map(|_| Box::pin(droppable()) as _).collect();
             let begin = Instant::now();
             drop(futures);
@@ -247,7 +250,16 @@ fn closing(scale: Scale, report: &mut Report) {
                 }
                 let dropped = begin.elapsed();
                 assert_eq!(report.never_started.len(), jobs);
-                if turn == 0 { returned } else { dropped }
+                match all[turn] {
+                    RETURNED => returned,
+                    DROPPED_ALL => dropped,
+                    _ => {
+                        let finished = report.never_started.iter();
+                        let finished = finished.filter(|job| job.state == JobState::Finished);
+                        assert_eq!(finished.count(), jobs);
+                        begin.elapsed()
+                    }
+                }
             })
         };
         per_job(time, jobs)

@@ -274,8 +274,19 @@ impl Bench {
     }
 
     fn take_unstarted(&mut self, most: usize) -> Vec<usize> {
-        let unstarted = self.queue.take_unstarted(most);
-        unstarted.into_iter().map(|(_, work)| work.take()).collect()
+        let (jobs, work) = self.queue.take_unstarted(most);
+        assert!(jobs.len() == work.len() && jobs.iter().all(|job| job.0.ended.get()));
+        work.into_iter().map(Task::take).collect()
+    }
+
+    /// Those that never started come first.
+    fn take_ended(&mut self) -> Vec<(JobId, Outcome)> {
+        let Ended { never_started, others } = self.queue.take_ended();
+        let never_started = never_started.iter().flat_map(|page| page.iter());
+        never_started
+            .map(|job| (job.id(), Outcome::NeverStarted))
+            .chain(others.iter().flatten().map(|(job, outcome)| (job.id(), *outcome)))
+            .collect()
     }
 
     fn counts(&self) -> (usize, usize) {
@@ -610,7 +621,7 @@ fn an_announced_end_does_not_close_an_idle_queue() {
     assert_eq!(bench.queue.phase(), Phase::Announced);
     bench.queue.drain();
     assert_eq!(bench.queue.phase(), Phase::Closed);
-    assert_eq!(bench.queue.take_ended().concat().len(), 1);
+    assert_eq!(bench.take_ended().len(), 1);
 }
 
 /// Invariant 9.
@@ -628,16 +639,10 @@ fn what_ends_badly_from_the_drain_on_is_kept_for_the_report_once() {
     bench.take_unstarted(9);
     bench.finish(3, Outcome::Abandoned);
     bench.finish(4, Outcome::Cancelled);
-    let ended: Vec<_> = bench
-        .queue
-        .take_ended()
-        .into_iter()
-        .flatten()
-        .map(|(job, outcome)| (job.id(), outcome))
-        .collect();
     let expected = [(2, Outcome::Panicked), (3, Outcome::Abandoned), (4, Outcome::Cancelled)];
-    assert_eq!(ended, expected.map(|(number, outcome)| (bench.jobs[number].id(), outcome)));
-    assert!(bench.queue.take_ended().is_empty());
+    let expected = expected.map(|(number, outcome)| (bench.jobs[number].id(), outcome));
+    assert_eq!(bench.take_ended(), expected);
+    assert!(bench.take_ended().is_empty());
 }
 
 /// A queue with runners that come when they are told to.
@@ -731,7 +736,7 @@ impl Drop for Crew {
     /// The table still owns the work of what no runner has taken.
     fn drop(&mut self) {
         self.queue.close();
-        for (_, task) in self.queue.take_unstarted(usize::MAX) {
+        for task in self.queue.take_unstarted(usize::MAX).1 {
             task.take();
         }
         while let Some(task) = self.queue.take() {
@@ -1166,15 +1171,34 @@ fn paging_lists_every_job() {
     let mut bench = Bench::new(3, None);
     bench.offer_all::<7>();
     bench.finish(1, Outcome::Completed);
-    let mut listed = Vec::new();
-    let mut from = Some(0);
-    while let Some(key) = from {
-        let (page, next) = bench.queue.page(key, 2);
-        listed.extend(page.iter().map(|(job, _)| job.id()));
-        from = next;
-    }
     let expected = [0, 2, 3, 4, 5, 6].map(|number: usize| bench.jobs[number].id());
-    assert_eq!(listed, expected);
+    for most in [2, 3, 6, 9] {
+        let mut listed = Vec::new();
+        let mut from = Some(0);
+        while let Some(key) = from {
+            let (page, next) = bench.queue.page(key, most);
+            listed.extend(page.iter().map(|(job, _)| job.id()));
+            from = next;
+        }
+        assert_eq!(listed, expected, "{most} at a time");
+    }
+}
+
+#[test]
+fn the_jobs_that_are_left_of_a_long_queue_are_one_page() {
+    let mut bench = Bench::new(4, None);
+    bench.offer_all::<300>();
+    bench.queue.close();
+    bench.take_unstarted(usize::MAX);
+    bench.finish(1, Outcome::Cancelled);
+    let page = |most| {
+        let (page, next) = bench.queue.page(0, most);
+        let ids = page.iter().map(|(job, state)| (job.id(), *state)).collect::<Vec<_>>();
+        (ids, next)
+    };
+    let left = [0, 2, 3].map(|number: usize| (bench.jobs[number].id(), JobState::Active));
+    assert_eq!(page(3), (left.to_vec(), None));
+    assert_eq!(page(2), (left[..1].to_vec(), Some(2)), "not more than asked for");
 }
 
 // All invariants, over random histories, against a model that knows no better than to look
@@ -1566,12 +1590,11 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
             }
             Step::TakeWaiters(_) | Step::TakeUnstarted(_) => continue,
             Step::TakeEnded => {
-                let ended = bench.queue.take_ended().concat();
-                let id =
-                    |(number, outcome): &(usize, Outcome)| (bench.jobs[*number].id(), *outcome);
-                let expected: Vec<_> = model.ended.drain(..).map(|ended| id(&ended)).collect();
-                let ended: Vec<_> = ended.iter().map(|(job, how)| (job.id(), *how)).collect();
-                assert_eq!(ended, expected); // 9
+                let id = |(number, outcome): (usize, Outcome)| (bench.jobs[number].id(), outcome);
+                let mut expected: Vec<_> = model.ended.drain(..).map(id).collect();
+                // Those that never started are kept by themselves.
+                expected.sort_by_key(|(_, outcome)| *outcome != Outcome::NeverStarted);
+                assert_eq!(bench.take_ended(), expected); // 9
             }
         }
         model.settle();
