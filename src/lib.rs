@@ -93,6 +93,7 @@ mod contain;
 #[cfg(any(doc, doctest))]
 pub mod docs;
 mod drain;
+mod ending;
 mod error;
 #[cfg(feature = "axum")]
 mod extract;

@@ -333,15 +333,29 @@ impl JobBuilder<'_, RequestScope> {
         let (record, run) = self.pack(Kind::Plain, |record| Run::<_, Keep>::new(after, record));
         admit_now(shared, &record, run, Admit::Deferred)
             .map_err(|error| error.map(|run| run.into_future().future))?;
-        let (entry, owner) = (record.clone(), shared.clone());
-        request.when_over(Box::new(move |outcome| {
-            if wanted(outcome) { owner.begin(&entry) } else { owner.skip(&entry) }
-        }));
+        request.when_over(Deferred { record: record.clone(), shared: shared.clone(), wanted });
         Ok(Job::new(record, shared.clone()))
     }
 
     fn request(&self) -> &Arc<Request> {
         self.options.request.as_ref().expect("a request's builder has one")
+    }
+}
+
+/// A job that waits for its response.
+pub(crate) struct Deferred {
+    record: Arc<Record>,
+    shared: Arc<Shared>,
+    wanted: fn(ResponseOutcome) -> bool,
+}
+
+impl Deferred {
+    pub(crate) fn told(self, outcome: ResponseOutcome) {
+        if (self.wanted)(outcome) {
+            self.shared.begin(&self.record);
+        } else {
+            self.shared.skip(&self.record);
+        }
     }
 }
 
