@@ -86,14 +86,17 @@ impl<T> Ending<T> {
     }
 
     /// The response is over, which it is only once. What has waited comes back.
-    pub(crate) fn over(&self, outcome: ResponseOutcome) -> impl Iterator<Item = T> + use<T> {
+    pub(crate) fn over(
+        &self,
+        outcome: ResponseOutcome,
+    ) -> Option<impl Iterator<Item = T> + use<T>> {
         let before = self.word.swap(word(outcome), Ordering::AcqRel);
         debug_assert_eq!(before & bit::OVER, 0, "a response ends once");
-        let awaited = before & bit::AWAITED != 0;
-        let list = self.list.get().filter(|_| awaited);
-        let list = list.map(|list| mem::replace(&mut *lock(list), List::new()));
-        let List { first, others } = list.unwrap_or_else(List::new);
-        first.into_iter().chain(others)
+        if before & bit::AWAITED == 0 {
+            return None;
+        }
+        let list = mem::replace(&mut *lock(self.list.get()?), List::new());
+        Some(list.first.into_iter().chain(list.others))
     }
 }
 
@@ -132,6 +135,10 @@ mod tests {
 
     const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
 
+    fn ended<T>(ending: &Ending<T>, outcome: ResponseOutcome) -> Vec<T> {
+        ending.over(outcome).into_iter().flatten().collect()
+    }
+
     #[test]
     fn an_outcome_is_read_as_it_was_written() {
         for status in 100..1000 {
@@ -158,7 +165,7 @@ mod tests {
         for item in 0..4 {
             assert_eq!(ending.wait(item), None);
         }
-        assert_eq!(ending.over(COMPLETE).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!(ended(&ending, COMPLETE), [0, 1, 2, 3]);
         assert_eq!(ending.outcome(), Some(COMPLETE));
         assert!(ending.list.get().is_some_and(|list| lock(list).first.is_none()));
     }
@@ -166,7 +173,7 @@ mod tests {
     #[test]
     fn what_comes_too_late_to_wait_comes_back_at_once() {
         let ending = Ending::new();
-        assert_eq!(ending.over(ResponseOutcome::NoResponse).count(), 0);
+        assert!(ending.over(ResponseOutcome::NoResponse).is_none());
         assert_eq!(ending.wait(1), Some((1, ResponseOutcome::NoResponse)));
         assert_eq!(ending.wait(2), Some((2, ResponseOutcome::NoResponse)));
         assert_eq!(ending.outcome(), Some(ResponseOutcome::NoResponse));
@@ -176,7 +183,7 @@ mod tests {
     fn nothing_is_locked_while_items_come_back() {
         let ending = Ending::new();
         assert_eq!(ending.wait(1), None);
-        for item in ending.over(COMPLETE) {
+        for item in ending.over(COMPLETE).expect("it is awaited") {
             assert_eq!(ending.wait(item + 1), Some((item + 1, COMPLETE)));
         }
     }
@@ -196,7 +203,7 @@ mod tests {
         let end = || -> Vec<usize> {
             let ends = endings.iter().enumerate().map(|(race, ending)| {
                 meet(race);
-                ending.over(COMPLETE).count()
+                ended(ending, COMPLETE).len()
             });
             ends.collect()
         };

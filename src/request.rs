@@ -122,7 +122,9 @@ impl Request {
     }
 
     pub(crate) fn over(&self, outcome: ResponseOutcome) {
-        self.response.over(outcome).for_each(|job| job.told(outcome));
+        if let Some(jobs) = self.response.over(outcome) {
+            jobs.for_each(|job| job.told(outcome));
+        }
     }
 
     pub(crate) fn outcome(&self) -> Option<ResponseOutcome> {
