@@ -3,7 +3,6 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     marker::PhantomData,
-    mem,
     panic::{Location, resume_unwind},
     pin::Pin,
     sync::Arc,
@@ -329,10 +328,9 @@ impl JobBuilder<'_, RequestScope> {
         F: Future<Output: JobOutput> + Send + 'static,
     {
         let (shared, request) = (self.shared, self.request().clone());
-        let after = AfterOthers::new(future);
-        let (record, run) = self.pack(Kind::Plain, |record| Run::<_, Keep>::new(after, record));
+        let (record, run) = self.pack(Kind::Deferred, |record| Run::<_, Keep>::new(future, record));
         admit_now(shared, &record, run, Admit::Deferred)
-            .map_err(|error| error.map(|run| run.into_future().future))?;
+            .map_err(|error| error.map(Run::into_future))?;
         request.when_over(Deferred { record: record.clone(), shared: shared.clone(), wanted });
         Ok(Job::new(record, shared.clone()))
     }
@@ -356,36 +354,6 @@ impl Deferred {
         } else {
             self.shared.skip(&self.record);
         }
-    }
-}
-
-pin_project! {
-    /// Lets the tasks that are ready go first. Over HTTP/2 a response's body is dropped in another
-    /// task than the one that writes it: a job that blocked this thread at once would hold up the
-    /// very response it waited for.
-    struct AfterOthers<F> {
-        waited: bool,
-        #[pin]
-        future: F,
-    }
-}
-
-impl<F> AfterOthers<F> {
-    fn new(future: F) -> Self {
-        Self { waited: false, future }
-    }
-}
-
-impl<F: Future> Future for AfterOthers<F> {
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        if mem::replace(this.waited, true) {
-            return this.future.poll(cx);
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 }
 
