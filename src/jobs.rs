@@ -8,11 +8,11 @@ use crate::{
     job::{Job, JobContext, Owner},
     output::JobOutput,
     record::{JobInfo, Options},
-    request::{Request, ResponseOutcome},
+    request::Request,
     runner::Entry,
     scheduler::Scheduler,
     spawn::{JobBuilder, RequestScope, Spawn, Value},
-    state::JobState,
+    state::{JobState, ResponseOutcome},
 };
 
 /// One request's view of the [`Scheduler`]: through it a handler leaves work behind.

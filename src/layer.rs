@@ -168,12 +168,12 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let method = request.method().clone();
+        let is_head = request.method() == Method::HEAD;
         let scope = Arc::new(request::Request::new(self.layer.origin(&request)));
         // From here on the response ends somehow, even if the inner service panics in `call`.
         let guard = ResponseGuard::new(scope.clone());
         let jobs = Jobs::<M>::new(self.layer.scheduler.clone(), scope);
         request.extensions_mut().insert(jobs.clone());
-        ResponseFuture::new(self.inner.call(request), jobs, guard, &method)
+        ResponseFuture::new(self.inner.call(request), jobs, guard, is_head)
     }
 }

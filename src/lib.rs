@@ -93,6 +93,7 @@ mod contain;
 #[cfg(any(doc, doctest))]
 pub mod docs;
 mod drain;
+mod ending;
 mod error;
 #[cfg(feature = "axum")]
 mod extract;
@@ -131,14 +132,13 @@ pub use layer::{JobsLayer, JobsService};
 pub use output::JobOutput;
 pub use record::{Failure, JobInfo};
 pub use report::{DrainReport, Stats};
-pub use request::ResponseOutcome;
 pub use response::{ResponseBody, ResponseFuture};
 pub use runner::SpanLink;
 pub use scheduler::Scheduler;
 #[cfg(feature = "shutdown")]
 pub use shutdown::{Phases, ServerEnd, Shutdown, ShutdownReport, Stop};
 pub use spawn::{JobBuilder, RequestScope, Spawn};
-pub use state::{JobId, JobState, Outcome};
+pub use state::{JobId, JobState, Outcome, ResponseOutcome};
 
 /// The README's code, compiled.
 #[cfg(all(doctest, feature = "axum", feature = "shutdown"))]

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{error::BoxError, request::ResponseOutcome};
+use crate::{error::BoxError, state::ResponseOutcome};
 
 /// What a job may return, so that a failure is told from a value.
 ///

@@ -2,61 +2,24 @@
 //! its jobs there are.
 
 use std::{
-    mem,
     pin::pin,
     sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicU32, Ordering, fence},
     },
 };
 
-use http::{Extensions, Method, StatusCode, Uri};
+use http::{Extensions, Method, Uri, uri::PathAndQuery};
+use once_cell::race::OnceBox;
 use tokio::sync::Notify;
 
-use crate::{contain::notify, lock::lock};
-
-/// How the response of a request ended, as its server saw it.
-///
-/// "Complete" means handed to the server in full, which is not received by the client, and not
-/// even written to the socket: no server tells when that happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ResponseOutcome {
-    /// Its body was handed over to its end.
-    Complete(StatusCode),
-    /// It began, and its body was dropped before its end: the client left, the body failed, or a
-    /// layer outside replaced it.
-    Aborted(StatusCode),
-    /// There was none: the client left or a timeout struck while the handler ran, the handler
-    /// panicked, or the service returned an error.
-    NoResponse,
-}
-
-impl ResponseOutcome {
-    /// The status of the response, if there was one.
-    pub fn status(self) -> Option<StatusCode> {
-        match self {
-            Self::Complete(status) | Self::Aborted(status) => Some(status),
-            Self::NoResponse => None,
-        }
-    }
-
-    /// Whether the response was handed over in full.
-    pub fn is_complete(self) -> bool {
-        matches!(self, Self::Complete(_))
-    }
-
-    /// Whether the response was handed over in full, with a status below 400. (A gRPC error is
-    /// one: its HTTP status is 200.)
-    pub fn is_success(self) -> bool {
-        matches!(self, Self::Complete(status) if status.as_u16() < 400)
-    }
-}
+use crate::{contain::notify, ending::Ending, state::ResponseOutcome};
 
 /// What a label is made of, if it is ever asked for.
 #[derive(Debug)]
 pub(crate) enum Origin {
-    Path(Method, Uri),
+    /// None: the request names a host instead, as those of `CONNECT` do.
+    Path(Method, Option<PathAndQuery>),
     #[cfg(feature = "matched-path")]
     MatchedPath(Method, axum::extract::MatchedPath),
     Label(Arc<str>),
@@ -69,12 +32,14 @@ impl Origin {
         if let Some(path) = extensions.get::<axum::extract::MatchedPath>() {
             return Self::MatchedPath(method.clone(), path.clone());
         }
-        Self::Path(method.clone(), uri.clone())
+        Self::Path(method.clone(), uri.path_and_query().cloned())
     }
 
     fn label(&self) -> Arc<str> {
         match self {
-            Self::Path(method, uri) => format!("{method} {}", uri.path()).into(),
+            Self::Path(method, path) => {
+                format!("{method} {}", path.as_ref().map_or("", PathAndQuery::path)).into()
+            }
             #[cfg(feature = "matched-path")]
             Self::MatchedPath(method, path) => format!("{method} {}", path.as_str()).into(),
             Self::Label(label) => label.clone(),
@@ -82,68 +47,59 @@ impl Origin {
     }
 }
 
-type Deferred = Box<dyn FnOnce(ResponseOutcome) + Send>;
+/// What is to be done once the response is over.
+pub(crate) type Deferred = Box<dyn FnOnce(ResponseOutcome) + Send>;
 
-enum Response {
-    Awaited(Vec<Deferred>),
-    Over(ResponseOutcome),
-}
-
+/// Every request has one, so it is small, as a [record](crate::record::Record) is, and what few need
+/// is allocated when they do.
 pub(crate) struct Request {
     origin: Origin,
-    label: OnceLock<Arc<str>>,
-    response: Mutex<Response>,
-    jobs: AtomicUsize,
-    /// Notified whenever one of its jobs has ended.
-    ended: Notify,
+    label: OnceBox<Arc<str>>,
+    response: Ending<Deferred>,
+    /// There are never more of them than a scheduler has room for.
+    jobs: AtomicU32,
+    /// Notified whenever one of its jobs has ended, once anybody has waited for that.
+    ended: OnceBox<Notify>,
 }
 
 impl Request {
     pub(crate) fn new(origin: Origin) -> Self {
         Self {
             origin,
-            label: OnceLock::new(),
-            response: Mutex::new(Response::Awaited(Vec::new())),
-            jobs: AtomicUsize::new(0),
-            ended: Notify::new(),
+            label: OnceBox::new(),
+            response: Ending::new(),
+            jobs: AtomicU32::new(0),
+            ended: OnceBox::new(),
         }
     }
 
     pub(crate) fn label(&self) -> &Arc<str> {
-        self.label.get_or_init(|| self.origin.label())
+        self.label.get_or_init(|| Box::new(self.origin.label()))
     }
 
     // The response.
 
     /// Calls `then` when the response is over: at once if it is, and exactly once.
     pub(crate) fn when_over(&self, then: Deferred) {
-        let mut response = lock(&self.response);
-        let outcome = match &mut *response {
-            Response::Awaited(deferred) => return deferred.push(then),
-            Response::Over(outcome) => *outcome,
-        };
-        drop(response);
-        then(outcome);
+        if let Some((then, outcome)) = self.response.wait(then) {
+            then(outcome);
+        }
     }
 
     pub(crate) fn over(&self, outcome: ResponseOutcome) {
-        let before = mem::replace(&mut *lock(&self.response), Response::Over(outcome));
-        if let Response::Awaited(deferred) = before {
-            deferred.into_iter().for_each(|then| then(outcome));
+        if let Some(deferred) = self.response.over(outcome) {
+            deferred.for_each(|then| then(outcome));
         }
     }
 
     pub(crate) fn outcome(&self) -> Option<ResponseOutcome> {
-        match &*lock(&self.response) {
-            Response::Awaited(_) => None,
-            Response::Over(outcome) => Some(*outcome),
-        }
+        self.response.outcome()
     }
 
     // Its jobs.
 
     pub(crate) fn jobs(&self) -> usize {
-        self.jobs.load(Ordering::Acquire)
+        self.jobs.load(Ordering::Acquire) as usize
     }
 
     pub(crate) fn job_joined(&self) {
@@ -156,18 +112,49 @@ impl Request {
 
     /// After `job_left`, and not under a lock: wakers run.
     pub(crate) fn notify_ended(&self) {
-        notify(&self.ended);
+        // Pairs with the one in `wait_until`: either this sees that somebody waits, or who waits
+        // sees all that was done before this.
+        fence(Ordering::SeqCst);
+        if let Some(ended) = self.ended.get() {
+            notify(ended);
+        }
     }
 
     /// Resolves when `done` is, which is asked again whenever one of the jobs has ended.
     pub(crate) async fn wait_until(&self, done: impl Fn() -> bool) {
+        let ended = self.ended.get_or_init(Box::default);
         loop {
-            let mut ended = pin!(self.ended.notified());
+            let mut ended = pin!(ended.notified());
             ended.as_mut().enable();
+            fence(Ordering::SeqCst);
             if done() {
                 return;
             }
             ended.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_small() {
+        // With the two counts of its `Arc`: see the record's.
+        assert!(size_of::<Request>() + 16 <= 120, "{}", size_of::<Request>() + 16);
+    }
+
+    #[test]
+    fn a_label_has_the_method_and_the_path_without_the_query() {
+        let of = |method, uri: &'static str| {
+            Origin::new(&method, &Uri::from_static(uri), &Extensions::new()).label()
+        };
+        assert_eq!(&*of(Method::GET, "/users/7?full=yes"), "GET /users/7");
+        assert_eq!(&*of(Method::POST, "https://example.com"), "POST /");
+        assert_eq!(&*of(Method::OPTIONS, "*"), "OPTIONS *");
+        assert_eq!(&*of(Method::CONNECT, "example.com:443"), "CONNECT ");
+        let odd = Method::from_bytes(b"A-METHOD-OF-ONES-OWN").expect("a method");
+        assert_eq!(&*of(odd, "/"), "A-METHOD-OF-ONES-OWN /");
     }
 }

@@ -9,30 +9,34 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{HeaderMap, Method, Response, StatusCode, header::CONTENT_LENGTH};
+use bytes::Buf;
+use http::{HeaderMap, Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::{
-    jobs::Jobs,
-    request::{Request, ResponseOutcome},
-};
+use crate::{jobs::Jobs, request::Request, state::ResponseOutcome};
 
 /// Ends the response with what it knows by then.
 pub(crate) struct ResponseGuard {
     request: Arc<Request>,
-    outcome: ResponseOutcome,
+    /// None while there is no response.
+    status: Option<StatusCode>,
+    is_complete: bool,
 }
 
 impl ResponseGuard {
     pub(crate) fn new(request: Arc<Request>) -> Self {
-        Self { request, outcome: ResponseOutcome::NoResponse }
+        Self { request, status: None, is_complete: false }
     }
 }
 
 impl Drop for ResponseGuard {
     fn drop(&mut self) {
-        self.request.over(self.outcome);
+        self.request.over(match self.status {
+            Some(status) if self.is_complete => ResponseOutcome::Complete(status),
+            Some(status) => ResponseOutcome::Aborted(status),
+            None => ResponseOutcome::NoResponse,
+        });
     }
 }
 
@@ -49,8 +53,7 @@ pin_project! {
 }
 
 impl<F, M> ResponseFuture<F, M> {
-    pub(crate) fn new(inner: F, jobs: Jobs<M>, guard: ResponseGuard, method: &Method) -> Self {
-        let is_head = method == Method::HEAD;
+    pub(crate) fn new(inner: F, jobs: Jobs<M>, guard: ResponseGuard, is_head: bool) -> Self {
         Self { inner, jobs: Some(jobs), guard: Some(guard), is_head }
     }
 }
@@ -70,11 +73,15 @@ where
         // An error drops the guard here: there is no response.
         let mut response = result?;
         if let Some(jobs) = this.jobs.take() {
-            response.extensions_mut().get_or_insert_with(|| jobs);
+            let extensions = response.extensions_mut();
+            // A layer further in goes first.
+            if extensions.get::<Jobs<M>>().is_none() {
+                extensions.insert(jobs);
+            }
         }
-        let (parts, body) = response.into_parts();
-        let body = ResponseBody::new(body, guard, parts.status, &parts.headers, *this.is_head);
-        Poll::Ready(Ok(Response::from_parts(parts, body)))
+        let left = Left::of(&response, *this.is_head);
+        let watch = Watch::new(guard, response.status(), left, response.body());
+        Poll::Ready(Ok(response.map(|inner| ResponseBody { inner, watch: Some(watch) })))
     }
 }
 
@@ -82,60 +89,87 @@ pin_project! {
     /// The response body of [`JobsService`](crate::JobsService): the inner service's, watched for
     /// its end.
     pub struct ResponseBody<B> {
-        // Dropped in this order: first the body, then the guard.
+        // Dropped in this order: first the body, then what watches it.
         #[pin]
         inner: B,
-        status: StatusCode,
-        // No body is sent with such a response, whatever this one has.
-        has_no_body: bool,
-        // What is left of the declared length.
-        left: Option<u64>,
         // None where a layer further out has made an empty body of its own.
-        guard: Option<ResponseGuard>,
+        watch: Option<Watch>,
     }
 }
 
-impl<B: Body> ResponseBody<B> {
-    fn new(
-        inner: B,
-        guard: ResponseGuard,
-        status: StatusCode,
-        headers: &HeaderMap,
-        is_head: bool,
-    ) -> Self {
-        let left = declared_length(headers).or_else(|| inner.size_hint().exact());
-        let has_no_body = is_head
+/// What is left of a body.
+#[derive(Clone, Copy)]
+enum Left {
+    /// No body is sent with such a response, whatever this one has.
+    NoBody,
+    /// As many bytes as are left of the declared length.
+    Bytes(u64),
+    /// The body alone knows.
+    Unknown,
+}
+
+impl Left {
+    fn of<B: Body>(response: &Response<B>, is_head: bool) -> Self {
+        let status = response.status();
+        if is_head
             || status.is_informational()
-            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        // What is declared for a body that is not sent says nothing.
-        let left = left.filter(|_| !has_no_body);
-        let mut guard = guard;
-        let complete = has_no_body || is_whole(left, inner.is_end_stream());
-        guard.outcome = outcome(complete, status);
-        Self { inner, status, has_no_body, left, guard: Some(guard) }
+            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        {
+            // What is declared for a body that is not sent says nothing.
+            return Self::NoBody;
+        }
+        let declared = declared_length(response.headers());
+        declared.or_else(|| response.body().size_hint().exact()).map_or(Self::Unknown, Self::Bytes)
+    }
+
+    /// A body that ends before its declared length is no whole response: an HTTP/1.1 server breaks
+    /// off there, and an HTTP/2 client refuses it.
+    fn is_none(self, ended: impl FnOnce() -> bool) -> bool {
+        match self {
+            Self::NoBody => true,
+            Self::Bytes(left) => left == 0,
+            Self::Unknown => ended(),
+        }
+    }
+}
+
+struct Watch {
+    left: Left,
+    guard: ResponseGuard,
+}
+
+impl Watch {
+    fn new<B: Body>(mut guard: ResponseGuard, status: StatusCode, left: Left, body: &B) -> Self {
+        guard.status = Some(status);
+        guard.is_complete = left.is_none(|| body.is_end_stream());
+        Self { left, guard }
+    }
+
+    /// Takes note of what the body gave.
+    fn note<B: Body>(&mut self, given: Option<&Result<Frame<B::Data>, B::Error>>, body: &B) {
+        self.guard.is_complete = match given {
+            _ if matches!(self.left, Left::NoBody) => true,
+            None => self.left.is_none(|| true),
+            Some(Err(_)) => false,
+            Some(Ok(frame)) => {
+                if let (Left::Bytes(left), Some(data)) = (&mut self.left, frame.data_ref()) {
+                    *left = left.saturating_sub(data.remaining() as u64);
+                }
+                self.left.is_none(|| body.is_end_stream())
+            }
+        };
     }
 }
 
 /// An empty body that belongs to no request, as layers like tower-http's `TimeoutLayer` make.
 impl<B: Default> Default for ResponseBody<B> {
     fn default() -> Self {
-        let status = StatusCode::OK;
-        Self { inner: B::default(), status, has_no_body: false, left: None, guard: None }
+        Self { inner: B::default(), watch: None }
     }
 }
 
 fn declared_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// A body that ends before its declared length is no whole response: an HTTP/1.1 server breaks off
-/// there, and an HTTP/2 client refuses it.
-fn is_whole(left: Option<u64>, ended: bool) -> bool {
-    left.map_or(ended, |left| left == 0)
-}
-
-fn outcome(complete: bool, status: StatusCode) -> ResponseOutcome {
-    if complete { ResponseOutcome::Complete(status) } else { ResponseOutcome::Aborted(status) }
 }
 
 impl<B: Body> Body for ResponseBody<B> {
@@ -148,19 +182,8 @@ impl<B: Body> Body for ResponseBody<B> {
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let mut this = self.project();
         let frame = ready!(this.inner.as_mut().poll_frame(cx));
-        let complete = match &frame {
-            _ if *this.has_no_body => true,
-            None => is_whole(*this.left, true),
-            Some(Err(_)) => false,
-            Some(Ok(frame)) => {
-                if let (Some(left), Some(data)) = (this.left.as_mut(), frame.data_ref()) {
-                    *left = left.saturating_sub(bytes_in(data));
-                }
-                is_whole(*this.left, this.inner.is_end_stream())
-            }
-        };
-        if let Some(guard) = this.guard {
-            guard.outcome = outcome(complete, *this.status);
+        if let Some(watch) = this.watch {
+            watch.note(frame.as_ref(), &*this.inner);
         }
         Poll::Ready(frame)
     }
@@ -184,8 +207,4 @@ impl<B: fmt::Debug> fmt::Debug for ResponseBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseBody").field("inner", &self.inner).finish_non_exhaustive()
     }
-}
-
-fn bytes_in(data: &impl bytes::Buf) -> u64 {
-    data.remaining() as u64
 }

@@ -539,6 +539,8 @@ struct Runner {
     span: Option<Box<Span>>,
     /// The job has left its waker with [`Record::park`].
     parked: bool,
+    /// The job has to let others go first.
+    goes_last: bool,
     jobs_are_short: bool,
     /// When tokio last looked for I/O because of this runner.
     looked: Option<Instant>,
@@ -548,13 +550,23 @@ struct Runner {
 impl Runner {
     fn new(shared: Arc<Shared>, reach: Reach) -> Self {
         let place = Occupied { shared, entry: None, called: Some(reach) };
-        Self { work: None, span: None, parked: false, jobs_are_short: false, looked: None, place }
+        Self {
+            work: None,
+            span: None,
+            parked: false,
+            goes_last: false,
+            jobs_are_short: false,
+            looked: None,
+            place,
+        }
     }
 
     fn take_on(&mut self, mut work: Work) {
         self.span = work.as_mut().take_span();
         self.work = Some(work);
         self.parked = false;
+        let entry = self.place.entry.as_ref();
+        self.goes_last = entry.is_some_and(|entry| entry.kind() == Kind::Deferred);
     }
 
     /// Lets other tasks have their turn before the next.
@@ -668,6 +680,12 @@ impl Future for Runner {
         }
         let mut turn = Turn { jobs: 0, clock: None, unread: 0 };
         loop {
+            // Over HTTP/2 a response's body is dropped in another task than the one that writes it: a
+            // job that blocked this thread at once would hold up the very response it waited for.
+            if mem::take(&mut self.goes_last) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             let outcome = ready!(self.poll_job(cx));
             let (now, may_go_on) = turn.job_ended(&mut self.jobs_are_short);
             match self.place.advance(outcome, now, may_go_on) {

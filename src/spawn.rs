@@ -3,7 +3,6 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     marker::PhantomData,
-    mem,
     panic::{Location, resume_unwind},
     pin::Pin,
     sync::Arc,
@@ -25,9 +24,9 @@ use crate::{
     output::JobOutput,
     queue::{Admit, Refusal, Unique},
     record::{Kind, Options, Record},
-    request::{Request, ResponseOutcome},
+    request::Request,
     runner::Shared,
-    state::Outcome,
+    state::{Outcome, ResponseOutcome},
 };
 
 /// What a job made of the future `F` gives.
@@ -332,10 +331,9 @@ impl JobBuilder<'_, RequestScope> {
         F: Future<Output: JobOutput> + Send + 'static,
     {
         let (shared, request) = (self.shared, self.request().clone());
-        let after = AfterOthers::new(future);
-        let (record, run) = self.pack(Kind::Plain, |record| Run::<_, Keep>::new(after, record));
+        let (record, run) = self.pack(Kind::Deferred, |record| Run::<_, Keep>::new(future, record));
         admit_now(shared, &record, run, Admit::Deferred)
-            .map_err(|error| error.map(|run| run.into_future().future))?;
+            .map_err(|error| error.map(Run::into_future))?;
         let (entry, owner) = (record.clone(), shared.clone());
         request.when_over(Box::new(move |outcome| {
             if wanted(outcome) { owner.begin(&entry) } else { owner.skip(&entry) }
@@ -345,36 +343,6 @@ impl JobBuilder<'_, RequestScope> {
 
     fn request(&self) -> &Arc<Request> {
         self.options.request.as_ref().expect("a request's builder has one")
-    }
-}
-
-pin_project! {
-    /// Lets the tasks that are ready go first. Over HTTP/2 a response's body is dropped in another
-    /// task than the one that writes it: a job that blocked this thread at once would hold up the
-    /// very response it waited for.
-    struct AfterOthers<F> {
-        waited: bool,
-        #[pin]
-        future: F,
-    }
-}
-
-impl<F> AfterOthers<F> {
-    fn new(future: F) -> Self {
-        Self { waited: false, future }
-    }
-}
-
-impl<F: Future> Future for AfterOthers<F> {
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        if mem::replace(this.waited, true) {
-            return this.future.poll(cx);
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 }
 

@@ -4,9 +4,10 @@
 //! First, how many requests it answers with no job, one, or five to a request, beside handlers
 //! that call `tokio::spawn`. All servers live in the same runtime and take turns, many short ones,
 //! on new connections each time. The server without a layer is there twice: what its two turns
-//! differ by is what the machine, not the layer, does to a figure. The kernel and the generator
-//! take most of the time, and theirs varies more than what is looked for here; so the processor
-//! time of the server's process alone is told beside (on Linux).
+//! differ by is what the machine, not the layer, does to a figure. Another has a layer that does
+//! nothing: any layer costs axum something. The kernel and the generator take most of the time, and
+//! theirs varies more than what is looked for here; so the processor time of the server's process
+//! alone is told beside (on Linux).
 //!
 //! Then, how soon a route answers while a million jobs wait in the same runtime. Each job spawns
 //! the next before it ends, so there are as many from the begin of the window to its end. Requests
@@ -34,6 +35,7 @@ use tokio::{
     sync::{Semaphore, oneshot},
 };
 use tokio_util::task::TaskTracker;
+use tower::layer::util::Identity;
 use tower_jobs::{Jobs, JobsLayer, Scheduler};
 use tower_jobs_benches::{
     Chart, Flavour, Report, Table,
@@ -208,14 +210,15 @@ fn hello() -> Router {
 /// What `requests` compares, by its place there.
 const BARE: usize = 0;
 const AGAIN: usize = 1;
-const UNUSED: usize = 2;
-const SPAWN: usize = 3;
-const JOB: usize = 4;
-const SPAWN_5: usize = 5;
-const JOBS_5: usize = 6;
-const AFTER: usize = 7;
+const IDENTITY: usize = 2;
+const UNUSED: usize = 3;
+const SPAWN: usize = 4;
+const JOB: usize = 5;
+const SPAWN_5: usize = 6;
+const JOBS_5: usize = 7;
+const AFTER: usize = 8;
 
-fn servers() -> [Server; 8] {
+fn servers() -> [Server; 9] {
     fn tasks(jobs: u64) -> Router {
         let handler = move || async move {
             for _ in 0..jobs {
@@ -244,6 +247,8 @@ fn servers() -> [Server; 8] {
     [
         Server::bare("no layer", 0, hello()),
         Server::bare("no layer, again: the noise", 0, hello()),
+        // What any layer costs axum.
+        Server::bare("a layer that does nothing", 0, hello().layer(Identity::new())),
         Server::layered("**the layer**, unused", 0, hello()),
         Server::bare("no layer, `tokio::spawn` in the handler", 1, tasks(1)),
         Server::layered("**the layer**, a job in the handler", 1, jobs(1)),
@@ -259,7 +264,7 @@ fn requests(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
     let host = Host::new(flavour);
     let servers = servers();
     let addresses = servers.each_ref().map(|server| host.serve(server.router.clone()));
-    let mut asked = [0; 8];
+    let mut asked = [0; 9];
     let rounds = Rounds::take(servers.iter().map(|server| server.name).collect(), rounds, |who| {
         let server = &servers[who];
         let (ran, before) = (RAN.load(Relaxed), ran_and_waited());
@@ -311,7 +316,15 @@ fn requests(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
     report.chart(&format!("latency-{name}"), &chart);
     report.text("Ratios, and the quartiles of the rounds':");
     let mut table = Table::new(["", "of", "time of a request", "processor time", "p99.9"]);
-    let pairs = [(AGAIN, BARE), (UNUSED, BARE), (JOB, SPAWN), (JOBS_5, SPAWN_5), (AFTER, SPAWN)];
+    let pairs = [
+        (AGAIN, BARE),
+        (IDENTITY, BARE),
+        (UNUSED, BARE),
+        (UNUSED, IDENTITY),
+        (JOB, SPAWN),
+        (JOBS_5, SPAWN_5),
+        (AFTER, SPAWN),
+    ];
     for (who, to) in pairs {
         let [time, computed, p999] =
             [TIME, COMPUTED, P999].map(|figure| rounds.spread(figure, who, to));
