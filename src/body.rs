@@ -176,12 +176,16 @@ enum Package<B> {
 
 impl<B: Body + 'static> Packed<B> {
     #[inline]
-    pub(crate) fn new(body: B, timeout: Option<Duration>, span: Option<Box<Span>>) -> Self {
+    pub(crate) fn new(
+        make: impl FnOnce() -> B,
+        timeout: Option<Duration>,
+        span: Option<Box<Span>>,
+    ) -> Self {
         if timeout.is_none() && span.is_none() {
-            return Self(Package::Bare(Box::new(body)));
+            return Self(Package::Bare(Box::new(make())));
         }
         let timer = timeout.map(|after| Timer { after, sleep: None });
-        Self(Package::Equipped(Box::new(Equipped { body, timer, span })))
+        Self(Package::Equipped(Box::new(Equipped { body: make(), timer, span })))
     }
 
     pub(crate) fn into_work(self) -> Work {

@@ -195,7 +195,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         let record = self.record(Kind::Blocking);
         let span = shared.new_span(&record);
         let run = run_blocking(closure, record.clone(), timeout, span.as_deref().cloned());
-        let packed = Packed::new(Run::<_, Stored>::new(run, &record), None, span);
+        let packed = Packed::new(|| Run::<_, Stored>::new(run, &record), None, span);
         Spawn::new(shared, record, packed.into_work())
     }
 
@@ -245,7 +245,8 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     ) -> (Arc<Record>, Packed<B>) {
         let (shared, timeout) = (self.shared, self.options.timeout);
         let record = self.record(kind);
-        let packed = Packed::new(body(&record), timeout, shared.new_span(&record));
+        let span = shared.new_span(&record);
+        let packed = Packed::new(|| body(&record), timeout, span);
         (record, packed)
     }
 
