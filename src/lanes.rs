@@ -18,6 +18,7 @@ use std::{
         BTreeMap, BTreeSet,
         btree_map::{Entry, OccupiedEntry},
     },
+    num::NonZeroU64,
     sync::Arc,
     task::Waker,
 };
@@ -26,7 +27,7 @@ use crate::slots::Key as Row;
 
 /// The number of a waiting spawner; smaller numbers came earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ticket(u64);
+pub(crate) struct Ticket(NonZeroU64);
 
 type Key = Arc<str>;
 
@@ -52,7 +53,7 @@ pub(crate) struct Lanes {
     held: BTreeMap<u64, Row>,
     waiting: BTreeMap<Ticket, Waiting>,
     open: BTreeSet<Ticket>,
-    last_ticket: u64,
+    next_ticket: Ticket,
 }
 
 impl Lanes {
@@ -64,7 +65,7 @@ impl Lanes {
             held: BTreeMap::new(),
             waiting: BTreeMap::new(),
             open: BTreeSet::new(),
-            last_ticket: 0,
+            next_ticket: Ticket(NonZeroU64::MIN),
         }
     }
 
@@ -167,8 +168,8 @@ impl Lanes {
     // Waiting spawners.
 
     pub(crate) fn join(&mut self, key: Option<&Key>, waker: Waker) -> Ticket {
-        self.last_ticket += 1;
-        let ticket = Ticket(self.last_ticket);
+        let ticket = self.next_ticket;
+        self.next_ticket = Ticket(ticket.0.saturating_add(1));
         let key = self.limited(key).cloned();
         match &key {
             None => self.open.extend([ticket]),
