@@ -146,6 +146,12 @@ pub(crate) enum Next<W> {
     End,
 }
 
+/// What has come of a runner's job that ended.
+pub(crate) struct Advance<R, W> {
+    pub(crate) effects: Effects<R, W>,
+    pub(crate) next: Next<W>,
+}
+
 /// What the caller must do after unlocking.
 #[must_use]
 pub(crate) struct Effects<R, W> {
@@ -780,14 +786,14 @@ impl<R: Entry, W> Queue<R, W> {
         outcome: Outcome,
         now: Moment,
         may_go_on: bool,
-    ) -> (Effects<R, W>, Next<W>) {
+    ) -> Advance<R, W> {
         let ended = self.finish_active(slot, id, outcome).map(|(entry, _)| entry);
         let (idle, more) = self.settle(now);
         let next = self.next(may_go_on);
         // Of what has become ready, one is for this runner, which may be stuck in it.
         self.has_new = false;
         let call = if idle { Call::Idle } else { self.call_others() };
-        (Effects { call, ended, more }, next)
+        Advance { effects: Effects { call, ended, more }, next }
     }
 
     /// The active job `id` in `slot` ends without its runner. The work comes back of one that no

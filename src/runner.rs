@@ -475,9 +475,9 @@ impl Occupied {
     fn advance(&mut self, outcome: Outcome, now: Moment, may_go_on: bool) -> Option<Work> {
         let entry = self.entry.take()?;
         let (slot, id) = (entry.slot(), entry.id());
-        let (mut effects, next) = self.shared.queue().advance(slot, id, outcome, now, may_go_on);
+        let mut step = self.shared.queue().advance(slot, id, outcome, now, may_go_on);
         // All that others rely on comes before wakers, which are not ours.
-        let work = match next {
+        let work = match step.next {
             Next::Take(work) => self.occupy(Some(work)),
             Next::Yield => {
                 self.called = Some(Reach::InReach);
@@ -485,11 +485,11 @@ impl Occupied {
             }
             Next::End => None,
         };
-        if effects.call != Call::Idle {
-            self.shared.call(mem::replace(&mut effects.call, Call::Nobody));
+        if step.effects.call != Call::Idle {
+            self.shared.call(mem::replace(&mut step.effects.call, Call::Nobody));
         }
         entry.publish();
-        self.shared.follow(effects);
+        self.shared.follow(step.effects);
         work
     }
 }

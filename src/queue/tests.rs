@@ -715,7 +715,8 @@ impl Crew {
     fn advance(&mut self, at: usize, may_go_on: bool) -> Next<Task> {
         let job = self.jobs[self.taken.remove(at)].clone();
         let (slot, id, now) = (job.slot(), job.id(), Moment::from_nanos(0));
-        let (effects, next) = self.queue.advance(slot, id, Outcome::Completed, now, may_go_on);
+        let Advance { effects, next } =
+            self.queue.advance(slot, id, Outcome::Completed, now, may_go_on);
         if let Next::Yield = next {
             self.called.push(Reach::InReach);
         }
