@@ -18,9 +18,17 @@ pub(crate) trait Row: Default {
     fn next_free(&mut self) -> &mut Key;
 }
 
+/// Rows that came free are used again in that order: the one that has just been left is in the cache
+/// of who left it, along with its neighbours, and mostly that is another processor. Once nothing is
+/// left, all begins again with the first row, so that a table for few does not wander through memory.
 pub(crate) struct Slots<T> {
     chunks: Vec<Chunk<T>>,
+    rows: usize,
+    /// Rows from here on have not been used since the table was last empty.
+    end: usize,
+    /// Of those before, the free one that is used next, and the last.
     free: Key,
+    last_free: Key,
     len: usize,
 }
 
@@ -29,7 +37,7 @@ pub(crate) struct Chunk<T>(Vec<T>);
 
 impl<T: Row> Slots<T> {
     pub(crate) fn new() -> Self {
-        Self { chunks: Vec::new(), free: NONE, len: 0 }
+        Self { chunks: Vec::new(), rows: 0, end: 0, free: NONE, last_free: NONE, len: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -40,12 +48,9 @@ impl<T: Row> Slots<T> {
         self.len == 0
     }
 
-    /// Rows beyond this have never been used.
+    /// Rows beyond this are free.
     pub(crate) fn end(&self) -> usize {
-        match self.chunks.split_last() {
-            Some((last, full)) => full.len() * CHUNK + last.0.len(),
-            None => 0,
-        }
+        self.end
     }
 
     /// Takes a free row into use. It is filled in where it is, which is less work than to move all
@@ -55,19 +60,27 @@ impl<T: Row> Slots<T> {
     ///
     /// With 2^32 - 1 rows in use.
     pub(crate) fn claim(&mut self) -> (Key, &mut T) {
-        let key = if self.free == NONE { self.grow() } else { self.free };
         self.len += 1;
+        if self.free == NONE {
+            if self.end == self.rows {
+                self.grow();
+            }
+            let key = Key::try_from(self.end).ok().filter(|key| *key != NONE);
+            let key = key.expect("fewer than 2^32 jobs at a time");
+            self.end += 1;
+            return (key, self.row_mut(key).expect("a row that has not been used"));
+        }
+        let key = self.free;
         let Chunk(rows) = &mut self.chunks[key as usize / CHUNK];
         let row = &mut rows[key as usize % CHUNK];
         self.free = *row.next_free();
         (key, row)
     }
 
-    /// Adds a row, which is free, and the only one.
+    /// Adds a row.
     #[cold]
-    fn grow(&mut self) -> Key {
-        let key = Key::try_from(self.end()).ok().filter(|key| *key != NONE);
-        let key = key.expect("fewer than 2^32 jobs at a time");
+    fn grow(&mut self) {
+        self.rows += 1;
         match self.chunks.last_mut() {
             Some(last) if last.0.len() < CHUNK => last.0.push(T::default()),
             // The first grows as it needs to: most tables stay small.
@@ -78,7 +91,6 @@ impl<T: Row> Slots<T> {
                 self.chunks.push(Chunk(rows));
             }
         }
-        key
     }
 
     /// Frees a row, which has been emptied.
@@ -87,12 +99,21 @@ impl<T: Row> Slots<T> {
     ///
     /// If there is no such row.
     pub(crate) fn release(&mut self, key: Key) {
-        let free = self.free;
         let row = self.row_mut(key).expect("a row of this table");
         debug_assert!(row.is_free(), "row {key} is not empty");
-        *row.next_free() = free;
-        self.free = key;
+        *row.next_free() = NONE;
         self.len -= 1;
+        if self.len == 0 {
+            (self.end, self.free) = (0, NONE);
+            return;
+        }
+        if self.free == NONE {
+            self.free = key;
+        } else {
+            let last = self.last_free;
+            *self.row_mut(last).expect("the last free row").next_free() = key;
+        }
+        self.last_free = key;
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
@@ -186,13 +207,30 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_came_free_is_used_before_a_new_one() {
+    fn rows_that_came_free_are_used_before_a_new_one_and_in_that_order() {
         let mut slots = Slots::new();
-        let [first, second, _] = [1, 2, 3].map(|name| slots.insert(name));
-        assert_eq!(slots.remove(first), Some(1));
-        assert_eq!(slots.remove(second), Some(2));
-        assert_eq!([slots.insert(4), slots.insert(5)], [second, first]);
-        assert_eq!((slots.len(), slots.end()), (3, 3));
+        let [first, second, third, _] = [1, 2, 3, 4].map(|name| slots.insert(name));
+        for (key, name) in [(second, 2), (third, 3), (first, 1)] {
+            assert_eq!(slots.remove(key), Some(name));
+        }
+        assert_eq!([5, 6].map(|name| slots.insert(name)), [second, third]);
+        assert_eq!(slots.remove(second), Some(5));
+        assert_eq!([7, 8, 9].map(|name| slots.insert(name)), [first, second, 4]);
+        assert_eq!((slots.len(), slots.end()), (5, 5));
+    }
+
+    #[test]
+    fn a_table_that_was_empty_begins_with_its_first_row() {
+        let mut slots = Slots::new();
+        let keys = [1, 2, 3].map(|name| slots.insert(name));
+        for key in [keys[1], keys[0], keys[2]] {
+            slots.remove(key);
+        }
+        assert_eq!(slots.end(), 0);
+        assert_eq!([4, 5, 6, 7].map(|name| slots.insert(name)), [0, 1, 2, 3]);
+        assert_eq!(slots.remove(2), Some(6));
+        assert_eq!(slots.insert(8), 2);
+        assert_eq!((slots.len(), slots.end()), (4, 4));
     }
 
     #[test]
