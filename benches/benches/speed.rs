@@ -230,7 +230,7 @@ fn closing(scale: Scale, report: &mut Report) {
     let runtime = Flavour::CurrentThread.runtime();
     let jobs = scale.million;
     let all = [RETURNED, DROPPED_ALL, READ, VEC];
-    let times = Times::take(&all, scale.million_rounds, |turn| {
+    let times = Times::take(&all, 3 * scale.million_rounds, |turn| {
         let time = if all[turn] == VEC {
             let futures: Vec<BoxedFuture> = (0..jobs).map(|_| Box::pin(droppable()) as _).collect();
             let begin = Instant::now();
