@@ -50,6 +50,9 @@
 //! 12. Of the ready jobs, the one that started first is taken first.
 //! 13. While there are ready jobs, a runner that is in reach has been called and has not come; but
 //!     for one ready job it is enough that the thread which made it ready has called one.
+//! 14. A runner that lets other tasks have their turn comes again only if no more than one for each
+//!     thread are in reach already: there may be as many as there were jobs that waited for
+//!     something, and those other tasks wait for the turns of all.
 
 use std::{collections::BTreeMap, mem, sync::Arc, task::Waker};
 
@@ -427,7 +430,8 @@ pub(crate) struct Queue<R, W> {
     limit: usize,
     pending_limit: usize,
     phase: Phase,
-    has_threads: bool,
+    /// How many threads the runners have.
+    threads: u32,
     deferred: List,
     deferred_len: usize,
     /// The pending jobs, if there is a `limit_per_key`; and the line of spawners.
@@ -516,7 +520,7 @@ impl<R: Entry, W> Queue<R, W> {
             called: 0,
             in_reach: 0,
             has_new: false,
-            has_threads: true,
+            threads: u32::MAX,
             lanes: Lanes::new(limit_per_key),
             running: 0,
             granted: BTreeMap::new(),
@@ -527,9 +531,9 @@ impl<R: Entry, W> Queue<R, W> {
         }
     }
 
-    /// The runtime that runs the runners has one thread.
-    pub(crate) fn has_one_thread(&mut self) {
-        self.has_threads = false;
+    /// How many threads the runtime has that runs the runners; unknown, there are many.
+    pub(crate) fn has_threads(&mut self, threads: u32) {
+        self.threads = threads;
     }
 
     // Admission. `work` is called under the lock, and only if the job is taken in.
@@ -732,6 +736,9 @@ impl<R: Entry, W> Queue<R, W> {
     /// What the runner of a job does now that it has ended: with `may_go_on`, the next one.
     fn next(&mut self, may_go_on: bool) -> Next<W> {
         if self.ready_len > 0 && !may_go_on {
+            if self.in_reach > self.threads {
+                return Next::End; // 14
+            }
             self.called += 1;
             self.in_reach += 1;
             return Next::Yield;
@@ -754,7 +761,7 @@ impl<R: Entry, W> Queue<R, W> {
             return Call::Nobody;
         }
         // A job that is alone needs no second runner: this thread would have it wait as long.
-        if self.has_threads && self.ready_len == 1 {
+        if self.threads > 1 && self.ready_len == 1 {
             self.called += 1;
             return Call::One;
         }
@@ -768,7 +775,7 @@ impl<R: Entry, W> Queue<R, W> {
         }
         self.called += 1;
         self.in_reach += 1;
-        if !self.has_threads {
+        if self.threads == 1 {
             return Call::OneInReach;
         }
         self.called += 1;

@@ -111,8 +111,8 @@ impl Shared {
         runtime: Option<Handle>,
     ) -> Self {
         let mut queue = Queue::new(config.limit, config.pending_limit, config.limit_per_key);
-        if runtime.as_ref().is_some_and(has_one_thread) {
-            queue.has_one_thread();
+        if let Some(runtime) = &runtime {
+            queue.has_threads(threads(runtime));
         }
         Self {
             queue: Apart(Mutex::new(queue)),
@@ -159,11 +159,14 @@ impl Shared {
         if self.runtime.get().is_none() {
             let current = Handle::try_current().map_err(|_| SpawnError::NoRuntime)?;
             let runtime = self.runtime.get_or_init(|| current);
-            if has_one_thread(runtime) {
-                self.queue().has_one_thread();
-            }
+            self.queue().has_threads(threads(runtime));
         }
         Ok(())
+    }
+
+    fn is_on_one_thread(&self) -> bool {
+        let flavor = self.runtime.get().map(Handle::runtime_flavor);
+        flavor == Some(RuntimeFlavor::CurrentThread)
     }
 
     /// Does what a step of the queue has left to do.
@@ -323,8 +326,8 @@ impl Shared {
     }
 }
 
-fn has_one_thread(runtime: &Handle) -> bool {
-    runtime.runtime_flavor() == RuntimeFlavor::CurrentThread
+fn threads(runtime: &Handle) -> u32 {
+    u32::try_from(runtime.metrics().num_workers()).unwrap_or(u32::MAX)
 }
 
 /// Counts one as long as it lives.
@@ -573,7 +576,7 @@ impl Runner {
     fn give_way(&mut self, turn: &Turn, cx: &mut Context<'_>) {
         let now = turn.clock.map(|clock| clock.read);
         let is_due = now > self.looked.map(|looked| looked + WITHOUT_IO);
-        if is_due && self.place.shared.runtime().is_some_and(has_one_thread) {
+        if is_due && self.place.shared.is_on_one_thread() {
             self.looked = now;
             // Wakes this task once all others have had their turn, and I/O has been looked for.
             // (Another thread could not take up a task that waits like this.)

@@ -20,7 +20,7 @@ use std::{
 use tokio::{
     io::AsyncReadExt,
     net::TcpListener,
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     task::{coop, yield_now},
 };
 use tower_jobs::{Job, Scheduler, SpanLink};
@@ -315,9 +315,22 @@ async fn a_job_is_polled_and_dropped_in_its_own_span() {
 }
 
 /// Asserts that another task has its turn at least once in so many jobs, while a backlog runs.
-async fn assert_others_have_their_turn(limit: usize, most: usize) {
+/// Before the backlog there are `waiting` jobs, each with a task of its own while it waits. When they
+/// have ended, all of these may have a turn once.
+async fn assert_others_have_their_turn(
+    limit: impl Into<Option<usize>>,
+    waiting: usize,
+    most: usize,
+) {
     const BACKLOG: usize = 10_000;
     let scheduler = Scheduler::builder().limit(limit).pending_limit(None).build();
+    let gate = Arc::new(Semaphore::new(0));
+    for _ in 0..waiting {
+        let gate = gate.clone();
+        let job = async move { drop(gate.acquire().await.expect("open")) };
+        drop(scheduler.try_spawn(job).expect("there is a place"));
+    }
+    yield_now().await;
     let done = Arc::new(AtomicUsize::new(0));
     for _ in 0..BACKLOG {
         let done = done.clone();
@@ -331,7 +344,9 @@ async fn assert_others_have_their_turn(limit: usize, most: usize) {
         let (mut last, mut longest) = (0, 0);
         loop {
             let now = counts.load(Ordering::SeqCst);
-            longest = longest.max(now - last);
+            if last >= waiting * JOBS_PER_TURN {
+                longest = longest.max(now - last);
+            }
             last = now;
             if now == BACKLOG {
                 return longest;
@@ -345,15 +360,21 @@ async fn assert_others_have_their_turn(limit: usize, most: usize) {
             .await;
         }
     });
+    gate.add_permits(waiting);
     let longest = ticker.await.expect("no panic");
     assert!(longest <= most, "{longest} jobs in a row");
 }
 
 #[tokio::test]
 async fn other_tasks_have_their_turn_while_a_backlog_runs() {
-    assert_others_have_their_turn(1, JOBS_PER_TURN).await;
+    assert_others_have_their_turn(1, 0, JOBS_PER_TURN).await;
     // So many tasks run jobs then, each in its turn.
-    assert_others_have_their_turn(4, 4 * JOBS_PER_TURN).await;
+    assert_others_have_their_turn(4, 0, 4 * JOBS_PER_TURN).await;
+}
+
+#[tokio::test]
+async fn jobs_that_have_waited_leave_no_crowd_of_tasks_behind() {
+    assert_others_have_their_turn(None, 50, 4 * JOBS_PER_TURN).await;
 }
 
 #[tokio::test]

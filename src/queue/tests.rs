@@ -756,7 +756,7 @@ fn a_runner_is_called_for_one_job_and_a_pair_for_many() {
 #[test]
 fn where_there_is_one_thread_one_runner_is_on_its_way() {
     let mut crew = Crew::new(None);
-    crew.queue.has_one_thread();
+    crew.queue.has_threads(1);
     let one = Call::OneInReach;
     assert_eq!([(); 3].map(|()| crew.offer()), [one, Call::Nobody, Call::Nobody]);
     assert_eq!(crew.come(0), one, "it may stay with its job");
@@ -833,6 +833,27 @@ fn a_runner_whose_turn_is_over_comes_again_only_if_there_is_a_job() {
     assert!(crew.called.is_empty());
 }
 
+/// Invariant 14.
+#[test]
+fn runners_that_are_not_needed_end_when_their_turn_is_over() {
+    let mut crew = Crew::new(None);
+    crew.queue.has_threads(2);
+    crew.offer_many(10);
+    while !crew.called.is_empty() {
+        crew.come(0);
+    }
+    assert_eq!(crew.taken.len(), 10, "each of them with a runner of its own");
+    crew.offer_many(40);
+    let called = crew.called.len();
+    let mut ended = 0;
+    for _ in 0..10 {
+        ended += usize::from(matches!(crew.advance(0, false), Next::End));
+        crew.check();
+    }
+    let in_reach = crew.called.iter().filter(|reach| **reach == Reach::InReach).count();
+    assert_eq!((in_reach, crew.called.len() - called), (3, 10 - ended));
+}
+
 /// Invariant 12: its neighbours stay in order.
 #[test]
 fn a_ready_job_that_ends_without_a_runner_gives_its_work_back() {
@@ -853,13 +874,11 @@ fn a_ready_job_that_ends_without_a_runner_gives_its_work_back() {
 #[test]
 fn a_runner_is_on_its_way_while_jobs_are_ready() {
     let step = (0..4_u8, any::<usize>(), any::<bool>());
-    let history = (any::<bool>(), prop::option::of(1..5_usize), prop::collection::vec(step, 1..80));
+    let history = (1..4_u32, prop::option::of(1..5_usize), prop::collection::vec(step, 1..80));
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
-    let ran = TestRunner::new(config).run(&history, |(has_one_thread, limit, steps)| {
+    let ran = TestRunner::new(config).run(&history, |(threads, limit, steps)| {
         let mut crew = Crew::new(limit);
-        if has_one_thread {
-            crew.queue.has_one_thread();
-        }
+        crew.queue.has_threads(threads);
         for (what, at, may_go_on) in steps {
             match what {
                 0 | 1 => crew.offer_many(1),
