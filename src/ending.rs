@@ -10,7 +10,7 @@
 //! 3. An item comes back exactly once. Either the change of its `wait` came first: then `over` finds
 //!    `AWAITED`, and the item on the list. Or that of `over` did: then `wait` finds the outcome, and
 //!    gives the item back at once.
-//! 4. Items come back in the order in which they came, and nothing is locked any more: what their
+//! 4. Items that have waited come back in the order in which they came, and nothing is locked any more: what their
 //!    owners do with them is up to them.
 
 use std::{
@@ -95,7 +95,10 @@ impl<T> Ending<T> {
         if before & bit::AWAITED == 0 {
             return None;
         }
-        let list = mem::replace(&mut *lock(self.list.get()?), List::new());
+        let list = mem::replace(
+            &mut *lock(self.list.get().expect("made before the bit was set")),
+            List::new(),
+        );
         Some(list.first.into_iter().chain(list.others))
     }
 }

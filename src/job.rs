@@ -198,7 +198,7 @@ impl<T: Send + 'static> Job<T> {
 
     /// What the job returned.
     pub(crate) fn take(&self) -> Result<T, JobError> {
-        self.record.take().map(value_of)
+        self.record.take().and_then(value_of)
     }
 
     /// What the job returned, if nobody has had it. The handle is detached.
@@ -206,7 +206,7 @@ impl<T: Send + 'static> Job<T> {
         if self.record.detach() {
             return None;
         }
-        self.record.leave().0.map(|result| result.map(value_of))
+        self.record.leave().0.map(|result| result.and_then(value_of))
     }
 
     async fn ended_within(&self, timeout: Duration) -> bool {
@@ -225,8 +225,10 @@ impl<T: Send + 'static> Future for Job<T> {
     }
 }
 
-fn value_of<T: 'static>(value: Value) -> T {
-    *value.downcast().expect("a job's value is of the type that its handle has")
+fn value_of<T: 'static>(value: Value) -> Result<T, JobError> {
+    let value = value.downcast().map(|value| *value);
+    debug_assert!(value.is_ok(), "a job's value is of the type that its handle has");
+    value.map_err(|_| JobError::taken())
 }
 
 impl<T> Drop for Job<T> {

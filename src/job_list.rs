@@ -26,10 +26,10 @@ impl Drained {
     /// As many as `totals` has of that outcome: they are kept in the step that counts them.
     fn jobs(&self, outcome: Outcome) -> impl Iterator<Item = JobInfo> {
         let Ended { never_started, others } = &self.ended;
-        let never_started = never_started.iter().flat_map(|page| page.iter());
+        let pages = if outcome == Outcome::NeverStarted { &never_started[..] } else { &[] };
         let others = others.iter().flatten().filter(move |(_, other)| *other == outcome);
+        let never_started = pages.iter().flat_map(|page| page.iter());
         never_started
-            .filter(move |_| outcome == Outcome::NeverStarted)
             .chain(others.map(|(record, _)| record))
             .map(|record| record.info(JobState::Finished, self.at))
     }
@@ -120,6 +120,12 @@ impl IntoIterator for JobList {
     fn into_iter(mut self) -> Self::IntoIter {
         let infos = self.infos.take().map(Arc::unwrap_or_clone);
         infos.unwrap_or_else(|| self.collect()).into_iter()
+    }
+}
+
+impl From<JobList> for Vec<JobInfo> {
+    fn from(jobs: JobList) -> Self {
+        jobs.into_iter().collect()
     }
 }
 

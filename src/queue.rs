@@ -150,6 +150,7 @@ pub(crate) enum Next<W> {
 }
 
 /// What has come of a runner's job that ended.
+#[must_use]
 pub(crate) struct Advance<R, W> {
     pub(crate) effects: Effects<R, W>,
     pub(crate) next: Next<W>,
@@ -325,8 +326,8 @@ struct Line {
     list: List,
     /// The first that waits, or `NONE`.
     border: Key,
-    active: usize,
-    pending: usize,
+    active: u32,
+    pending: u32,
 }
 
 impl Line {
@@ -384,7 +385,7 @@ impl Line {
     ) {
         let Some(first) = self.first_pending() else { return };
         let previous = slots[first].previous;
-        let count = most.min(self.pending);
+        let count = self.pending.min(u32::try_from(most).unwrap_or(u32::MAX));
         for _ in 0..count {
             let (key, job) = (self.border, &mut slots[self.border]);
             self.border = job.next;
@@ -416,8 +417,8 @@ pub(crate) struct Queue<R, W> {
     /// The active jobs; and the pending ones, if there is no `limit_per_key`.
     line: Line,
     /// Active jobs that hold a place.
-    running: usize,
-    ready_len: usize,
+    running: u32,
+    ready_len: u32,
     /// The first of the ready jobs, which are the last of the active ones.
     ready: Key,
     /// Runners that were called and have not come; and how many of them are in reach.
@@ -443,7 +444,7 @@ pub(crate) struct Queue<R, W> {
     books: Books<R>,
 }
 
-/// What ended otherwise than completed or skipped, in pieces: none is copied as they grow.
+/// What ended otherwise than completed or skipped, in pieces, so that no step copies all of it.
 pub(crate) struct Ended<R> {
     /// By the page, which those who have to tell them share.
     pub(crate) never_started: Vec<Arc<Vec<R>>>,
@@ -532,7 +533,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// How many threads the runtime has that runs the runners; unknown, there are many.
-    pub(crate) fn has_threads(&mut self, threads: u32) {
+    pub(crate) fn set_threads(&mut self, threads: u32) {
         self.threads = threads;
     }
 
@@ -651,8 +652,13 @@ impl<R: Entry, W> Queue<R, W> {
         Err(Refusal::Duplicate(other.entry().id()))
     }
 
+    fn running(&self) -> usize {
+        self.running as usize
+    }
+
     fn is_full(&self) -> bool {
-        self.running + self.waiting_for_something() >= self.limit.saturating_add(self.pending_limit)
+        self.running() + self.waiting_for_something()
+            >= self.limit.saturating_add(self.pending_limit)
     }
 
     /// Whether one more job may wait although jobs could run (10).
@@ -682,7 +688,7 @@ impl<R: Entry, W> Queue<R, W> {
     fn enter(&mut self, slot: Key, let_in: bool, now: Moment) {
         let pending = Stamp::new(JobState::Pending, now);
         if !self.lanes.are_limited() {
-            if self.running < self.limit {
+            if self.running() < self.limit {
                 return self.start(slot, now);
             }
             self.line.wait(&mut self.slots, slot).stamp = pending;
@@ -690,7 +696,7 @@ impl<R: Entry, W> Queue<R, W> {
         }
         let key = self.slots[slot].entry().key().cloned();
         let let_in = let_in || self.lanes.let_in(key.as_ref());
-        if let_in && self.running < self.limit {
+        if let_in && self.running() < self.limit {
             return self.start(slot, now);
         }
         self.last_turn += 1;
@@ -915,7 +921,7 @@ impl<R: Entry, W> Queue<R, W> {
 
     fn settle(&mut self, now: Moment) -> (bool, Option<Box<More<R, W>>>) {
         let open = self.phase < Phase::Closed;
-        if open && self.running < self.limit {
+        if open && self.running() < self.limit {
             self.start_next(now);
         }
         let idle = self.is_idle();
@@ -1025,9 +1031,13 @@ impl<R: Entry, W> Queue<R, W> {
     /// Starts one job although the queue is on hold.
     #[cfg(feature = "testing")]
     pub(crate) fn start_one(&mut self, now: Moment) -> Option<(R, Effects<R, W>)> {
+        if self.phase == Phase::Closed {
+            return None; // 6
+        }
         let let_in = || self.lanes.first_let_in().map(|(_, slot)| slot);
         let next = self.line.first_pending().or_else(let_in)?;
-        let limit = mem::replace(&mut self.limit, self.running + 1);
+        let one_more = self.running() + 1;
+        let limit = mem::replace(&mut self.limit, one_more);
         let effects = self.effects(now);
         self.limit = limit;
         Some((self.slots[next].entry().clone(), effects))
@@ -1055,11 +1065,11 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     pub(crate) fn pending_count(&self) -> usize {
-        self.line.pending + self.lanes.len()
+        self.line.pending as usize + self.lanes.len()
     }
 
     pub(crate) fn active_count(&self) -> usize {
-        self.line.active
+        self.line.active as usize
     }
 
     pub(crate) fn waiting_count(&self) -> usize {
@@ -1084,7 +1094,7 @@ impl<R: Entry, W> Queue<R, W> {
     /// The jobs in up to `most` slots from `from` on, and where to go on.
     pub(crate) fn page(&self, from: usize, most: usize) -> (Vec<(R, JobState)>, Option<usize>) {
         let end = self.slots.end();
-        let active = self.line.active;
+        let active = self.active_count();
         if from == 0 && active <= most && active == self.slots.len() {
             // What was in the other rows has gone: there may have been a million.
             let follows = |slot: &Key| Some(self.slots[*slot].next).filter(|next| *next != NONE);

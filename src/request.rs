@@ -48,14 +48,14 @@ impl Origin {
 }
 
 /// What is to be done once the response is over.
-pub(crate) type Deferred = Box<dyn FnOnce(ResponseOutcome) + Send>;
+type Callback = Box<dyn FnOnce(ResponseOutcome) + Send>;
 
 /// Every request has one, so it is small, as a [record](crate::record::Record) is, and what few need
 /// is allocated when they do.
 pub(crate) struct Request {
     origin: Origin,
     label: OnceBox<Arc<str>>,
-    response: Ending<Deferred>,
+    response: Ending<Callback>,
     /// There are never more of them than a scheduler has room for.
     jobs: AtomicU32,
     /// Notified whenever one of its jobs has ended, once anybody has waited for that.
@@ -80,7 +80,7 @@ impl Request {
     // The response.
 
     /// Calls `then` when the response is over: at once if it is, and exactly once.
-    pub(crate) fn when_over(&self, then: Deferred) {
+    pub(crate) fn when_over(&self, then: Callback) {
         if let Some((then, outcome)) = self.response.wait(then) {
             then(outcome);
         }

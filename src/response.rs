@@ -124,7 +124,7 @@ impl Left {
 
     /// A body that ends before its declared length is no whole response: an HTTP/1.1 server breaks
     /// off there, and an HTTP/2 client refuses it.
-    fn is_none(self, ended: impl FnOnce() -> bool) -> bool {
+    fn is_exhausted(self, ended: impl FnOnce() -> bool) -> bool {
         match self {
             Self::NoBody => true,
             Self::Bytes(left) => left == 0,
@@ -141,7 +141,7 @@ struct Watch {
 impl Watch {
     fn new<B: Body>(mut guard: ResponseGuard, status: StatusCode, left: Left, body: &B) -> Self {
         guard.status = Some(status);
-        guard.is_complete = left.is_none(|| body.is_end_stream());
+        guard.is_complete = left.is_exhausted(|| body.is_end_stream());
         Self { left, guard }
     }
 
@@ -149,13 +149,13 @@ impl Watch {
     fn note<B: Body>(&mut self, given: Option<&Result<Frame<B::Data>, B::Error>>, body: &B) {
         self.guard.is_complete = match given {
             _ if matches!(self.left, Left::NoBody) => true,
-            None => self.left.is_none(|| true),
+            None => self.left.is_exhausted(|| true),
             Some(Err(_)) => false,
             Some(Ok(frame)) => {
                 if let (Left::Bytes(left), Some(data)) = (&mut self.left, frame.data_ref()) {
                     *left = left.saturating_sub(data.remaining() as u64);
                 }
-                self.left.is_none(|| body.is_end_stream())
+                self.left.is_exhausted(|| body.is_end_stream())
             }
         };
     }

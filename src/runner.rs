@@ -81,12 +81,12 @@ pub(crate) enum Mode {
 /// Where cache lines begin (processors fetch them in pairs), so that who only counts a handle or
 /// reads a setting does not take them from who holds the lock.
 #[repr(align(128))]
-struct Apart<T>(T);
+struct CachePadded<T>(T);
 
 /// What all handles of one scheduler share.
 pub(crate) struct Shared {
     pub(crate) config: SchedulerConfig,
-    queue: Apart<Mutex<Queue<Entry, Work>>>,
+    queue: CachePadded<Mutex<Queue<Entry, Work>>>,
     /// Notified by every step that leaves the queue idle, if anybody waits for that.
     idle: Notify,
     wait_for_idle: AtomicUsize,
@@ -112,10 +112,10 @@ impl Shared {
     ) -> Self {
         let mut queue = Queue::new(config.limit, config.pending_limit, config.limit_per_key);
         if let Some(runtime) = &runtime {
-            queue.has_threads(threads(runtime));
+            queue.set_threads(threads(runtime));
         }
         Self {
-            queue: Apart(Mutex::new(queue)),
+            queue: CachePadded(Mutex::new(queue)),
             config,
             idle: Notify::new(),
             wait_for_idle: AtomicUsize::new(0),
@@ -159,7 +159,7 @@ impl Shared {
         if self.runtime.get().is_none() {
             let current = Handle::try_current().map_err(|_| SpawnError::NoRuntime)?;
             let runtime = self.runtime.get_or_init(|| current);
-            self.queue().has_threads(threads(runtime));
+            self.queue().set_threads(threads(runtime));
         }
         Ok(())
     }
@@ -223,9 +223,9 @@ impl Shared {
                 return Poll::Ready(admitted);
             }
             // A waker is not ours, and is not cloned under the lock.
-            let (waker, now) = (cx.waker().clone(), Moment::now());
+            let (waker, clone, now) = (cx.waker().clone(), entry.clone(), Moment::now());
             let mut queue = self.queue();
-            let admitted = queue.admit(Admit::Limited, entry.clone(), work, now);
+            let admitted = queue.admit(Admit::Limited, clone, work, now);
             if let Err(Refusal::Full) = admitted {
                 *ticket = Some(queue.wait(entry, waker));
                 return Poll::Pending;
@@ -234,9 +234,9 @@ impl Shared {
             self.follow(admitted?);
             return Poll::Ready(Ok(()));
         };
-        let (waker, now) = (cx.waker().clone(), Moment::now());
+        let (waker, entry, now) = (cx.waker().clone(), entry.clone(), Moment::now());
         let mut queue = self.queue();
-        let Some(admitted) = queue.take_turn(waiting, entry.clone(), work, now) else {
+        let Some(admitted) = queue.take_turn(waiting, entry, work, now) else {
             let replaced = queue.wait_on(waiting, waker);
             drop(queue);
             drop(replaced);
@@ -578,7 +578,8 @@ impl Runner {
         let is_due = now > self.looked.map(|looked| looked + WITHOUT_IO);
         if is_due && self.place.shared.is_on_one_thread() {
             self.looked = now;
-            // Wakes this task once all others have had their turn, and I/O has been looked for.
+            // Wakes this task once I/O has been looked for: when all others have had their turn, or
+            // after 61 polls.
             // (Another thread could not take up a task that waits like this.)
             if pin!(task::yield_now()).poll(cx).is_pending() {
                 return;
@@ -686,7 +687,7 @@ impl Future for Runner {
             // Over HTTP/2 a response's body is dropped in another task than the one that writes it: a
             // job that blocked this thread at once would hold up the very response it waited for.
             if mem::take(&mut self.goes_last) {
-                cx.waker().wake_by_ref();
+                self.give_way(&turn, cx);
                 return Poll::Pending;
             }
             let outcome = ready!(self.poll_job(cx));

@@ -14,22 +14,23 @@ pub(crate) const NONE: Key = Key::MAX;
 pub(crate) trait Row: Default {
     fn is_free(&self) -> bool;
 
-    /// Where a free row has the number of the next; `NONE` by default.
+    /// Where a free row has the number of the next.
     fn next_free(&mut self) -> &mut Key;
 }
 
 /// Rows that came free are used again in that order: the one that has just been left is in the cache
 /// of who left it, along with its neighbours, and mostly that is another processor. Once nothing is
-/// left, all begins again with the first row, so that a table for few does not wander through memory.
+/// left, all begins again with the first row, so that a table for few does not wander through memory
+/// (one that is never empty goes through as many rows as it had jobs at a time since it was).
 pub(crate) struct Slots<T> {
     chunks: Vec<Chunk<T>>,
-    rows: usize,
+    rows: Key,
     /// Rows from here on have not been used since the table was last empty.
-    end: usize,
+    end: Key,
     /// Of those before, the free one that is used next, and the last.
     free: Key,
     last_free: Key,
-    len: usize,
+    len: Key,
 }
 
 /// Rows that a table gave up, for the caller to drop.
@@ -41,16 +42,16 @@ impl<T: Row> Slots<T> {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.len as usize
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Rows beyond this are free.
+    /// Rows from here on are free.
     pub(crate) fn end(&self) -> usize {
-        self.end
+        self.end as usize
     }
 
     /// Takes a free row into use. It is filled in where it is, which is less work than to move all
@@ -65,8 +66,7 @@ impl<T: Row> Slots<T> {
             if self.end == self.rows {
                 self.grow();
             }
-            let key = Key::try_from(self.end).ok().filter(|key| *key != NONE);
-            let key = key.expect("fewer than 2^32 jobs at a time");
+            let key = self.end;
             self.end += 1;
             return (key, self.row_mut(key).expect("a row that has not been used"));
         }
@@ -80,6 +80,7 @@ impl<T: Row> Slots<T> {
     /// Adds a row.
     #[cold]
     fn grow(&mut self) {
+        assert!(self.rows < NONE, "fewer than 2^32 jobs at a time");
         self.rows += 1;
         match self.chunks.last_mut() {
             Some(last) if last.0.len() < CHUNK => last.0.push(T::default()),

@@ -5,7 +5,7 @@
 use std::{
     cell::Cell,
     convert::Infallible,
-    future::{pending, ready},
+    future::{pending, poll_fn, ready},
     pin::Pin,
     sync::{
         Arc,
@@ -462,4 +462,54 @@ async fn the_run_timeout_of_a_deferred_job_begins_when_it_starts() {
     let began = tokio::time::Instant::now();
     assert!(job.await.unwrap_err().is_timeout());
     assert_eq!(began.elapsed(), second);
+}
+
+/// It lets other tasks go first: until it has, nothing of it has run.
+#[tokio::test]
+async fn a_job_that_is_aborted_once_its_response_is_over_never_runs() {
+    for turns in [0, 1] {
+        let scheduler = scheduler(1, 10);
+        let open = respond(&scheduler).await;
+        // In a task, which takes turns with that of the job.
+        let ran = tokio::spawn(async move {
+            let ran = Arc::new(AtomicBool::new(false));
+            let in_job = ran.clone();
+            let job = open.jobs.after_response(async move { in_job.store(true, Relaxed) }).unwrap();
+            drop(open);
+            assert_eq!(job.state(), JobState::Active);
+            for _ in 0..turns {
+                give_way_once().await;
+            }
+            job.abort();
+            assert!(job.await.unwrap_err().is_cancelled());
+            check(&scheduler, |stats| (stats.accepted, stats.cancelled) = (1, 1));
+            ran.load(Relaxed)
+        });
+        assert!(!ran.await.unwrap(), "after {turns} turns");
+    }
+}
+
+/// Lets the tasks that are ready go first, but does not wait for I/O to be looked for.
+async fn give_way_once() {
+    let mut first = true;
+    poll_fn(|cx| {
+        cx.waker().wake_by_ref();
+        if std::mem::take(&mut first) { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+}
+
+#[test]
+fn a_job_that_has_not_begun_when_its_runtime_goes_away_is_accounted_for() {
+    let scheduler = scheduler(1, 10);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let open = runtime.block_on(respond(&scheduler));
+    let entered = runtime.enter();
+    let job = open.jobs.after_response(pending::<()>()).unwrap();
+    drop(entered);
+    drop(open);
+    assert!(job.is_active());
+    drop(runtime);
+    assert!(job.is_finished() && scheduler.is_closed());
+    check(&scheduler, |stats| (stats.accepted, stats.cancelled) = (1, 1));
 }

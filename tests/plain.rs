@@ -25,7 +25,7 @@ use tokio::{
 use tokio_test::{assert_pending, assert_ready};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::timeout::TimeoutLayer;
-use tower_jobs::{Jobs, JobsLayer, JobsService, Scheduler, SpawnError};
+use tower_jobs::{DrainReport, JobList, Jobs, JobsLayer, JobsService, Scheduler, SpawnError};
 
 /// Any body will do: this one is not even one.
 struct NotABody;
@@ -202,6 +202,8 @@ fn layer_service_and_jobs_are_as_sendable_as_what_is_inside() {
     }
     anywhere::<JobsLayer>();
     anywhere::<Jobs>();
+    anywhere::<DrainReport>();
+    anywhere::<JobList>();
     anywhere::<JobsService<()>>();
     anywhere::<JobsLayer<Mail>>();
     anywhere::<Jobs<Mail>>();

@@ -7,8 +7,10 @@ mod logs;
 
 use std::{
     collections::HashSet,
+    convert::Infallible,
     future::{Future, pending, poll_fn},
     io::Write,
+    pin::Pin,
     sync::{
         Arc, Barrier, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -17,13 +19,15 @@ use std::{
     time::Duration,
 };
 
+use http::{Request, Response};
 use tokio::{
     io::AsyncReadExt,
     net::TcpListener,
     sync::{Semaphore, mpsc, oneshot},
     task::{coop, yield_now},
 };
-use tower_jobs::{Job, Scheduler, SpanLink};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_jobs::{Job, Jobs, JobsLayer, Scheduler, SpanLink};
 
 /// As in `src/runner.rs`: after so many jobs a task lets others have their turn.
 const JOBS_PER_TURN: usize = 16;
@@ -267,7 +271,7 @@ struct Logging(&'static str);
 impl Future for Logging {
     type Output = ();
 
-    fn poll(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<()> {
         tracing::info!(job_in_test = self.0, "polled");
         Poll::Ready(())
     }
@@ -443,18 +447,21 @@ async fn a_job_that_finds_little_of_the_budget_left_goes_on_in_its_next_turn() {
     assert_eq!(scheduler.stats().completed, 6);
 }
 
-/// One thread looks for I/O after every 61 polls (tokio 1.54): up to 61 of these jobs.
+/// One thread looks for I/O after every 61 polls (tokio 1.54), of one or two of these jobs each.
 #[tokio::test]
 async fn on_one_thread_a_backlog_leaves_io_its_turn() {
-    let mut waited = Vec::new();
-    for _ in 0..5 {
-        waited.push(jobs_until_a_byte_is_read().await);
+    for deferred in [false, true] {
+        let mut waited = Vec::new();
+        for _ in 0..5 {
+            waited.push(jobs_until_a_byte_is_read(deferred).await);
+        }
+        let all = waited.iter().all(|jobs| *jobs < 10);
+        assert!(all, "{waited:?} jobs ran before a byte was read (deferred: {deferred})");
     }
-    assert!(waited.iter().all(|jobs| *jobs < 10), "{waited:?} jobs ran before a byte was read");
 }
 
 /// How many jobs of a backlog run from when one of them sends a byte until a task has read it.
-async fn jobs_until_a_byte_is_read() -> usize {
+async fn jobs_until_a_byte_is_read(deferred: bool) -> usize {
     const BEFORE: usize = 50;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -469,20 +476,29 @@ async fn jobs_until_a_byte_is_read() -> usize {
 
     let scheduler = one_at_a_time();
     let open = hold(&scheduler).await;
+    let answer =
+        service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new("".to_owned())));
+    let service = JobsLayer::new(scheduler.clone()).layer(answer);
+    let response = service.oneshot(Request::new(())).await.expect("a response");
+    let jobs = response.extensions().get::<Jobs>().expect("the layer is there").clone();
+    let spawn = |job: Pin<Box<dyn Future<Output = ()> + Send>>| {
+        let spawned = if deferred { jobs.after_response(job) } else { jobs.try_spawn(job) };
+        drop(spawned.expect("there is a place"));
+    };
     let spawn_jobs = |jobs| {
         for _ in 0..jobs {
             let ran = ran.clone();
-            let job = async move {
+            spawn(Box::pin(async move {
                 let begun = tokio::time::Instant::now();
                 while begun.elapsed() < Duration::from_micros(30) {}
-                ran.fetch_add(1, Ordering::Relaxed)
-            };
-            drop(scheduler.try_spawn(job));
+                ran.fetch_add(1, Ordering::Relaxed);
+            }));
         }
     };
     spawn_jobs(BEFORE);
-    drop(scheduler.try_spawn(async move { client.write_all(b"!") }));
+    spawn(Box::pin(async move { client.write_all(b"!").expect("a connection") }));
     spawn_jobs(100);
+    drop(response);
     open.send(()).expect("heard");
     let ran_until_read = reader.await.expect("no panic");
     scheduler.wait_idle().await;

@@ -685,10 +685,13 @@ impl Crew {
     }
 
     fn offer(&mut self) -> Call {
-        let job = Job::new(Admit::Limited, NO_NAMES);
+        self.offer_as(Admit::Limited)
+    }
+
+    fn offer_as(&mut self, how: Admit) -> Call {
+        let job = Job::new(how, NO_NAMES);
         let task = Task(self.offered, false);
-        let admitted =
-            self.queue.admit(Admit::Limited, job.clone(), || task, Moment::from_nanos(0));
+        let admitted = self.queue.admit(how, job.clone(), || task, Moment::from_nanos(0));
         let Ok(Effects { call, .. }) = admitted else { panic!("there is room") };
         self.offered += 1;
         self.jobs.push(job);
@@ -724,12 +727,114 @@ impl Crew {
         next
     }
 
-    /// Invariant 13.
+    /// Invariant 13, and the line.
     fn check(&self) {
+        check_line(&self.queue);
         let in_reach = self.called.contains(&Reach::InReach);
         let ready = self.queue.ready_len;
         let is_enough = in_reach || (ready == 1 && !self.called.is_empty());
         assert!(ready == 0 || is_enough, "{ready} jobs are stuck");
+    }
+}
+
+/// The jobs that run come before those that wait, the ready ones are the last of them, and the links
+/// agree.
+fn check_line(queue: &Queue<Job, Task>) {
+    let line = &queue.line;
+    let (mut active, mut pending, mut ready) = (0, 0, 0);
+    let (mut first_pending, mut first_ready) = (NONE, NONE);
+    let (mut key, mut previous) = (line.list.first, NONE);
+    while key != NONE {
+        let job = &queue.slots[key];
+        assert_eq!(job.previous, previous);
+        if job.state() == JobState::Active {
+            assert_eq!(pending, 0, "a job that runs is behind one that waits");
+            active += 1;
+            if job.work.is_some() {
+                ready += 1;
+                if ready == 1 {
+                    first_ready = key;
+                }
+            }
+            assert!(ready == 0 || job.work.is_some(), "a taken job is behind a ready one");
+        } else {
+            pending += 1;
+            if pending == 1 {
+                first_pending = key;
+            }
+        }
+        (previous, key) = (key, job.next);
+    }
+    assert_eq!((line.list.last, line.border), (previous, first_pending));
+    assert_eq!((line.active, line.pending, queue.ready_len), (active, pending, ready));
+    assert!(ready == 0 || queue.ready == first_ready);
+}
+
+/// What every job changes, and the lock before it, which is a word.
+#[test]
+fn what_every_job_changes_is_in_two_cache_lines() {
+    let completed = std::mem::offset_of!(Totals, outcomes) + Outcome::Completed as usize * 8;
+    let end = std::mem::offset_of!(Queue<Job, Task>, totals) + completed + 8;
+    assert!(8 + end <= 128, "{end}");
+}
+
+/// Whatever leaves from between: shielded work comes and goes, jobs that wait are taken out, ready
+/// ones end without a runner.
+#[test]
+fn the_line_stays_in_order_whoever_leaves_it() {
+    let step = (0..7_u8, any::<usize>(), any::<bool>());
+    let history = (prop::option::of(1..4_usize), prop::collection::vec(step, 1..80));
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    let ran = TestRunner::new(config).run(&history, |(limit, steps)| {
+        let mut crew = Crew::new(limit);
+        crew.queue.set_threads(2);
+        for (what, at, may_go_on) in steps {
+            let now = Moment::from_nanos(0);
+            // Any that has been offered, ended ones too.
+            let number = at % crew.jobs.len().max(1);
+            let job = crew.jobs.get(number).cloned();
+            match (what, job) {
+                (0 | 1, _) => crew.offer_many(1),
+                (2, _) => {
+                    crew.offer_as(Admit::Outside);
+                }
+                (3, _) if !crew.called.is_empty() => {
+                    crew.come(at % crew.called.len());
+                }
+                (4, _) if !crew.taken.is_empty() => {
+                    if let Next::Take(task) = crew.advance(at % crew.taken.len(), may_go_on) {
+                        crew.take(task);
+                    }
+                }
+                (5, Some(job)) => {
+                    let removed = crew.queue.remove(job.slot(), job.id(), Outcome::Cancelled, now);
+                    if let Some((task, effects)) = removed {
+                        task.take();
+                        crew.call(effects.call);
+                    }
+                }
+                (6, Some(job)) if !crew.taken.contains(&number) => {
+                    let (slot, id) = (job.slot(), job.id());
+                    let (effects, task) = crew.queue.finish(slot, id, Outcome::Abandoned, now);
+                    task.map(Task::take);
+                    crew.call(effects.call);
+                }
+                _ => {}
+            }
+            crew.check();
+        }
+        crew.queue.close();
+        loop {
+            let (jobs, tasks) = crew.queue.take_unstarted(2);
+            tasks.into_iter().for_each(|task| assert!(task.take() < crew.offered));
+            check_line(&crew.queue);
+            if jobs.is_empty() {
+                return Ok(());
+            }
+        }
+    });
+    if let Err(error) = ran {
+        panic!("{error}");
     }
 }
 
@@ -756,7 +861,7 @@ fn a_runner_is_called_for_one_job_and_a_pair_for_many() {
 #[test]
 fn where_there_is_one_thread_one_runner_is_on_its_way() {
     let mut crew = Crew::new(None);
-    crew.queue.has_threads(1);
+    crew.queue.set_threads(1);
     let one = Call::OneInReach;
     assert_eq!([(); 3].map(|()| crew.offer()), [one, Call::Nobody, Call::Nobody]);
     assert_eq!(crew.come(0), one, "it may stay with its job");
@@ -837,7 +942,7 @@ fn a_runner_whose_turn_is_over_comes_again_only_if_there_is_a_job() {
 #[test]
 fn runners_that_are_not_needed_end_when_their_turn_is_over() {
     let mut crew = Crew::new(None);
-    crew.queue.has_threads(2);
+    crew.queue.set_threads(2);
     crew.offer_many(10);
     while !crew.called.is_empty() {
         crew.come(0);
@@ -878,7 +983,7 @@ fn a_runner_is_on_its_way_while_jobs_are_ready() {
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     let ran = TestRunner::new(config).run(&history, |(threads, limit, steps)| {
         let mut crew = Crew::new(limit);
-        crew.queue.has_threads(threads);
+        crew.queue.set_threads(threads);
         for (what, at, may_go_on) in steps {
             match what {
                 0 | 1 => crew.offer_many(1),
