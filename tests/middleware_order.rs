@@ -9,7 +9,7 @@
 use std::{
     future::pending,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Once,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -287,7 +287,18 @@ impl Spans {
     }
 }
 
+/// Tests run side by side, and tracing keeps for all threads whether anybody is interested in a place
+/// in the source: a test without a subscriber must not say that nobody is.
+fn be_interested_everywhere() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let everything = tracing_subscriber::registry();
+        tracing::subscriber::set_global_default(everything).expect("no other");
+    });
+}
+
 async fn spans(position: Position, link: SpanLink) -> Vec<String> {
+    be_interested_everywhere();
     let spans = Spans::default();
     let registry = tracing_subscriber::registry().with(spans.clone());
     let _guard = tracing::subscriber::set_default(registry);
