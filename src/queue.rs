@@ -715,11 +715,11 @@ impl<R: Entry, W> Queue<R, W> {
 
     fn run(&mut self, slot: Key, now: Moment) {
         self.line.run(&mut self.slots, slot).stamp = Stamp::new(JobState::Active, now);
-        self.is_ready(slot);
+        self.add_ready(slot);
     }
 
-    /// The last of the active jobs is ready.
-    fn is_ready(&mut self, slot: Key) {
+    /// The job, now the last of the active ones, is ready.
+    fn add_ready(&mut self, slot: Key) {
         if self.ready_len == 0 {
             self.ready = slot;
         }
@@ -944,7 +944,7 @@ impl<R: Entry, W> Queue<R, W> {
         if let Some((slot, job)) = self.line.run_first(&mut self.slots) {
             job.stamp = Stamp::new(JobState::Active, now);
             self.running += 1;
-            self.is_ready(slot);
+            self.add_ready(slot);
         } else if let Some((turn, slot)) = self.lanes.first_let_in() {
             self.lanes.start(turn);
             self.start(slot, now);

@@ -19,7 +19,7 @@ use tokio::{
     task::{self, coop},
     time::Instant,
 };
-use tracing::{Level, Span, level_filters::LevelFilter};
+use tracing::Span;
 
 use crate::{
     body::{Work, discard_work, in_span},
@@ -294,9 +294,6 @@ impl Shared {
 
     /// The span that the job runs in, unless nobody would see it.
     pub(crate) fn new_span(&self, job: &Record) -> Option<Box<Span>> {
-        if Level::INFO > LevelFilter::current() {
-            return None;
-        }
         macro_rules! job_span {
             ($($parent:tt)*) => {
                 tracing::info_span!(
@@ -579,8 +576,7 @@ impl Runner {
         if is_due && self.place.shared.is_on_one_thread() {
             self.looked = now;
             // Wakes this task once I/O has been looked for: when all others have had their turn, or
-            // after 61 polls.
-            // (Another thread could not take up a task that waits like this.)
+            // after 61 polls. (Another thread could not take up a task that waits like this.)
             if pin!(task::yield_now()).poll(cx).is_pending() {
                 return;
             }
