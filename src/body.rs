@@ -23,22 +23,19 @@ use crate::{contain::discard, error::JobError, output::JobOutput, record::Record
 pub(crate) trait Body: Send {
     fn poll(self: Pin<&mut Self>, record: &Record, cx: &mut Context<'_>) -> Poll<Outcome>;
 
-    /// The job that this is of: asked once, when it is to be run.
-    fn take_record(self: Pin<&mut Self>) -> Arc<Record>;
-
-    /// The span to poll and drop this in. It leaves the job as that ends, so that it closes then,
-    /// whoever still holds a handle.
-    fn take_span(self: Pin<&mut Self>) -> Option<Box<Span>> {
-        None
-    }
+    /// The job that this is of, and the span to poll and drop this in, which leaves the job as that
+    /// ends, so that it closes then, whoever still holds a handle. Asked once, before all else.
+    fn unpack(self: Pin<&mut Self>) -> Unpacked;
 }
+
+pub(crate) type Unpacked = (Arc<Record>, Option<Box<Span>>);
 
 /// A job's body that waits to be run.
 pub(crate) type Work = Pin<Box<dyn Body>>;
 
 /// Drops what will never run, where it belongs.
 pub(crate) fn discard_work(mut work: Work) {
-    let span = work.as_mut().take_span();
+    let (_, span) = work.as_mut().unpack();
     in_span(span.as_deref(), || discard(work));
 }
 
@@ -73,8 +70,8 @@ impl<F: Future + Send, C: Complete<F::Output>> Body for Run<F, C> {
         Poll::Ready(C::complete(output, record))
     }
 
-    fn take_record(self: Pin<&mut Self>) -> Arc<Record> {
-        self.project().record.take().expect("asked once")
+    fn unpack(self: Pin<&mut Self>) -> Unpacked {
+        (self.project().record.take().expect("asked once"), None)
     }
 }
 
@@ -156,12 +153,10 @@ impl<B: Body> Body for Equipped<B> {
         Poll::Ready(record.end(JobError::run_timeout(timer.after), Outcome::TimedOut))
     }
 
-    fn take_record(self: Pin<&mut Self>) -> Arc<Record> {
-        self.project().body.take_record()
-    }
-
-    fn take_span(self: Pin<&mut Self>) -> Option<Box<Span>> {
-        self.project().span.take()
+    fn unpack(self: Pin<&mut Self>) -> Unpacked {
+        let this = self.project();
+        let (record, _) = this.body.unpack();
+        (record, this.span.take())
     }
 }
 
@@ -175,17 +170,19 @@ enum Package<B> {
 }
 
 impl<B: Body + 'static> Packed<B> {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(
         make: impl FnOnce() -> B,
         timeout: Option<Duration>,
         span: Option<Box<Span>>,
     ) -> Self {
-        if timeout.is_none() && span.is_none() {
-            return Self(Package::Bare(Box::new(make())));
-        }
-        let timer = timeout.map(|after| Timer { after, sleep: None });
-        Self(Package::Equipped(Box::new(Equipped { body: make(), timer, span })))
+        Self(match (timeout, span) {
+            (None, None) => Package::Bare(Box::new(make())),
+            (timeout, span) => {
+                let timer = timeout.map(|after| Timer { after, sleep: None });
+                Package::Equipped(Box::new(Equipped { body: make(), timer, span }))
+            }
+        })
     }
 
     pub(crate) fn into_work(self) -> Work {

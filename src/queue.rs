@@ -118,8 +118,8 @@ pub(crate) enum Admit {
 
 /// Whom the caller must call, now.
 ///
-/// As wide as what is beside it in [`Effects`]: bytes that are written one by one and then copied
-/// together keep the processor waiting, and every job comes by here twice.
+/// As wide as what is beside it in [`Effects`], so that they are copied as they were written: every
+/// job comes by here twice, and the processor waits for bytes that it must put together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub(crate) enum Call {
@@ -153,15 +153,15 @@ pub(crate) enum Next<W> {
 #[must_use]
 pub(crate) struct Advance<R, W> {
     pub(crate) effects: Effects<R, W>,
+    /// Of that job, what the table had, to be dropped.
+    pub(crate) ended: Option<R>,
     pub(crate) next: Next<W>,
 }
 
-/// What the caller must do after unlocking.
+/// What the caller must do after unlocking. In two words, which need no memory to be returned.
 #[must_use]
 pub(crate) struct Effects<R, W> {
     pub(crate) call: Call,
-    /// To be dropped: of the job that ended, what the table had.
-    pub(crate) ended: Option<R>,
     /// What few steps have.
     pub(crate) more: Option<Box<More<R, W>>>,
 }
@@ -174,10 +174,19 @@ pub(crate) struct More<R, W> {
     pub(crate) surplus: Vec<Chunk<Slot<R, W>>>,
 }
 
+impl<R, W> Default for More<R, W> {
+    fn default() -> Self {
+        Self { wake: Vec::new(), replaced: None, surplus: Vec::new() }
+    }
+}
+
 impl<R, W> Effects<R, W> {
-    fn replace(&mut self, replaced: (R, W)) {
-        let nothing = || Box::new(More { wake: Vec::new(), replaced: None, surplus: Vec::new() });
-        self.more.get_or_insert_with(nothing).replaced = Some(replaced);
+    #[inline(always)]
+    fn with(self, replaced: Option<(R, W)>) -> Self {
+        let Some(replaced) = replaced else { return self };
+        let more =
+            More { replaced: Some(replaced), ..self.more.map(|more| *more).unwrap_or_default() };
+        Self { more: Some(Box::new(more)), ..self }
     }
 }
 
@@ -293,12 +302,12 @@ impl List {
         key: Key,
         next: Key,
     ) -> &'s mut Slot<R, W> {
-        let last = match slots.get_mut(next) {
+        let last = match slots.row_mut(next) {
             Some(next) => &mut next.previous,
             None => &mut self.last,
         };
         let previous = mem::replace(last, key);
-        match slots.get_mut(previous) {
+        match slots.row_mut(previous) {
             Some(previous) => previous.next = key,
             None => self.first = key,
         }
@@ -309,11 +318,11 @@ impl List {
 
     /// Makes neighbours of these: what was between them has left.
     fn join<R, W>(&mut self, slots: &mut Slots<Slot<R, W>>, previous: Key, next: Key) {
-        match slots.get_mut(previous) {
+        match slots.row_mut(previous) {
             Some(previous) => previous.next = next,
             None => self.first = next,
         }
-        match slots.get_mut(next) {
+        match slots.row_mut(next) {
             Some(next) => next.previous = previous,
             None => self.last = previous,
         }
@@ -479,6 +488,7 @@ struct Books<R> {
 }
 
 impl<R: Entry> Books<R> {
+    #[inline(always)]
     fn end(&mut self, entry: &R, outcome: Outcome, phase: Phase) {
         self.leave(entry);
         if phase > Phase::Open && !matches!(outcome, Outcome::Completed | Outcome::Skipped) {
@@ -539,7 +549,11 @@ impl<R: Entry, W> Queue<R, W> {
 
     // Admission. `work` is called under the lock, and only if the job is taken in.
 
+    // What every job goes through is inlined by decree, here and elsewhere: to call it all, and to
+    // hand results back through memory, was a fifth of what a job took.
+
     /// Takes the job in if there is a place for it.
+    #[inline(always)]
     pub(crate) fn admit(
         &mut self,
         how: Admit,
@@ -572,11 +586,7 @@ impl<R: Entry, W> Queue<R, W> {
             }
             Admit::Outside => self.run(slot, now),
         }
-        let mut effects = self.effects(now);
-        if let Some(replaced) = replaced {
-            effects.replace(replaced);
-        }
-        Ok(effects)
+        Ok(self.effects(now).with(replaced))
     }
 
     /// The deferred job `id` in `slot` may start.
@@ -616,11 +626,7 @@ impl<R: Entry, W> Queue<R, W> {
         let grant = self.granted.remove(&ticket)?;
         let slot = self.insert(entry, work(), now);
         self.enter(slot, grant.let_in, now);
-        let mut effects = self.effects(now);
-        if let Some(replaced) = replaced {
-            effects.replace(replaced);
-        }
-        Some(Ok(effects))
+        Some(Ok(self.effects(now).with(replaced)))
     }
 
     /// Goes on waiting, after `take_turn` gave `None` under this same hold of the lock. The waker
@@ -639,6 +645,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// Whether the job may be taken in, and the slot of the one that it replaces.
+    #[inline(always)]
     fn check(&self, entry: &R) -> Result<Option<Key>, Refusal> {
         if self.phase == Phase::Closed {
             return Err(Refusal::Closed);
@@ -670,6 +677,7 @@ impl<R: Entry, W> Queue<R, W> {
         self.deferred_len + self.pending_count() + self.granted.len()
     }
 
+    #[inline(always)]
     fn insert(&mut self, entry: R, work: W, now: Moment) -> Key {
         self.totals.accepted += 1;
         let (slot, row) = self.slots.claim();
@@ -685,6 +693,7 @@ impl<R: Entry, W> Queue<R, W> {
     }
 
     /// Starts the job if it may, or has it wait.
+    #[inline(always)]
     fn enter(&mut self, slot: Key, let_in: bool, now: Moment) {
         let pending = Stamp::new(JobState::Pending, now);
         if !self.lanes.are_limited() {
@@ -792,6 +801,7 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// A runner's job has ended. Its place goes to the next that may start, and the runner to the
     /// next that is ready.
+    #[inline(always)]
     pub(crate) fn advance(
         &mut self,
         slot: Key,
@@ -806,23 +816,23 @@ impl<R: Entry, W> Queue<R, W> {
         // Of what has become ready, one is for this runner, which may be stuck in it.
         self.has_new = false;
         let call = if idle { Call::Idle } else { self.call_others() };
-        Advance { effects: Effects { call, ended, more }, next }
+        Advance { effects: Effects { call, more }, ended, next }
     }
 
-    /// The active job `id` in `slot` ends without its runner. The work comes back of one that no
-    /// runner has taken.
+    /// The active job `id` in `slot` ends without its runner. What the table had comes back to be
+    /// dropped, and the work of one that no runner has taken.
     pub(crate) fn finish(
         &mut self,
         slot: Key,
         id: JobId,
         outcome: Outcome,
         now: Moment,
-    ) -> (Effects<R, W>, Option<W>) {
+    ) -> (Effects<R, W>, Option<R>, Option<W>) {
         let (ended, work) = self.finish_active(slot, id, outcome).unzip();
-        let effects = self.effects(now);
-        (Effects { ended, ..effects }, work.flatten())
+        (self.effects(now), ended, work.flatten())
     }
 
+    #[inline(always)]
     fn finish_active(&mut self, slot: Key, id: JobId, outcome: Outcome) -> Option<(R, Option<W>)> {
         let job = self.slots.get_mut(slot)?;
         if job.entry().id() != id || job.state() != JobState::Active {
@@ -841,7 +851,9 @@ impl<R: Entry, W> Queue<R, W> {
         entry.ended();
         if entry.has_place() {
             self.running -= 1;
-            self.lanes.let_out(entry.key());
+            if self.lanes.are_limited() {
+                self.lanes.let_out(entry.key());
+            }
         }
         self.end(&entry, outcome);
         Some((entry, work))
@@ -891,6 +903,7 @@ impl<R: Entry, W> Queue<R, W> {
         Some((entry, work))
     }
 
+    #[inline(always)]
     fn end(&mut self, entry: &R, outcome: Outcome) {
         self.totals.count(outcome);
         self.books.end(entry, outcome, self.phase);
@@ -913,12 +926,14 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// At most one more job can start now than before the step; and the places that have come free
     /// go to waiting spawners.
+    #[inline(always)]
     fn effects(&mut self, now: Moment) -> Effects<R, W> {
         let (idle, more) = self.settle(now);
         let call = if idle { Call::Idle } else { self.call() };
-        Effects { call, ended: None, more }
+        Effects { call, more }
     }
 
+    #[inline(always)]
     fn settle(&mut self, now: Moment) -> (bool, Option<Box<More<R, W>>>) {
         let open = self.phase < Phase::Closed;
         if open && self.running() < self.limit {
@@ -937,9 +952,10 @@ impl<R: Entry, W> Queue<R, W> {
         }
         let surplus = if idle { self.slots.surplus() } else { Vec::new() };
         let has_more = !wake.is_empty() || !surplus.is_empty();
-        has_more.then(|| Box::new(More { wake, replaced: None, surplus }))
+        has_more.then(|| Box::new(More { wake, surplus, ..More::default() }))
     }
 
+    #[inline(always)]
     fn start_next(&mut self, now: Moment) {
         if let Some((slot, job)) = self.line.run_first(&mut self.slots) {
             job.stamp = Stamp::new(JobState::Active, now);

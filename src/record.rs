@@ -169,13 +169,6 @@ impl Options {
     fn extras(&mut self) -> &mut Extras {
         self.extras.get_or_insert_default()
     }
-
-    #[inline]
-    pub(crate) fn into_record(self, kind: Kind, caller: &'static Location<'static>) -> Arc<Record> {
-        let Self { request, timeout: _, serves, location, extras } = self;
-        let kind = if serves { Kind::Serving } else { kind };
-        Record::new(location.unwrap_or(caller), request, extras, kind)
-    }
 }
 
 impl fmt::Debug for Options {
@@ -285,8 +278,8 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Word by word: to take the options as a whole would be to copy them once more.
-    fn new(
+    #[inline]
+    pub(crate) fn new(
         location: &'static Location<'static>,
         request: Option<Arc<Request>>,
         extras: Option<Box<Extras>>,
@@ -496,11 +489,17 @@ impl Record {
     }
 
     /// The job's failure, if no handle is left to give it to.
+    #[inline]
     pub(crate) fn unheard(&self) -> Option<JobError> {
         let marks = self.marks.load(Ordering::Acquire);
         if marks & mark::DETACHED == 0 || marks & mark::STORED == 0 {
             return None;
         }
+        self.take_unheard()
+    }
+
+    #[cold]
+    fn take_unheard(&self) -> Option<JobError> {
         let mut output = lock(&self.rest().output);
         let failure = output.take_failure();
         output.told |= failure.is_some();
@@ -517,6 +516,7 @@ impl Record {
         self.publish_marked(mark::PUBLISHED | mark::CANCELLED);
     }
 
+    #[inline(always)]
     fn publish_marked(&self, marks: u8) {
         let waiter = if self.is_marked(mark::STORED) {
             // Under the lock, so that nothing replaces what is final.

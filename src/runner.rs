@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::Future,
     mem,
+    panic::Location,
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
@@ -22,7 +23,7 @@ use tokio::{
 use tracing::Span;
 
 use crate::{
-    body::{Work, discard_work, in_span},
+    body::{Unpacked, Work, in_span},
     clock::Moment,
     config::SchedulerConfig,
     contain::{contain, discard, forget_panic, notify, wake},
@@ -31,8 +32,9 @@ use crate::{
     job_list::Drained,
     lanes::Ticket,
     lock::lock,
-    queue::{Admit, Call, Effects, More, Next, Queue, Reach, Refusal},
-    record::{Failure, Kind, Record},
+    queue::{Admit, Advance, Call, Effects, More, Next, Queue, Reach, Refusal},
+    record::{Extras, Failure, Kind, Record},
+    request::Request,
     state::{JobState, Outcome},
 };
 
@@ -155,12 +157,16 @@ impl Shared {
     }
 
     /// Settles which runtime jobs run on: the one given, else that of the first spawner.
+    #[inline]
     pub(crate) fn bind_runtime(&self) -> Result<(), SpawnError> {
-        if self.runtime.get().is_none() {
-            let current = Handle::try_current().map_err(|_| SpawnError::NoRuntime)?;
-            let runtime = self.runtime.get_or_init(|| current);
-            self.queue().set_threads(threads(runtime));
-        }
+        if self.runtime.get().is_none() { self.bind_to_current() } else { Ok(()) }
+    }
+
+    #[cold]
+    fn bind_to_current(&self) -> Result<(), SpawnError> {
+        let current = Handle::try_current().map_err(|_| SpawnError::NoRuntime)?;
+        let runtime = self.runtime.get_or_init(|| current);
+        self.queue().set_threads(threads(runtime));
         Ok(())
     }
 
@@ -169,9 +175,20 @@ impl Shared {
         flavor == Some(RuntimeFlavor::CurrentThread)
     }
 
-    /// Does what a step of the queue has left to do.
+    /// Does what a step of the queue has left to do: mostly nothing.
+    #[inline(always)]
     pub(crate) fn follow(self: &Arc<Self>, effects: Effects<Entry, Work>) {
-        let Effects { call, ended: _ended, more } = effects;
+        let Effects { call, more } = effects;
+        if call != Call::Nobody || more.is_some() {
+            self.follow_up(call, more);
+        }
+        #[cfg(feature = "testing")]
+        if self.mode == Mode::Record {
+            notify(&self.idle);
+        }
+    }
+
+    fn follow_up(self: &Arc<Self>, call: Call, more: Option<Box<More<Entry, Work>>>) {
         let idle = call == Call::Idle;
         if call != Call::Nobody && !idle {
             self.call(call);
@@ -184,10 +201,6 @@ impl Shared {
                 self.drop_unstarted(&entry, work, JobError::cancelled());
             }
         }
-        #[cfg(feature = "testing")]
-        if self.mode == Mode::Record {
-            notify(&self.idle);
-        }
         if idle {
             self.notify_idle();
         }
@@ -199,6 +212,16 @@ impl Shared {
         how: Admit,
         entry: &Entry,
         work: &mut dyn FnMut() -> Work,
+    ) -> Result<(), Refusal> {
+        self.admit_inline(how, entry, work)
+    }
+
+    #[inline(always)]
+    fn admit_inline(
+        self: &Arc<Self>,
+        how: Admit,
+        entry: &Entry,
+        work: impl FnOnce() -> Work,
     ) -> Result<(), Refusal> {
         let now = Moment::now();
         // Cloned, as the reference count is not to be waited for under the lock.
@@ -215,12 +238,13 @@ impl Shared {
         work: &mut Option<Work>,
         ticket: &mut Option<Ticket>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Refusal>> {
+    ) -> Poll<Result<(), SpawnError>> {
+        self.bind_runtime()?;
         let mut work = || work.take().expect("admitted once");
         let Some(waiting) = *ticket else {
-            let admitted = self.admit(Admit::Limited, entry, &mut work);
+            let admitted = self.admit_inline(Admit::Limited, entry, &mut work);
             if admitted != Err(Refusal::Full) || self.config.pending_limit == Some(0) {
-                return Poll::Ready(admitted);
+                return Poll::Ready(admitted.map_err(SpawnError::from));
             }
             // A waker is not ours, and is not cloned under the lock.
             let (waker, clone, now) = (cx.waker().clone(), entry.clone(), Moment::now());
@@ -292,8 +316,22 @@ impl Shared {
         }
     }
 
+    /// Makes a job's record, and its span. (To take the options as a whole would be to copy them.)
+    pub(crate) fn open(
+        &self,
+        location: &'static Location<'static>,
+        request: Option<Arc<Request>>,
+        extras: Option<Box<Extras>>,
+        kind: Kind,
+    ) -> Unpacked {
+        let record = Record::new(location, request, extras, kind);
+        let span = self.new_span(&record);
+        (record, span)
+    }
+
     /// The span that the job runs in, unless nobody would see it.
-    pub(crate) fn new_span(&self, job: &Record) -> Option<Box<Span>> {
+    #[inline]
+    fn new_span(&self, job: &Record) -> Option<Box<Span>> {
         macro_rules! job_span {
             ($($parent:tt)*) => {
                 tracing::info_span!(
@@ -316,6 +354,7 @@ impl Shared {
     }
 
     /// Reports the failure of a job whose handle has gone.
+    #[inline(always)]
     pub(crate) fn settle(&self, entry: &Entry) {
         if let Some(error) = entry.unheard() {
             self.report(entry, error);
@@ -423,7 +462,7 @@ impl Shared {
     /// The end of a job that was taken out of the queue. Its `Drop` may panic; then that is how
     /// it failed.
     fn drop_unstarted(&self, entry: &Entry, mut work: Work, error: JobError) {
-        let span = work.as_mut().take_span();
+        let (_, span) = work.as_mut().unpack();
         let dropped = in_span(span.as_deref(), || contain(|| drop(work)));
         discard(entry.fail(dropped.map_or_else(JobError::panicked, |()| error)));
         self.settle(entry);
@@ -447,6 +486,24 @@ fn log_failure(failure: Failure) {
     );
 }
 
+impl From<Refusal> for SpawnError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Full => Self::Full,
+            Refusal::Closed => Self::Closed,
+            Refusal::Duplicate(id) => Self::Duplicate(id),
+        }
+    }
+}
+
+/// A job that a runner takes, but for its record.
+struct Taken {
+    work: Work,
+    span: Option<Box<Span>>,
+    /// The job has to let others go first.
+    goes_last: bool,
+}
+
 /// An active job and its place, or the call that a runner has not answered. The only thing that
 /// ends an active job: when it does, by [`advance`](Self::advance), or when its runtime does, by
 /// `Drop`.
@@ -458,39 +515,43 @@ struct Occupied {
 
 impl Occupied {
     /// Answers the call, and has the job that is due, if there is one.
-    fn come(&mut self, reach: Reach) -> Option<Work> {
+    fn come(&mut self, reach: Reach) -> Option<Taken> {
         let (work, call) = self.shared.queue().come(reach);
         self.called = None;
-        let work = self.occupy(work);
+        let taken = work.map(|work| self.occupy(work));
         self.shared.call(call);
-        work
+        taken
     }
 
-    fn occupy(&mut self, mut work: Option<Work>) -> Option<Work> {
-        self.entry = work.as_mut().map(|work| work.as_mut().take_record());
-        work
+    fn occupy(&mut self, mut work: Work) -> Taken {
+        let (entry, span) = work.as_mut().unpack();
+        let goes_last = entry.kind() == Kind::Deferred;
+        self.entry = Some(entry);
+        Taken { work, span, goes_last }
     }
 
     /// Ends the job and, with `may_go_on`, takes the next one, in one step.
-    fn advance(&mut self, outcome: Outcome, now: Moment, may_go_on: bool) -> Option<Work> {
+    fn advance(&mut self, outcome: Outcome, now: Moment, may_go_on: bool) -> Option<Taken> {
         let entry = self.entry.take()?;
         let (slot, id) = (entry.slot(), entry.id());
-        let mut step = self.shared.queue().advance(slot, id, outcome, now, may_go_on);
+        let step = self.shared.queue().advance(slot, id, outcome, now, may_go_on);
+        let Advance { mut effects, ended, next } = step;
         // All that others rely on comes before wakers, which are not ours.
-        let work = match step.next {
-            Next::Take(work) => self.occupy(Some(work)),
+        let taken = match next {
+            Next::Take(work) => Some(self.occupy(work)),
             Next::Yield => {
                 self.called = Some(Reach::InReach);
                 None
             }
             Next::End => None,
         };
-        if step.effects.call != Call::Idle {
-            self.shared.call(mem::replace(&mut step.effects.call, Call::Nobody));
+        if effects.call != Call::Idle {
+            self.shared.call(mem::replace(&mut effects.call, Call::Nobody));
         }
+        drop(ended);
         entry.publish();
-        self.shared.follow(step.effects);
-        work
+        self.shared.follow(effects);
+        taken
     }
 }
 
@@ -509,8 +570,8 @@ impl Drop for Occupied {
         loop {
             let ready = self.shared.queue().take();
             let Some(mut work) = ready else { break };
-            let entry = work.as_mut().take_record();
-            discard_work(work);
+            let (entry, span) = work.as_mut().unpack();
+            in_span(span.as_deref(), || discard(work));
             self.shared.lose(&entry);
         }
     }
@@ -525,7 +586,8 @@ impl Shared {
         };
         discard(entry.fail(JobError::cancelled()));
         self.settle(entry);
-        let (effects, _) = self.queue().finish(entry.slot(), entry.id(), outcome, Moment::now());
+        let now = Moment::now();
+        let (effects, _ended, _work) = self.queue().finish(entry.slot(), entry.id(), outcome, now);
         entry.publish();
         if effects.call == Call::Idle {
             self.notify_idle();
@@ -543,7 +605,7 @@ struct Runner {
     goes_last: bool,
     jobs_are_short: bool,
     /// When tokio last looked for I/O because of this runner.
-    looked: Option<Instant>,
+    looked: Moment,
     place: Occupied,
 }
 
@@ -556,24 +618,24 @@ impl Runner {
             parked: false,
             goes_last: false,
             jobs_are_short: false,
-            looked: None,
+            looked: Moment::NEVER,
             place,
         }
     }
 
-    fn take_on(&mut self, mut work: Work) {
-        self.span = work.as_mut().take_span();
+    #[inline(always)]
+    fn take_on(&mut self, Taken { work, span, goes_last }: Taken) {
         self.work = Some(work);
-        self.parked = false;
-        let entry = self.place.entry.as_ref();
-        self.goes_last = entry.is_some_and(|entry| entry.kind() == Kind::Deferred);
+        if span.is_some() {
+            self.span = span;
+        }
+        (self.parked, self.goes_last) = (false, goes_last);
     }
 
     /// Lets other tasks have their turn before the next.
     fn give_way(&mut self, turn: &Turn, cx: &mut Context<'_>) {
-        let now = turn.clock.map(|clock| clock.read);
-        let is_due = now > self.looked.map(|looked| looked + WITHOUT_IO);
-        if is_due && self.place.shared.is_on_one_thread() {
+        let now = turn.now;
+        if now > self.looked.plus(WITHOUT_IO) && self.place.shared.is_on_one_thread() {
             self.looked = now;
             // Wakes this task once I/O has been looked for: when all others have had their turn, or
             // after 61 polls. (Another thread could not take up a task that waits like this.)
@@ -591,40 +653,47 @@ impl Runner {
             unreachable!("a runner without a job is finished");
         };
         let entered = self.span.as_deref().map(Span::enter);
-        let mut outcome = match &mut self.work {
-            Some(work) if !entry.must_stop() || entry.kind() == Kind::Blocking => {
-                match contain(|| work.as_mut().poll(entry, cx)) {
-                    Ok(Poll::Ready(outcome)) => outcome,
-                    Ok(Poll::Pending) => {
-                        if !self.parked && entry.park(cx.waker().clone()) {
-                            cx.waker().wake_by_ref();
-                        }
-                        self.parked = true;
-                        return Poll::Pending;
+        let work = &mut self.work;
+        let mut outcome = if !entry.must_stop() || entry.kind() == Kind::Blocking {
+            let polled = contain(|| {
+                let job = work.as_mut().expect("a job that has not ended");
+                let outcome = ready!(job.as_mut().poll(entry, cx));
+                // Here, since to contain it by itself takes as long again.
+                drop(work.take());
+                Poll::Ready(outcome)
+            });
+            match polled {
+                Ok(Poll::Ready(outcome)) => outcome,
+                Ok(Poll::Pending) => {
+                    if !self.parked && entry.park(cx.waker().clone()) {
+                        cx.waker().wake_by_ref();
                     }
-                    Err(payload) => {
-                        discard(entry.fail(JobError::panicked(payload)));
-                        Outcome::Panicked
-                    }
+                    self.parked = true;
+                    return Poll::Pending;
+                }
+                Err(payload) => {
+                    discard(entry.fail(JobError::panicked(payload)));
+                    Outcome::Panicked
                 }
             }
-            _ if entry.is_overdue() => {
-                discard(entry.fail(JobError::close_timeout(shared.config.close_timeout)));
-                Outcome::TimedOut
-            }
-            _ => {
-                discard(entry.fail(JobError::cancelled()));
-                Outcome::Cancelled
-            }
+        } else if entry.is_overdue() {
+            discard(entry.fail(JobError::close_timeout(shared.config.close_timeout)));
+            Outcome::TimedOut
+        } else {
+            discard(entry.fail(JobError::cancelled()));
+            Outcome::Cancelled
         };
-        let work = self.work.take();
-        if let Err(payload) = contain(|| drop(work)) {
-            discard(entry.fail(JobError::panicked(payload)));
-            outcome = Outcome::Panicked;
+        if let Some(work) = work.take() {
+            if let Err(payload) = contain(|| drop(work)) {
+                discard(entry.fail(JobError::panicked(payload)));
+                outcome = Outcome::Panicked;
+            }
         }
         shared.settle(entry);
         drop(entered);
-        self.span = None;
+        if self.span.is_some() {
+            self.span = None;
+        }
         Poll::Ready(outcome)
     }
 }
@@ -632,41 +701,34 @@ impl Runner {
 /// The jobs that end in one poll of a runner.
 struct Turn {
     jobs: usize,
-    clock: Option<Clock>,
+    /// As the clock was read last.
+    now: Moment,
+    end: Moment,
     /// For how many more jobs the clock is not read.
     unread: usize,
 }
 
-/// The clock as it was read last.
-#[derive(Clone, Copy)]
-struct Clock {
-    now: Moment,
-    read: Instant,
-    end_of_turn: Instant,
-}
-
 impl Turn {
+    fn new() -> Self {
+        Self { jobs: 0, now: Moment::NEVER, end: Moment::NEVER, unread: 0 }
+    }
+
     /// The time, and whether there is some left. `are_short` is what jobs were like, and are.
     fn job_ended(&mut self, are_short: &mut bool) -> (Moment, bool) {
         self.jobs += 1;
-        let clock = match self.clock {
-            Some(clock) if self.unread > 0 => {
-                self.unread -= 1;
-                clock
+        if self.unread > 0 {
+            self.unread -= 1;
+        } else {
+            let last = mem::replace(&mut self.now, Moment::now());
+            if last == Moment::NEVER {
+                self.end = self.now.plus(TURN);
+            } else {
+                *are_short = self.now < last.plus(SHORT);
             }
-            last => {
-                let read = Instant::now();
-                let end_of_turn = last.map_or_else(|| read + TURN, |last| last.end_of_turn);
-                if let Some(last) = last {
-                    *are_short = read < last.read + SHORT;
-                }
-                self.unread = if *are_short { UNREAD } else { 0 };
-                Clock { now: Moment::of(read), read, end_of_turn }
-            }
-        };
-        self.clock = Some(clock);
-        let is_over = self.jobs >= JOBS_PER_TURN || clock.read > clock.end_of_turn;
-        (clock.now, !is_over && coop::has_budget_remaining())
+            self.unread = if *are_short { UNREAD } else { 0 };
+        }
+        let is_over = self.jobs >= JOBS_PER_TURN || self.now > self.end;
+        (self.now, !is_over && coop::has_budget_remaining())
     }
 }
 
@@ -675,10 +737,10 @@ impl Future for Runner {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(reach) = self.place.called {
-            let Some(work) = self.place.come(reach) else { return Poll::Ready(()) };
-            self.take_on(work);
+            let Some(taken) = self.place.come(reach) else { return Poll::Ready(()) };
+            self.take_on(taken);
         }
-        let mut turn = Turn { jobs: 0, clock: None, unread: 0 };
+        let mut turn = Turn::new();
         loop {
             // Over HTTP/2 a response's body is dropped in another task than the one that writes it: a
             // job that blocked this thread at once would hold up the very response it waited for.
@@ -689,7 +751,7 @@ impl Future for Runner {
             let outcome = ready!(self.poll_job(cx));
             let (now, may_go_on) = turn.job_ended(&mut self.jobs_are_short);
             match self.place.advance(outcome, now, may_go_on) {
-                Some(work) => self.take_on(work),
+                Some(taken) => self.take_on(taken),
                 None if self.place.called.is_some() => {
                     self.give_way(&turn, cx);
                     return Poll::Pending;

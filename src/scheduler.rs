@@ -147,7 +147,7 @@ impl Scheduler {
     ///
     /// Dropped before it has resolved, it drops the job, which has not run, and gives up its place
     /// in the line.
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     pub fn spawn<F>(&self, future: F) -> Spawn<Value<F>>
     where
@@ -163,7 +163,7 @@ impl Scheduler {
     /// [`TrySpawnError::Full`] if all places are taken or others wait for one,
     /// [`TrySpawnError::Closed`] if the scheduler is closed, [`TrySpawnError::NoRuntime`] if it has
     /// no runtime yet and this is called outside one. All give the future back.
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     pub fn try_spawn<F>(&self, future: F) -> Result<Job<Value<F>>, TrySpawnError<F>>
     where

@@ -1,10 +1,12 @@
 //! A table whose rows stay where they are. It grows by a chunk at a time, so that no step copies
 //! more than one of them, however long it is.
 
+use std::iter::repeat_with;
+
 /// Rows in one chunk.
-const CHUNK: usize = 1024;
+const CHUNK: usize = 256;
 /// How many chunks an empty table may keep.
-const KEPT: usize = 16;
+const KEPT: usize = 64;
 
 /// The number of a row; `NONE` is no row.
 pub(crate) type Key = u32;
@@ -24,7 +26,6 @@ pub(crate) trait Row: Default {
 /// (one that is never empty goes through as many rows as it had jobs at a time since it was).
 pub(crate) struct Slots<T> {
     chunks: Vec<Chunk<T>>,
-    rows: Key,
     /// Rows from here on have not been used since the table was last empty.
     end: Key,
     /// Of those before, the free one that is used next, and the last.
@@ -33,12 +34,20 @@ pub(crate) struct Slots<T> {
     len: Key,
 }
 
-/// Rows that a table gave up, for the caller to drop.
-pub(crate) struct Chunk<T>(Vec<T>);
+/// Rows that a table gave up, for the caller to drop. So many by its type: whoever looks for a row
+/// need not ask.
+pub(crate) struct Chunk<T>(Box<[T; CHUNK]>);
+
+impl<T: Row> Chunk<T> {
+    fn new() -> Self {
+        let rows: Box<[T]> = repeat_with(T::default).take(CHUNK).collect();
+        Self(rows.try_into().unwrap_or_else(|_| unreachable!("as many as were taken")))
+    }
+}
 
 impl<T: Row> Slots<T> {
     pub(crate) fn new() -> Self {
-        Self { chunks: Vec::new(), rows: 0, end: 0, free: NONE, last_free: NONE, len: 0 }
+        Self { chunks: Vec::new(), end: 0, free: NONE, last_free: NONE, len: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -59,39 +68,31 @@ impl<T: Row> Slots<T> {
     ///
     /// # Panics
     ///
-    /// With 2^32 - 1 rows in use.
+    /// With 2^32 - 256 rows in use.
+    #[inline(always)]
     pub(crate) fn claim(&mut self) -> (Key, &mut T) {
         self.len += 1;
-        if self.free == NONE {
-            if self.end == self.rows {
+        let free = self.free;
+        let key = if free == NONE {
+            if self.end as usize == self.chunks.len() * CHUNK {
                 self.grow();
             }
-            let key = self.end;
             self.end += 1;
-            return (key, self.row_mut(key).expect("a row that has not been used"));
+            self.end - 1
+        } else {
+            free
+        };
+        let row = &mut self.chunks[key as usize / CHUNK].0[key as usize % CHUNK];
+        if free != NONE {
+            self.free = *row.next_free();
         }
-        let key = self.free;
-        let Chunk(rows) = &mut self.chunks[key as usize / CHUNK];
-        let row = &mut rows[key as usize % CHUNK];
-        self.free = *row.next_free();
         (key, row)
     }
 
-    /// Adds a row.
     #[cold]
     fn grow(&mut self) {
-        assert!(self.rows < NONE, "fewer than 2^32 jobs at a time");
-        self.rows += 1;
-        match self.chunks.last_mut() {
-            Some(last) if last.0.len() < CHUNK => last.0.push(T::default()),
-            // The first grows as it needs to: most tables stay small.
-            None => self.chunks.push(Chunk(vec![T::default()])),
-            Some(_) => {
-                let mut rows = Vec::with_capacity(CHUNK);
-                rows.push(T::default());
-                self.chunks.push(Chunk(rows));
-            }
-        }
+        assert!(self.chunks.len() < NONE as usize / CHUNK, "fewer than 2^32 jobs at a time");
+        self.chunks.push(Chunk::new());
     }
 
     /// Frees a row, which has been emptied.
@@ -118,16 +119,18 @@ impl<T: Row> Slots<T> {
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
-        let row = self.chunks.get(key as usize / CHUNK)?.0.get(key as usize % CHUNK)?;
-        (!row.is_free()).then_some(row)
+        let Chunk(rows) = self.chunks.get(key as usize / CHUNK)?;
+        Some(&rows[key as usize % CHUNK]).filter(|row| !row.is_free())
     }
 
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         self.row_mut(key).filter(|row| !row.is_free())
     }
 
-    fn row_mut(&mut self, key: Key) -> Option<&mut T> {
-        self.chunks.get_mut(key as usize / CHUNK)?.0.get_mut(key as usize % CHUNK)
+    /// A row, free or not; there is none of the number `NONE`.
+    pub(crate) fn row_mut(&mut self, key: Key) -> Option<&mut T> {
+        let Chunk(rows) = self.chunks.get_mut(key as usize / CHUNK)?;
+        Some(&mut rows[key as usize % CHUNK])
     }
 
     /// If the table is empty and was much larger: its rows.

@@ -15,7 +15,7 @@ use tokio::{runtime::Handle, time::Instant};
 use tracing::Span;
 
 use crate::{
-    body::{Body, Keep, Packed, PassThrough, Run, Stored, Work, in_span},
+    body::{Body, Keep, Packed, PassThrough, Run, Stored, Unpacked, Work, in_span},
     clock, config,
     contain::discard,
     error::{JobError, SpawnError, TrySpawnError},
@@ -112,7 +112,9 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     }
 
     /// Like [`Scheduler::spawn`](crate::Scheduler::spawn).
-    #[inline]
+    // Every call is of a future of its own type, so that nothing becomes code twice by this; and what
+    // comes back need not be moved.
+    #[inline(always)]
     #[track_caller]
     pub fn spawn<F>(self, future: F) -> Spawn<Value<F>>
     where
@@ -192,8 +194,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     {
         let shared = self.shared;
         let timeout = self.options.timeout.take();
-        let record = self.record(Kind::Blocking);
-        let span = shared.new_span(&record);
+        let (record, span) = self.open(Kind::Blocking);
         let run = run_blocking(closure, record.clone(), timeout, span.as_deref().cloned());
         let packed = Packed::new(|| Run::<_, Stored>::new(run, &record), None, span);
         Spawn::new(shared, record, packed.into_work())
@@ -236,24 +237,26 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     }
 
     /// A job's record, and its body.
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     fn pack<B: Body + 'static>(
         self,
         kind: Kind,
         body: impl FnOnce(&Arc<Record>) -> B,
     ) -> (Arc<Record>, Packed<B>) {
-        let (shared, timeout) = (self.shared, self.options.timeout);
-        let record = self.record(kind);
-        let span = shared.new_span(&record);
+        let timeout = self.options.timeout;
+        let (record, span) = self.open(kind);
         let packed = Packed::new(|| body(&record), timeout, span);
         (record, packed)
     }
 
-    #[inline]
+    /// A job's record, and its span.
+    #[inline(always)]
     #[track_caller]
-    fn record(self, kind: Kind) -> Arc<Record> {
-        self.options.into_record(kind, Location::caller())
+    fn open(self, kind: Kind) -> Unpacked {
+        let Options { request, timeout: _, serves, location, extras } = self.options;
+        let kind = if serves { Kind::Serving } else { kind };
+        self.shared.open(location.unwrap_or(Location::caller()), request, extras, kind)
     }
 }
 
@@ -447,16 +450,6 @@ impl<T: JobOutput + Send + 'static> Drop for Shielded<T> {
     }
 }
 
-impl From<Refusal> for SpawnError {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Full => Self::Full,
-            Refusal::Closed => Self::Closed,
-            Refusal::Duplicate(id) => Self::Duplicate(id),
-        }
-    }
-}
-
 /// Spawns one job: waits for its place, and gives its handle. Made by
 /// [`Scheduler::spawn`](crate::Scheduler::spawn) and its like.
 ///
@@ -482,7 +475,7 @@ struct Target {
 }
 
 impl<T> Spawn<T> {
-    #[inline]
+    #[inline(always)]
     fn new(shared: &Arc<Shared>, record: Arc<Record>, work: Work) -> Self {
         Self {
             target: Some(Target { shared: shared.clone(), record }),
@@ -512,14 +505,13 @@ impl<T: Send + 'static> Future for Spawn<T> {
         let this = &mut *self;
         let Target { shared, record } =
             this.target.as_ref().expect("a spawn is not polled after it has resolved");
-        shared.bind_runtime()?;
         let admitted = ready!(shared.poll_admit(record, &mut this.work, &mut this.ticket, cx));
-        if let Err(refusal) = admitted {
+        if let Err(error) = admitted {
             // Neither its work nor a place that it was granted is held until this is dropped.
             this.leave();
             this.work = None;
             this.target = None;
-            return Poll::Ready(Err(refusal.into()));
+            return Poll::Ready(Err(error));
         }
         let Target { shared, record } = this.target.take().expect("polled just now");
         #[cfg(feature = "testing")]

@@ -258,7 +258,7 @@ impl Bench {
 
     fn finish(&mut self, number: usize, outcome: Outcome) {
         let job = self.jobs[number].clone();
-        let (effects, work) = self.queue.finish(job.slot(), job.id(), outcome, self.now);
+        let (effects, _, work) = self.queue.finish(job.slot(), job.id(), outcome, self.now);
         assert!(work.is_none(), "a runner has it");
         self.follow(effects);
     }
@@ -718,7 +718,7 @@ impl Crew {
     fn advance(&mut self, at: usize, may_go_on: bool) -> Next<Task> {
         let job = self.jobs[self.taken.remove(at)].clone();
         let (slot, id, now) = (job.slot(), job.id(), Moment::from_nanos(0));
-        let Advance { effects, next } =
+        let Advance { effects, ended: _, next } =
             self.queue.advance(slot, id, Outcome::Completed, now, may_go_on);
         if let Next::Yield = next {
             self.called.push(Reach::InReach);
@@ -815,7 +815,7 @@ fn the_line_stays_in_order_whoever_leaves_it() {
                 }
                 (6, Some(job)) if !crew.taken.contains(&number) => {
                     let (slot, id) = (job.slot(), job.id());
-                    let (effects, task) = crew.queue.finish(slot, id, Outcome::Abandoned, now);
+                    let (effects, _, task) = crew.queue.finish(slot, id, Outcome::Abandoned, now);
                     task.map(Task::take);
                     crew.call(effects.call);
                 }
@@ -967,7 +967,7 @@ fn a_ready_job_that_ends_without_a_runner_gives_its_work_back() {
     for number in [1, 0] {
         let job = crew.jobs[number].clone();
         let now = Moment::from_nanos(0);
-        let (_, task) = crew.queue.finish(job.slot(), job.id(), Outcome::Abandoned, now);
+        let (.., task) = crew.queue.finish(job.slot(), job.id(), Outcome::Abandoned, now);
         assert_eq!(task.map(Task::take), Some(number));
     }
     crew.come(0);
