@@ -26,6 +26,10 @@
 //! thread, every runner is. And of several a free one looks for tasks when tokio wakes it: if half
 //! of them look already, 1.54 may let it sleep beside one in reach until something else happens.)
 //!
+//! A job that is alone when it starts is *handed* to the runner that is called for it, which so
+//! need not come for it: in most applications these are most. (The thread that calls may keep it in
+//! its slot; but a thread that blocks there keeps its own tasks too.)
+//!
 //! # Invariants
 //!
 //! 1. At most `limit` jobs run (shielded work aside), and at most `limit_per_key` of one key.
@@ -49,7 +53,7 @@
 //! 11. At most one job of a unique key is in the table.
 //! 12. Of the ready jobs, the one that started first is taken first.
 //! 13. While there are ready jobs, a runner that is in reach has been called and has not come; but
-//!     for one ready job it is enough that the thread which made it ready has called one.
+//!     where there is one thread it is enough that a runner has not begun the job it was handed.
 //! 14. A runner that lets other tasks have their turn comes again only if no more than one for each
 //!     thread are in reach already: there may be as many as there were jobs that waited for
 //!     something, and those other tasks wait for the turns of all.
@@ -124,8 +128,6 @@ pub(crate) enum Admit {
 #[repr(usize)]
 pub(crate) enum Call {
     Nobody,
-    /// A runner, which may not be in reach.
-    One,
     /// A runner, which will be in reach.
     OneInReach,
     /// A runner that will be in reach since another, which may not be, is called after it.
@@ -152,16 +154,19 @@ pub(crate) enum Next<W> {
 /// What has come of a runner's job that ended.
 #[must_use]
 pub(crate) struct Advance<R, W> {
-    pub(crate) effects: Effects<R, W>,
+    pub(crate) call: Call,
+    pub(crate) more: Option<Box<More<R, W>>>,
     /// Of that job, what the table had, to be dropped.
     pub(crate) ended: Option<R>,
     pub(crate) next: Next<W>,
 }
 
-/// What the caller must do after unlocking. In two words, which need no memory to be returned.
+/// What the caller must do after unlocking.
 #[must_use]
 pub(crate) struct Effects<R, W> {
     pub(crate) call: Call,
+    /// For a runner that is to be called, and has [begun](Queue::has_begun) when it has polled this.
+    pub(crate) hand: Option<W>,
     /// What few steps have.
     pub(crate) more: Option<Box<More<R, W>>>,
 }
@@ -433,6 +438,8 @@ pub(crate) struct Queue<R, W> {
     /// Runners that were called and have not come; and how many of them are in reach.
     called: u32,
     in_reach: u32,
+    /// Runners that were handed their job, and have not begun it.
+    handed: u32,
     /// The step has made a job ready that its own thread has no runner for.
     has_new: bool,
     totals: Totals,
@@ -530,6 +537,7 @@ impl<R: Entry, W> Queue<R, W> {
             ready_len: 0,
             called: 0,
             in_reach: 0,
+            handed: 0,
             has_new: false,
             threads: u32::MAX,
             lanes: Lanes::new(limit_per_key),
@@ -769,22 +777,35 @@ impl<R: Entry, W> Queue<R, W> {
         job.work.take()
     }
 
+    /// The job that this step has made ready, if it is alone: it needs no second runner, for its own
+    /// thread would have it wait as long.
+    fn hand(&mut self) -> Option<W> {
+        let is_alone = self.has_new && self.ready_len == 1 && self.in_reach == 0;
+        if !is_alone || self.handed > 0 {
+            return None;
+        }
+        self.has_new = false;
+        self.handed += 1;
+        self.take()
+    }
+
+    /// A runner has polled the job that it was handed. If it may be stuck there, it is to
+    /// [call others](Self::call_others).
+    pub(crate) fn has_begun(&mut self) {
+        self.handed -= 1;
+    }
+
     /// For a thread that may have made a job ready, which it does not do twice in a step.
     fn call(&mut self) -> Call {
         let has_new = mem::take(&mut self.has_new);
-        if !has_new || self.in_reach > 0 {
+        if !has_new || (self.threads == 1 && self.handed > 0) {
             return Call::Nobody;
-        }
-        // A job that is alone needs no second runner: this thread would have it wait as long.
-        if self.threads > 1 && self.ready_len == 1 {
-            self.called += 1;
-            return Call::One;
         }
         self.call_others()
     }
 
-    /// For a runner that may be stuck in the job that it takes.
-    fn call_others(&mut self) -> Call {
+    /// For a runner that may be stuck in the job that it has.
+    pub(crate) fn call_others(&mut self) -> Call {
         if self.ready_len == 0 || self.in_reach > 0 {
             return Call::Nobody;
         }
@@ -816,7 +837,7 @@ impl<R: Entry, W> Queue<R, W> {
         // Of what has become ready, one is for this runner, which may be stuck in it.
         self.has_new = false;
         let call = if idle { Call::Idle } else { self.call_others() };
-        Advance { effects: Effects { call, more }, ended, next }
+        Advance { call, more, ended, next }
     }
 
     /// The active job `id` in `slot` ends without its runner. What the table had comes back to be
@@ -929,8 +950,9 @@ impl<R: Entry, W> Queue<R, W> {
     #[inline(always)]
     fn effects(&mut self, now: Moment) -> Effects<R, W> {
         let (idle, more) = self.settle(now);
+        let hand = self.hand();
         let call = if idle { Call::Idle } else { self.call() };
-        Effects { call, more }
+        Effects { call, hand, more }
     }
 
     #[inline(always)]

@@ -178,9 +178,18 @@ impl Shared {
     /// Does what a step of the queue has left to do: mostly nothing.
     #[inline(always)]
     pub(crate) fn follow(self: &Arc<Self>, effects: Effects<Entry, Work>) {
-        let Effects { call, more } = effects;
-        if call != Call::Nobody || more.is_some() {
-            self.follow_up(call, more);
+        let Effects { call, hand, more } = effects;
+        if let Some(work) = hand {
+            self.start(Runner::with(self.clone(), work));
+        }
+        self.call(call);
+        self.follow_up(call == Call::Idle, more);
+    }
+
+    #[inline(always)]
+    fn follow_up(self: &Arc<Self>, idle: bool, more: Option<Box<More<Entry, Work>>>) {
+        if idle || more.is_some() {
+            self.do_more(idle, more);
         }
         #[cfg(feature = "testing")]
         if self.mode == Mode::Record {
@@ -188,11 +197,7 @@ impl Shared {
         }
     }
 
-    fn follow_up(self: &Arc<Self>, call: Call, more: Option<Box<More<Entry, Work>>>) {
-        let idle = call == Call::Idle;
-        if call != Call::Nobody && !idle {
-            self.call(call);
-        }
+    fn do_more(self: &Arc<Self>, idle: bool, more: Option<Box<More<Entry, Work>>>) {
         if let Some(more) = more {
             let More { wake: wakers, replaced, surplus } = *more;
             drop(surplus);
@@ -281,18 +286,28 @@ impl Shared {
         self.follow(effects);
     }
 
+    #[inline(always)]
     fn call(self: &Arc<Self>, call: Call) {
+        if !matches!(call, Call::Nobody | Call::Idle) {
+            self.call_runners(call);
+        }
+    }
+
+    fn call_runners(self: &Arc<Self>, call: Call) {
         let runners: &[Reach] = match call {
-            Call::Nobody | Call::Idle => return,
-            Call::One => &[Reach::Unknown],
+            Call::Nobody | Call::Idle => &[],
             Call::OneInReach => &[Reach::InReach],
             Call::Pair => &[Reach::InReach, Reach::Unknown],
         };
-        let runtime = self.runtime.get().expect("jobs are accepted once there is a runtime");
         for reach in runners {
-            // The task's handle is not needed: a runner accounts for its jobs however it ends.
-            drop(runtime.spawn(Runner::new(self.clone(), *reach)));
+            self.start(Runner::new(self.clone(), *reach));
         }
+    }
+
+    fn start(&self, runner: Runner) {
+        let runtime = self.runtime.get().expect("jobs are accepted once there is a runtime");
+        // The task's handle is not needed: a runner accounts for its jobs however it ends.
+        drop(runtime.spawn(runner));
     }
 
     /// Waits for [`notify_idle`](Self::notify_idle), until the queue is `done`.
@@ -511,6 +526,8 @@ struct Occupied {
     shared: Arc<Shared>,
     entry: Option<Entry>,
     called: Option<Reach>,
+    /// The job was handed to the runner, and the queue does not know that it has begun it.
+    is_new: bool,
 }
 
 impl Occupied {
@@ -530,12 +547,28 @@ impl Occupied {
         Taken { work, span, goes_last }
     }
 
+    /// The job has been polled, and waits for something.
+    fn stay(&mut self) {
+        if mem::take(&mut self.is_new) {
+            let mut queue = self.shared.queue();
+            queue.has_begun();
+            let call = queue.call_others();
+            drop(queue);
+            self.shared.call(call);
+        }
+    }
+
     /// Ends the job and, with `may_go_on`, takes the next one, in one step.
     fn advance(&mut self, outcome: Outcome, now: Moment, may_go_on: bool) -> Option<Taken> {
         let entry = self.entry.take()?;
         let (slot, id) = (entry.slot(), entry.id());
-        let step = self.shared.queue().advance(slot, id, outcome, now, may_go_on);
-        let Advance { mut effects, ended, next } = step;
+        let mut queue = self.shared.queue();
+        if mem::take(&mut self.is_new) {
+            queue.has_begun();
+        }
+        let step = queue.advance(slot, id, outcome, now, may_go_on);
+        drop(queue);
+        let Advance { call, more, ended, next } = step;
         // All that others rely on comes before wakers, which are not ours.
         let taken = match next {
             Next::Take(work) => Some(self.occupy(work)),
@@ -545,12 +578,10 @@ impl Occupied {
             }
             Next::End => None,
         };
-        if effects.call != Call::Idle {
-            self.shared.call(mem::replace(&mut effects.call, Call::Nobody));
-        }
+        self.shared.call(call);
         drop(ended);
         entry.publish();
-        self.shared.follow(effects);
+        self.shared.follow_up(call == Call::Idle, more);
         taken
     }
 }
@@ -610,8 +641,21 @@ struct Runner {
 }
 
 impl Runner {
+    /// Comes for a job, in answer to a call.
     fn new(shared: Arc<Shared>, reach: Reach) -> Self {
-        let place = Occupied { shared, entry: None, called: Some(reach) };
+        Self::at(Occupied { shared, entry: None, called: Some(reach), is_new: false })
+    }
+
+    /// Is handed its first job.
+    fn with(shared: Arc<Shared>, work: Work) -> Self {
+        let mut place = Occupied { shared, entry: None, called: None, is_new: true };
+        let taken = place.occupy(work);
+        let mut runner = Self::at(place);
+        runner.take_on(taken);
+        runner
+    }
+
+    fn at(place: Occupied) -> Self {
         Self {
             work: None,
             span: None,
@@ -748,7 +792,10 @@ impl Future for Runner {
                 self.give_way(&turn, cx);
                 return Poll::Pending;
             }
-            let outcome = ready!(self.poll_job(cx));
+            let Poll::Ready(outcome) = self.poll_job(cx) else {
+                self.place.stay();
+                return Poll::Pending;
+            };
             let (now, may_go_on) = turn.job_ended(&mut self.jobs_are_short);
             match self.place.advance(outcome, now, may_go_on) {
                 Some(taken) => self.take_on(taken),
