@@ -198,7 +198,11 @@ impl<T: Send + 'static> Job<T> {
 
     /// What the job returned.
     pub(crate) fn take(&self) -> Result<T, JobError> {
-        self.record.take().and_then(value_of)
+        match self.record.take()? {
+            Some(value) => value_of(value),
+            // Known to the compiler, which then need not ask what it is.
+            None => value_of(Box::new(())),
+        }
     }
 
     /// What the job returned, if nobody has had it. The handle is detached.

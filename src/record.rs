@@ -429,6 +429,7 @@ impl Record {
         self.marks.fetch_or(what, Ordering::AcqRel)
     }
 
+    #[inline]
     fn is_marked(&self, what: u8) -> bool {
         self.marks.load(Ordering::Acquire) & what != 0
     }
@@ -476,8 +477,13 @@ impl Record {
 
     /// The handle goes. Whether it leaves nothing behind, as most do: else
     /// [`leave`](Self::leave) has it.
+    #[inline]
     pub(crate) fn detach(&self) -> bool {
-        self.mark(mark::DETACHED) & (mark::STORED | mark::AWAITED) == 0
+        let marks = self.marks.load(Ordering::Acquire);
+        let left = mark::STORED | mark::AWAITED;
+        // Where there was never a result, nobody asks any more whether there is a handle.
+        let is_over = marks & (mark::PUBLISHED | left) == mark::PUBLISHED;
+        is_over || self.mark(mark::DETACHED) & left == 0
     }
 
     /// What the handle takes along: whoever has the result must report it.
@@ -536,10 +542,15 @@ impl Record {
         }
     }
 
+    #[inline]
     pub(crate) fn poll_published(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_marked(mark::PUBLISHED) {
             return Poll::Ready(());
         }
+        self.await_published(cx)
+    }
+
+    fn await_published(&self, cx: &mut Context<'_>) -> Poll<()> {
         let waker = cx.waker().clone();
         let previous = lock(&self.rest().output).waiter.replace(waker);
         drop(previous);
@@ -549,12 +560,13 @@ impl Record {
         Poll::Pending
     }
 
-    /// The published result. That a job was cancelled can be told any number of times.
-    pub(crate) fn take(&self) -> Result<Value, JobError> {
+    /// The published result; none if that is `()`. That a job was cancelled can be told any number
+    /// of times.
+    pub(crate) fn take(&self) -> Result<Option<Value>, JobError> {
         let marks = self.marks.load(Ordering::Acquire);
         if marks & mark::STORED != 0 {
             let result = lock(&self.rest().output).result.take();
-            return result.unwrap_or_else(|| Err(JobError::taken()));
+            return result.unwrap_or_else(|| Err(JobError::taken())).map(Some);
         }
         if marks & mark::SKIPPED != 0 {
             return Err(JobError::skipped());
@@ -565,7 +577,7 @@ impl Record {
         if self.mark(mark::UNIT_TAKEN) & mark::UNIT_TAKEN != 0 {
             return Err(JobError::taken());
         }
-        Ok(Box::new(()))
+        Ok(None)
     }
 
     pub(crate) fn take_failure(&self) -> Option<JobError> {
