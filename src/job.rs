@@ -16,19 +16,9 @@ use crate::{
     contain::discard,
     error::JobError,
     record::{JobInfo, Record, Value},
+    runner::Shared,
     state::{JobId, JobState},
 };
-
-/// What a handle asks of the scheduler that runs its job.
-pub(crate) trait Owner: Send + Sync {
-    /// Tells the job to end; drops it if it has not started, or cannot be told.
-    fn close(self: Arc<Self>, job: &Arc<Record>);
-    /// Ends the job as soon as possible, started or not.
-    fn abort(self: Arc<Self>, job: &Arc<Record>);
-    fn report(&self, job: &Record, error: JobError);
-    fn state(&self, job: &Record) -> JobState;
-    fn close_timeout(&self) -> Duration;
-}
 
 /// A handle to one job: awaits it, watches it, ends it.
 ///
@@ -46,14 +36,14 @@ pub(crate) trait Owner: Send + Sync {
 /// [`on_failure`]: crate::SchedulerBuilder::on_failure
 pub struct Job<T> {
     record: Arc<Record>,
-    owner: Arc<dyn Owner>,
+    shared: Arc<Shared>,
     /// What its value is, whatever the record knows of that.
     value: PhantomData<fn() -> T>,
 }
 
 impl<T> Job<T> {
-    pub(crate) fn new(record: Arc<Record>, owner: Arc<dyn Owner>) -> Self {
-        Self { record, owner, value: PhantomData }
+    pub(crate) fn new(record: Arc<Record>, shared: Arc<Shared>) -> Self {
+        Self { record, shared, value: PhantomData }
     }
 
     #[cfg(feature = "testing")]
@@ -64,7 +54,7 @@ impl<T> Job<T> {
     /// Reports what its taker has no use for.
     pub(crate) fn report(&self, error: JobError) {
         if error.is_failure() {
-            self.owner.report(&self.record, error);
+            self.shared.report(&self.record, error);
         }
     }
 
@@ -81,7 +71,7 @@ impl<T> Job<T> {
 
     /// Where the job is in its life.
     pub fn state(&self) -> JobState {
-        self.owner.state(&self.record)
+        self.shared.state(&self.record)
     }
 
     /// What is known of the job now.
@@ -165,7 +155,7 @@ impl<T: Send + 'static> Job<T> {
     /// Dropped early, it has told the job to end, and nothing else: one that does not listen runs
     /// on.
     pub async fn close(&mut self) -> Result<(), JobError> {
-        self.close_timeout(self.owner.close_timeout()).await
+        self.close_timeout(self.shared.config.close_timeout).await
     }
 
     /// [Closes](Self::close) the job, giving it `timeout` to end.
@@ -178,7 +168,7 @@ impl<T: Send + 'static> Job<T> {
     ///
     /// Like [`close`](Self::close).
     pub async fn close_timeout(&mut self, timeout: Duration) -> Result<(), JobError> {
-        self.owner.clone().close(&self.record);
+        self.shared.close_job(&self.record);
         if self.ended_within(timeout).await {
             return self.record.take_failure().map_or(Ok(()), Err);
         }
@@ -192,7 +182,7 @@ impl<T: Send + 'static> Job<T> {
     /// Being aborted is not a failure: nobody is told but who awaits the handle.
     pub fn abort(&self) {
         if !self.record.is_finished() {
-            self.owner.clone().abort(&self.record);
+            self.shared.abort_job(&self.record);
         }
     }
 

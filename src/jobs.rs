@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use crate::{
     clock::{self, Moment},
     error::{JobError, SpawnError, TrySpawnError},
-    job::{Job, JobContext, Owner},
+    job::{Job, JobContext},
     output::JobOutput,
     record::{JobInfo, Options},
     request::Request,
@@ -312,14 +312,14 @@ impl<M> Jobs<M> {
     pub async fn close(&self) -> Vec<JobInfo> {
         let shared = self.scheduler.shared();
         let entries: Vec<Entry> = self.entries().into_iter().map(|(entry, _)| entry).collect();
-        entries.iter().for_each(|entry| shared.clone().close(entry));
+        entries.iter().for_each(|entry| shared.close_job(entry));
         let deadline = Instant::now() + self.scheduler.close_timeout();
         let all_ended = self.request.wait_until(|| entries.iter().all(|entry| entry.is_finished()));
         if clock::timeout_at(Some(deadline), all_ended).await.is_ok() {
             return Vec::new();
         }
         let late: Vec<_> = entries.into_iter().filter(|entry| !entry.is_finished()).collect();
-        late.iter().for_each(|entry| shared.clone().abort(entry));
+        late.iter().for_each(|entry| shared.abort_job(entry));
         late.iter().map(|entry| entry.info(shared.state(entry), Moment::now())).collect()
     }
 

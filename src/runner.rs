@@ -28,7 +28,6 @@ use crate::{
     config::SchedulerConfig,
     contain::{contain, discard, forget_panic, notify, wake},
     error::{JobError, SpawnError},
-    job::Owner,
     job_list::Drained,
     lanes::Ticket,
     lock::lock,
@@ -403,8 +402,10 @@ impl fmt::Debug for Shared {
     }
 }
 
-impl Owner for Shared {
-    fn close(self: Arc<Self>, job: &Entry) {
+/// What handles ask for.
+impl Shared {
+    /// Tells the job to end; drops it if it has not started, or cannot be told.
+    pub(crate) fn close_job(self: &Arc<Self>, job: &Entry) {
         if self.take_out(job) {
             return;
         }
@@ -414,17 +415,18 @@ impl Owner for Shared {
         }
     }
 
-    fn abort(self: Arc<Self>, job: &Entry) {
+    /// Ends the job as soon as possible, started or not.
+    pub(crate) fn abort_job(self: &Arc<Self>, job: &Entry) {
         if !self.take_out(job) {
             job.stop(false);
         }
     }
 
-    fn state(&self, job: &Record) -> JobState {
+    pub(crate) fn state(&self, job: &Record) -> JobState {
         self.queue().state(job.slot(), job.id())
     }
 
-    fn report(&self, job: &Record, error: JobError) {
+    pub(crate) fn report(&self, job: &Record, error: JobError) {
         let info = || job.info(self.state(job), Moment::now());
         let failure = Failure { job: info(), error };
         // The hook is not ours, nor is the error: showing it, or dropping it, may panic.
@@ -440,10 +442,6 @@ impl Owner for Shared {
                 forget_panic(payload);
             }
         }
-    }
-
-    fn close_timeout(&self) -> Duration {
-        self.config.close_timeout
     }
 }
 
