@@ -42,7 +42,7 @@ impl Moment {
         })
     }
 
-    /// Sooner than in 292 years.
+    /// Ends after 292 years.
     pub(crate) fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)))
     }

@@ -26,10 +26,6 @@
 //! thread, every runner is. And of several a free one looks for tasks when tokio wakes it: if half
 //! of them look already, 1.54 may let it sleep beside one in reach until something else happens.)
 //!
-//! A job that is alone when it starts is *handed* to the runner that is called for it, which so
-//! need not come for it: in most applications these are most. (The thread that calls may keep it in
-//! its slot; but a thread that blocks there keeps its own tasks too.)
-//!
 //! # Invariants
 //!
 //! 1. At most `limit` jobs run (shielded work aside), and at most `limit_per_key` of one key.
@@ -53,7 +49,7 @@
 //! 11. At most one job of a unique key is in the table.
 //! 12. Of the ready jobs, the one that started first is taken first.
 //! 13. While there are ready jobs, a runner that is in reach has been called and has not come; but
-//!     where there is one thread it is enough that a runner has not begun the job it was handed.
+//!     for one ready job it is enough that the thread which made it ready has called one.
 //! 14. A runner that lets other tasks have their turn comes again only if no more than one for each
 //!     thread are in reach already: there may be as many as there were jobs that waited for
 //!     something, and those other tasks wait for the turns of all.
@@ -122,12 +118,14 @@ pub(crate) enum Admit {
 
 /// Whom the caller must call, now.
 ///
-/// As wide as what is beside it in [`Effects`], so that they are copied as they were written: every
-/// job comes by here twice, and the processor waits for bytes that it must put together.
+/// A full word, like what is beside it in [`Effects`]: read in one with that, a byte that has just
+/// been written keeps the processor waiting, and every job comes by here twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub(crate) enum Call {
     Nobody,
+    /// A runner, which may not be in reach.
+    One,
     /// A runner, which will be in reach.
     OneInReach,
     /// A runner that will be in reach since another, which may not be, is called after it.
@@ -161,12 +159,10 @@ pub(crate) struct Advance<R, W> {
     pub(crate) next: Next<W>,
 }
 
-/// What the caller must do after unlocking.
+/// What the caller must do after unlocking. In two words, which need no memory to be returned.
 #[must_use]
 pub(crate) struct Effects<R, W> {
     pub(crate) call: Call,
-    /// For a runner that is to be called, and has [begun](Queue::has_begun) when it has polled this.
-    pub(crate) hand: Option<W>,
     /// What few steps have.
     pub(crate) more: Option<Box<More<R, W>>>,
 }
@@ -435,11 +431,8 @@ pub(crate) struct Queue<R, W> {
     ready_len: u32,
     /// The first of the ready jobs, which are the last of the active ones.
     ready: Key,
-    /// Runners that were called and have not come; and how many of them are in reach.
-    called: u32,
+    /// Runners in reach that were called and have not come.
     in_reach: u32,
-    /// Runners that were handed their job, and have not begun it.
-    handed: u32,
     /// The step has made a job ready that its own thread has no runner for.
     has_new: bool,
     totals: Totals,
@@ -535,9 +528,7 @@ impl<R: Entry, W> Queue<R, W> {
             line: Line::new(),
             ready: NONE,
             ready_len: 0,
-            called: 0,
             in_reach: 0,
-            handed: 0,
             has_new: false,
             threads: u32::MAX,
             lanes: Lanes::new(limit_per_key),
@@ -748,7 +739,6 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// A runner comes that was called. If there is no job for it, it ends.
     pub(crate) fn come(&mut self, reach: Reach) -> (Option<W>, Call) {
-        self.called -= 1;
         if reach == Reach::InReach {
             self.in_reach -= 1;
         }
@@ -762,7 +752,6 @@ impl<R: Entry, W> Queue<R, W> {
             if self.in_reach > self.threads {
                 return Next::End; // 14
             }
-            self.called += 1;
             self.in_reach += 1;
             return Next::Yield;
         }
@@ -777,44 +766,28 @@ impl<R: Entry, W> Queue<R, W> {
         job.work.take()
     }
 
-    /// The job that this step has made ready, if it is alone: it needs no second runner, for its own
-    /// thread would have it wait as long.
-    fn hand(&mut self) -> Option<W> {
-        let is_alone = self.has_new && self.ready_len == 1 && self.in_reach == 0;
-        if !is_alone || self.handed > 0 {
-            return None;
-        }
-        self.has_new = false;
-        self.handed += 1;
-        self.take()
-    }
-
-    /// A runner has polled the job that it was handed. If it may be stuck there, it is to
-    /// [call others](Self::call_others).
-    pub(crate) fn has_begun(&mut self) {
-        self.handed -= 1;
-    }
-
     /// For a thread that may have made a job ready, which it does not do twice in a step.
     fn call(&mut self) -> Call {
         let has_new = mem::take(&mut self.has_new);
-        if !has_new || (self.threads == 1 && self.handed > 0) {
+        if !has_new || self.in_reach > 0 {
             return Call::Nobody;
+        }
+        // A job that is alone needs no second runner: this thread would have it wait as long.
+        if self.threads > 1 && self.ready_len == 1 {
+            return Call::One;
         }
         self.call_others()
     }
 
-    /// For a runner that may be stuck in the job that it has.
-    pub(crate) fn call_others(&mut self) -> Call {
+    /// For a runner that may be stuck in the job that it takes.
+    fn call_others(&mut self) -> Call {
         if self.ready_len == 0 || self.in_reach > 0 {
             return Call::Nobody;
         }
-        self.called += 1;
         self.in_reach += 1;
         if self.threads == 1 {
             return Call::OneInReach;
         }
-        self.called += 1;
         Call::Pair
     }
 
@@ -950,9 +923,8 @@ impl<R: Entry, W> Queue<R, W> {
     #[inline(always)]
     fn effects(&mut self, now: Moment) -> Effects<R, W> {
         let (idle, more) = self.settle(now);
-        let hand = self.hand();
         let call = if idle { Call::Idle } else { self.call() };
-        Effects { call, hand, more }
+        Effects { call, more }
     }
 
     #[inline(always)]

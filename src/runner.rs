@@ -177,10 +177,7 @@ impl Shared {
     /// Does what a step of the queue has left to do: mostly nothing.
     #[inline(always)]
     pub(crate) fn follow(self: &Arc<Self>, effects: Effects<Entry, Work>) {
-        let Effects { call, hand, more } = effects;
-        if let Some(work) = hand {
-            self.start(Runner::with(self.clone(), work));
-        }
+        let Effects { call, more } = effects;
         self.call(call);
         self.follow_up(call == Call::Idle, more);
     }
@@ -295,18 +292,15 @@ impl Shared {
     fn call_runners(self: &Arc<Self>, call: Call) {
         let runners: &[Reach] = match call {
             Call::Nobody | Call::Idle => &[],
+            Call::One => &[Reach::Unknown],
             Call::OneInReach => &[Reach::InReach],
             Call::Pair => &[Reach::InReach, Reach::Unknown],
         };
-        for reach in runners {
-            self.start(Runner::new(self.clone(), *reach));
-        }
-    }
-
-    fn start(&self, runner: Runner) {
         let runtime = self.runtime.get().expect("jobs are accepted once there is a runtime");
-        // The task's handle is not needed: a runner accounts for its jobs however it ends.
-        drop(runtime.spawn(runner));
+        for reach in runners {
+            // The task's handle is not needed: a runner accounts for its jobs however it ends.
+            drop(runtime.spawn(Runner::new(self.clone(), *reach)));
+        }
     }
 
     /// Waits for [`notify_idle`](Self::notify_idle), until the queue is `done`.
@@ -524,8 +518,6 @@ struct Occupied {
     shared: Arc<Shared>,
     entry: Option<Entry>,
     called: Option<Reach>,
-    /// The job was handed to the runner, and the queue does not know that it has begun it.
-    is_new: bool,
 }
 
 impl Occupied {
@@ -545,27 +537,11 @@ impl Occupied {
         Taken { work, span, goes_last }
     }
 
-    /// The job has been polled, and waits for something.
-    fn stay(&mut self) {
-        if mem::take(&mut self.is_new) {
-            let mut queue = self.shared.queue();
-            queue.has_begun();
-            let call = queue.call_others();
-            drop(queue);
-            self.shared.call(call);
-        }
-    }
-
     /// Ends the job and, with `may_go_on`, takes the next one, in one step.
     fn advance(&mut self, outcome: Outcome, now: Moment, may_go_on: bool) -> Option<Taken> {
         let entry = self.entry.take()?;
         let (slot, id) = (entry.slot(), entry.id());
-        let mut queue = self.shared.queue();
-        if mem::take(&mut self.is_new) {
-            queue.has_begun();
-        }
-        let step = queue.advance(slot, id, outcome, now, may_go_on);
-        drop(queue);
+        let step = self.shared.queue().advance(slot, id, outcome, now, may_go_on);
         let Advance { call, more, ended, next } = step;
         // All that others rely on comes before wakers, which are not ours.
         let taken = match next {
@@ -601,6 +577,7 @@ impl Drop for Occupied {
             let Some(mut work) = ready else { break };
             let (entry, span) = work.as_mut().unpack();
             in_span(span.as_deref(), || discard(work));
+            drop(span);
             self.shared.lose(&entry);
         }
     }
@@ -639,21 +616,8 @@ struct Runner {
 }
 
 impl Runner {
-    /// Comes for a job, in answer to a call.
     fn new(shared: Arc<Shared>, reach: Reach) -> Self {
-        Self::at(Occupied { shared, entry: None, called: Some(reach), is_new: false })
-    }
-
-    /// Is handed its first job.
-    fn with(shared: Arc<Shared>, work: Work) -> Self {
-        let mut place = Occupied { shared, entry: None, called: None, is_new: true };
-        let taken = place.occupy(work);
-        let mut runner = Self::at(place);
-        runner.take_on(taken);
-        runner
-    }
-
-    fn at(place: Occupied) -> Self {
+        let place = Occupied { shared, entry: None, called: Some(reach) };
         Self {
             work: None,
             span: None,
@@ -790,10 +754,7 @@ impl Future for Runner {
                 self.give_way(&turn, cx);
                 return Poll::Pending;
             }
-            let Poll::Ready(outcome) = self.poll_job(cx) else {
-                self.place.stay();
-                return Poll::Pending;
-            };
+            let outcome = ready!(self.poll_job(cx));
             let (now, may_go_on) = turn.job_ended(&mut self.jobs_are_short);
             match self.place.advance(outcome, now, may_go_on) {
                 Some(taken) => self.take_on(taken),

@@ -112,8 +112,8 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     }
 
     /// Like [`Scheduler::spawn`](crate::Scheduler::spawn).
-    // Every call is of a future of its own type, so that nothing becomes code twice by this; and what
-    // comes back need not be moved.
+    // Most calls are of a future of their own type, and become code of their own anyway; what comes
+    // back need not be moved then.
     #[inline(always)]
     #[track_caller]
     pub fn spawn<F>(self, future: F) -> Spawn<Value<F>>

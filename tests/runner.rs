@@ -174,6 +174,32 @@ fn a_job_that_blocks_its_thread_keeps_no_other_from_a_free_one() {
     assert!(ended.is_ok(), "jobs are stuck behind one that blocks its thread");
 }
 
+/// A runtime with one worker has more threads than that: `block_in_place` has another go on.
+#[test]
+fn a_job_that_gives_its_worker_away_may_wait_for_another() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    let scheduler = Scheduler::new();
+    let spawns = scheduler.clone();
+    let waits = async move {
+        tokio::task::block_in_place(|| {
+            let other = async { spawns.spawn(async { 5 }).await.expect("open").await };
+            tokio::runtime::Handle::current().block_on(other)
+        })
+    };
+    let timeout = Duration::from_secs(60);
+    let ended = runtime.block_on(async {
+        let job = scheduler.spawn(waits).await.expect("open");
+        tokio::time::timeout(timeout, job).await
+    });
+    runtime.shutdown_background();
+    let waited = ended.expect("jobs are stuck behind one that has given its worker away");
+    assert_eq!(waited.expect("no failure"), 5);
+}
+
 #[tokio::test]
 async fn an_abort_that_comes_as_the_job_ends_leaves_the_next_one_alone() {
     for pended_before in [true, false] {

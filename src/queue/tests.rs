@@ -179,11 +179,7 @@ impl Bench {
 
     /// Has a runner for every job that starts.
     fn follow(&mut self, effects: Effects<Job, Task>) {
-        let mut handed = effects.hand;
-        if handed.is_some() {
-            self.queue.has_begun();
-        }
-        while let Some(task) = handed.take().or_else(|| self.queue.take()) {
+        while let Some(task) = self.queue.take() {
             let number = task.take();
             assert_eq!(self.state(number), JobState::Active);
             self.started.push(number);
@@ -655,9 +651,8 @@ struct Crew {
     offered: usize,
     jobs: Vec<Job>,
     called: Vec<Reach>,
-    /// The jobs that runners have, and those of them that were handed and have not begun.
+    /// The jobs that runners have.
     taken: Vec<usize>,
-    new: Vec<usize>,
     /// In the order in which they were taken.
     order: Vec<usize>,
 }
@@ -670,7 +665,6 @@ impl Crew {
             jobs: Vec::new(),
             called: Vec::new(),
             taken: Vec::new(),
-            new: Vec::new(),
             order: Vec::new(),
         }
     }
@@ -678,6 +672,7 @@ impl Crew {
     fn call(&mut self, call: Call) {
         match call {
             Call::Nobody | Call::Idle => {}
+            Call::One => self.called.push(Reach::Unknown),
             Call::OneInReach => self.called.push(Reach::InReach),
             Call::Pair => self.called.extend([Reach::InReach, Reach::Unknown]),
         }
@@ -689,35 +684,6 @@ impl Crew {
         self.order.push(number);
     }
 
-    fn follow(&mut self, effects: Effects<Job, Task>) -> Call {
-        if let Some(task) = effects.hand {
-            self.new.push(task.0);
-            self.take(task);
-        }
-        self.call(effects.call);
-        effects.call
-    }
-
-    /// Whether a runner had not begun the job.
-    fn begin(&mut self, number: usize) -> bool {
-        let at = self.new.iter().position(|new| *new == number);
-        if let Some(at) = at {
-            self.new.remove(at);
-            self.queue.has_begun();
-        }
-        at.is_some()
-    }
-
-    /// The job of a runner waits for something.
-    fn stay(&mut self, at: usize) -> Call {
-        if !self.begin(self.taken[at]) {
-            return Call::Nobody;
-        }
-        let call = self.queue.call_others();
-        self.call(call);
-        call
-    }
-
     fn offer(&mut self) -> Call {
         self.offer_as(Admit::Limited)
     }
@@ -726,10 +692,11 @@ impl Crew {
         let job = Job::new(how, NO_NAMES);
         let task = Task(self.offered, false);
         let admitted = self.queue.admit(how, job.clone(), || task, Moment::from_nanos(0));
-        let Ok(effects) = admitted else { panic!("there is room") };
+        let Ok(Effects { call, .. }) = admitted else { panic!("there is room") };
         self.offered += 1;
         self.jobs.push(job);
-        self.follow(effects)
+        self.call(call);
+        call
     }
 
     fn offer_many(&mut self, jobs: usize) {
@@ -749,9 +716,7 @@ impl Crew {
 
     /// The job of a runner ends.
     fn advance(&mut self, at: usize, may_go_on: bool) -> Next<Task> {
-        let number = self.taken.remove(at);
-        self.begin(number);
-        let job = self.jobs[number].clone();
+        let job = self.jobs[self.taken.remove(at)].clone();
         let (slot, id, now) = (job.slot(), job.id(), Moment::from_nanos(0));
         let Advance { call, more: _, ended: _, next } =
             self.queue.advance(slot, id, Outcome::Completed, now, may_go_on);
@@ -767,7 +732,7 @@ impl Crew {
         check_line(&self.queue);
         let in_reach = self.called.contains(&Reach::InReach);
         let ready = self.queue.ready_len;
-        let is_enough = in_reach || (self.queue.threads == 1 && !self.new.is_empty());
+        let is_enough = in_reach || (ready == 1 && !self.called.is_empty());
         assert!(ready == 0 || is_enough, "{ready} jobs are stuck");
     }
 }
@@ -845,14 +810,14 @@ fn the_line_stays_in_order_whoever_leaves_it() {
                     let removed = crew.queue.remove(job.slot(), job.id(), Outcome::Cancelled, now);
                     if let Some((task, effects)) = removed {
                         task.take();
-                        crew.follow(effects);
+                        crew.call(effects.call);
                     }
                 }
                 (6, Some(job)) if !crew.taken.contains(&number) => {
                     let (slot, id) = (job.slot(), job.id());
                     let (effects, _, task) = crew.queue.finish(slot, id, Outcome::Abandoned, now);
                     task.map(Task::take);
-                    crew.follow(effects);
+                    crew.call(effects.call);
                 }
                 _ => {}
             }
@@ -888,24 +853,9 @@ impl Drop for Crew {
 
 /// Invariant 13: one job needs no more than a runner, many share some.
 #[test]
-fn one_job_is_handed_to_a_runner_and_a_pair_is_called_for_many() {
+fn a_runner_is_called_for_one_job_and_a_pair_for_many() {
     let mut crew = Crew::new(None);
-    assert_eq!(crew.offer(), Call::Nobody);
-    assert_eq!((&crew.new[..], crew.queue.ready_len), (&[0][..], 0));
-    assert_eq!([(); 3].map(|()| crew.offer()), [Call::Pair, Call::Nobody, Call::Nobody]);
-    assert_eq!((&crew.new[..], crew.queue.ready_len), (&[0][..], 3));
-}
-
-/// Invariant 13: the one that was handed the first may be stuck in it.
-#[test]
-fn a_job_is_handed_only_while_no_other_is_new() {
-    let mut crew = Crew::new(None);
-    crew.offer();
-    assert_eq!(crew.stay(0), Call::Nobody);
-    assert_eq!(crew.offer(), Call::Nobody);
-    assert_eq!((&crew.taken[..], &crew.new[..]), (&[0, 1][..], &[1][..]));
-    assert_eq!(crew.offer(), Call::Pair);
-    assert_eq!(crew.new, [1]);
+    assert_eq!([(); 4].map(|()| crew.offer()), [Call::One, Call::Pair, Call::Nobody, Call::Nobody]);
 }
 
 #[test]
@@ -913,24 +863,23 @@ fn where_there_is_one_thread_one_runner_is_on_its_way() {
     let mut crew = Crew::new(None);
     crew.queue.set_threads(1);
     let one = Call::OneInReach;
-    assert_eq!([(); 3].map(|()| crew.offer()), [Call::Nobody; 3]);
-    assert_eq!(crew.new, [0], "it comes by when that job ends");
-    assert_eq!(crew.stay(0), one, "or when it waits");
+    assert_eq!([(); 3].map(|()| crew.offer()), [one, Call::Nobody, Call::Nobody]);
     assert_eq!(crew.come(0), one, "it may stay with its job");
+    assert_eq!(crew.come(0), one);
     assert_eq!(crew.come(0), Call::Nobody);
-    assert_eq!(crew.order, [0, 1, 2]);
 }
 
 /// Invariant 13: the runner that is left may be stuck with the thread that called it.
 #[test]
 fn nobody_relies_on_a_runner_that_another_thread_called() {
     let mut crew = Crew::new(None);
-    crew.offer_many(2);
-    crew.stay(0);
+    crew.offer();
     crew.come(0);
-    assert_eq!((&crew.called[..], crew.queue.ready_len), (&[Reach::Unknown][..], 0));
-    assert_eq!(crew.offer(), Call::Nobody);
-    assert_eq!(crew.new, [2], "by its own thread");
+    crew.offer();
+    let Next::Take(task) = crew.advance(0, true) else { panic!("there is another job") };
+    crew.take(task);
+    assert_eq!(crew.called, [Reach::Unknown]);
+    assert_eq!(crew.offer(), Call::One, "by its own thread");
     assert_eq!(crew.offer(), Call::Pair);
 }
 
@@ -938,16 +887,19 @@ fn nobody_relies_on_a_runner_that_another_thread_called() {
 #[test]
 fn a_runner_that_comes_has_a_pair_called_while_jobs_are_ready() {
     let mut crew = Crew::new(None);
-    crew.offer_many(3);
+    crew.offer();
+    crew.come(0);
+    crew.offer();
+    crew.offer();
     assert!(matches!(crew.advance(0, false), Next::Yield));
     while crew.called.len() > 1 {
         // All but the one that has yielded, which was called last.
         crew.come(0);
         crew.check();
     }
-    crew.offer_many(3);
+    crew.offer_many(2);
     let ready = crew.queue.ready_len;
-    assert_eq!((ready, crew.come(0)), (3, Call::Pair));
+    assert_eq!((ready, crew.come(0)), (2, Call::Pair));
 }
 
 /// Invariant 12.
@@ -955,6 +907,7 @@ fn a_runner_that_comes_has_a_pair_called_while_jobs_are_ready() {
 fn jobs_are_taken_in_the_order_they_started() {
     let mut crew = Crew::new(3);
     crew.offer_many(6);
+    crew.come(0);
     while let Next::Take(task) = crew.advance(0, true) {
         crew.take(task);
     }
@@ -965,6 +918,7 @@ fn jobs_are_taken_in_the_order_they_started() {
 fn a_runner_that_goes_on_needs_no_other_to_be_called() {
     let mut crew = Crew::new(1);
     crew.offer_many(4);
+    crew.come(0);
     while let Next::Take(task) = crew.advance(0, true) {
         assert!(crew.called.is_empty());
         crew.take(task);
@@ -976,6 +930,7 @@ fn a_runner_that_goes_on_needs_no_other_to_be_called() {
 fn a_runner_whose_turn_is_over_comes_again_only_if_there_is_a_job() {
     let mut crew = Crew::new(1);
     crew.offer_many(2);
+    crew.come(0);
     assert!(matches!(crew.advance(0, false), Next::Yield));
     assert_eq!(crew.called, [Reach::InReach]);
     assert_eq!(crew.come(0), Call::Nobody);
@@ -1008,22 +963,22 @@ fn runners_that_are_not_needed_end_when_their_turn_is_over() {
 #[test]
 fn a_ready_job_that_ends_without_a_runner_gives_its_work_back() {
     let mut crew = Crew::new(None);
-    crew.offer_many(4);
-    for number in [2, 1] {
+    crew.offer_many(3);
+    for number in [1, 0] {
         let job = crew.jobs[number].clone();
         let now = Moment::from_nanos(0);
         let (.., task) = crew.queue.finish(job.slot(), job.id(), Outcome::Abandoned, now);
         assert_eq!(task.map(Task::take), Some(number));
     }
     crew.come(0);
-    assert_eq!(crew.order, [0, 3]);
-    assert_eq!(crew.queue.active_count(), 2);
+    assert_eq!(crew.order, [2]);
+    assert_eq!(crew.queue.active_count(), 1);
 }
 
 /// Invariants 12 and 13, whatever runners do; and if those that are called come, all jobs run.
 #[test]
 fn a_runner_is_on_its_way_while_jobs_are_ready() {
-    let step = (0..5_u8, any::<usize>(), any::<bool>());
+    let step = (0..4_u8, any::<usize>(), any::<bool>());
     let history = (1..4_u32, prop::option::of(1..5_usize), prop::collection::vec(step, 1..80));
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     let ran = TestRunner::new(config).run(&history, |(threads, limit, steps)| {
@@ -1039,9 +994,6 @@ fn a_runner_is_on_its_way_while_jobs_are_ready() {
                     if let Next::Take(task) = crew.advance(at % crew.taken.len(), may_go_on) {
                         crew.take(task);
                     }
-                }
-                4 if !crew.taken.is_empty() => {
-                    crew.stay(at % crew.taken.len());
                 }
                 _ => {}
             }
