@@ -32,10 +32,7 @@ impl Moment {
         static FIRST: OnceLock<Instant> = OnceLock::new();
         let first = *FIRST.get_or_init(|| instant);
         // 292 years.
-        let nanos = |duration: Duration| {
-            let seconds = i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
-            seconds.saturating_mul(1_000_000_000).saturating_add(duration.subsec_nanos().into())
-        };
+        let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
         Self(match instant.checked_duration_since(first) {
             Some(after) => nanos(after),
             None => -nanos(first - instant),

@@ -562,8 +562,18 @@ impl Record {
 
     /// The published result; none if that is `()`. That a job was cancelled can be told any number
     /// of times.
+    #[inline]
     pub(crate) fn take(&self) -> Result<Option<Value>, JobError> {
         let marks = self.marks.load(Ordering::Acquire);
+        if marks & !(mark::DETACHED | mark::AWAITED) == mark::PUBLISHED {
+            // Nobody else marks a job any more that has ended without a result.
+            self.marks.store(marks | mark::UNIT_TAKEN, Ordering::Release);
+            return Ok(None);
+        }
+        self.take_stored(marks)
+    }
+
+    fn take_stored(&self, marks: u8) -> Result<Option<Value>, JobError> {
         if marks & mark::STORED != 0 {
             let result = lock(&self.rest().output).result.take();
             return result.unwrap_or_else(|| Err(JobError::taken())).map(Some);
@@ -574,10 +584,7 @@ impl Record {
         if marks & mark::CANCELLED != 0 {
             return Err(JobError::cancelled());
         }
-        if self.mark(mark::UNIT_TAKEN) & mark::UNIT_TAKEN != 0 {
-            return Err(JobError::taken());
-        }
-        Ok(None)
+        Err(JobError::taken())
     }
 
     pub(crate) fn take_failure(&self) -> Option<JobError> {
