@@ -297,6 +297,7 @@ impl List {
     }
 
     /// Adds the job before another that is in the list, or, with `NONE`, at its end.
+    #[inline(always)]
     fn insert<'s, R, W>(
         &mut self,
         slots: &'s mut Slots<Slot<R, W>>,

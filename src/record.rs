@@ -513,6 +513,7 @@ impl Record {
     }
 
     /// Lets the handle have the result, for good.
+    #[inline(always)]
     pub(crate) fn publish(&self) {
         self.publish_marked(mark::PUBLISHED);
     }

@@ -487,6 +487,14 @@ impl<T> Spawn<T> {
         }
     }
 
+    /// Neither its work nor a place that it was granted is held until this is dropped.
+    #[cold]
+    fn give_up(&mut self) {
+        self.leave();
+        self.work = None;
+        self.target = None;
+    }
+
     fn leave(&mut self) {
         if let (Some(ticket), Some(target)) = (self.ticket.take(), &self.target) {
             target.shared.leave(ticket);
@@ -507,10 +515,7 @@ impl<T: Send + 'static> Future for Spawn<T> {
             this.target.as_ref().expect("a spawn is not polled after it has resolved");
         let admitted = ready!(shared.poll_admit(record, &mut this.work, &mut this.ticket, cx));
         if let Err(error) = admitted {
-            // Neither its work nor a place that it was granted is held until this is dropped.
-            this.leave();
-            this.work = None;
-            this.target = None;
+            this.give_up();
             return Poll::Ready(Err(error));
         }
         let Target { shared, record } = this.target.take().expect("polled just now");
