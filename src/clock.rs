@@ -31,17 +31,14 @@ impl Moment {
     pub(crate) fn of(instant: Instant) -> Self {
         static FIRST: OnceLock<Instant> = OnceLock::new();
         let first = *FIRST.get_or_init(|| instant);
-        // 292 years.
-        let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
         Self(match instant.checked_duration_since(first) {
             Some(after) => nanos(after),
             None => -nanos(first - instant),
         })
     }
 
-    /// Ends after 292 years.
     pub(crate) fn plus(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)))
+        Self(self.0.saturating_add(nanos(duration)))
     }
 
     pub(crate) fn from_nanos(nanos: i64) -> Self {
@@ -56,6 +53,11 @@ impl Moment {
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
+}
+
+/// Up to 292 years.
+fn nanos(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// The deadline passed first.

@@ -164,9 +164,9 @@ impl Shared {
             let now = Moment::now();
             let mut queue = self.queue();
             let still_runs = queue.is_active(entry.slot(), entry.id());
-            let ended = queue.finish(entry.slot(), entry.id(), Outcome::Abandoned, now);
+            let (effects, _ended, work) =
+                queue.finish(entry.slot(), entry.id(), Outcome::Abandoned, now);
             drop(queue);
-            let (effects, _ended, work) = ended;
             let starts_nothing = matches!(effects.call, Call::Nobody | Call::Idle);
             debug_assert!(starts_nothing, "a closed queue starts nothing");
             drop(effects);

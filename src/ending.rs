@@ -10,8 +10,8 @@
 //! 3. An item comes back exactly once. Either the change of its `wait` came first: then `over` finds
 //!    `AWAITED`, and the item on the list. Or that of `over` did: then `wait` finds the outcome, and
 //!    gives the item back at once.
-//! 4. Items that have waited come back in the order in which they came, and nothing is locked any more: what their
-//!    owners do with them is up to them.
+//! 4. Items that have waited come back in the order in which they came, and nothing is locked any
+//!    more: what their owners do with them is up to them.
 
 use std::{
     mem,

@@ -243,7 +243,8 @@ mod told {
 }
 
 /// What has become of a job's result. Each is set once and never taken back; whoever sets one is
-/// told which others were set before, and so which of the two does what is left to do.
+/// told which others were set before, and so which of the two does what is left to do. (The last is
+/// the handle's alone: after it nothing is marked but that the handle has gone.)
 mod mark {
     /// The handle has gone.
     pub(super) const DETACHED: u8 = 1;

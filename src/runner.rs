@@ -217,6 +217,8 @@ impl Shared {
         self.admit_inline(how, entry, work)
     }
 
+    /// The same, for what must not take a call. (The other is called from code that users' futures
+    /// have many copies of.)
     #[inline(always)]
     fn admit_inline(
         self: &Arc<Self>,

@@ -57,9 +57,9 @@ use crate::{
 /// 10 µs other tasks have their turn; while jobs take less than 2 µs, the time is looked at after
 /// every fourth. (tokio looks for I/O after 61 such turns, or what the runtime's `event_interval`
 /// says, as long as all threads have something to do; on a runtime of one thread the scheduler has
-/// it look about every 50 µs.) So what is a task's is not a job's: [`tokio::task::id`] says nothing about it, and
-/// the jobs of one turn share the cooperative budget (a used-up one ends the turn). A job's span,
-/// panics and drop are its own.
+/// it look about every 50 µs.) So what is a task's is not a job's: [`tokio::task::id`] says nothing
+/// about it, and the jobs of one turn share the cooperative budget (a used-up one ends the turn). A
+/// job's span, panics and drop are its own.
 ///
 /// # Dropping
 ///

@@ -3,7 +3,7 @@
 
 use std::iter::repeat_with;
 
-/// Rows in one chunk.
+/// Rows in one chunk: 10 KB of the queue's, which a scheduler takes with its first job.
 const CHUNK: usize = 256;
 /// How many chunks an empty table may keep.
 const KEPT: usize = 64;
