@@ -124,6 +124,7 @@ impl Shared {
             jobs.iter().for_each(|job| job.publish_cancelled());
             remains.push(Remains(work));
         }
+        self.retire();
         self.notify_idle();
         self.drop_apart(remains);
     }

@@ -114,6 +114,7 @@ mod scheduler;
 #[cfg(feature = "shutdown")]
 mod shutdown;
 mod slots;
+mod spare;
 mod spawn;
 mod state;
 #[cfg(feature = "testing")]

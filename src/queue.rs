@@ -17,7 +17,8 @@
 //!
 //! A job that has started is *ready* until one of the caller's runners, which are tasks, takes it.
 //! A runner takes one job after the other, so that short jobs share a task; one whose job waits
-//! stays with it. The queue says when a runner must be *called*, that is, its task spawned.
+//! stays with it. The queue says when a runner must be *called*, that is, its task spawned, or woken
+//! where it waits for that.
 //!
 //! While jobs are ready, somebody must be on the way to them although every runner that has come
 //! may be stuck in a job that blocks its thread. A task spawned by a thread of tokio's goes into a

@@ -34,20 +34,28 @@ use crate::{
     queue::{Admit, Advance, Call, Effects, More, Next, Queue, Reach, Refusal},
     record::{Extras, Failure, Kind, Record},
     request::Request,
+    spare::{SeatKey, Spare},
     state::{JobState, Outcome},
 };
 
-/// How many jobs a runner finishes before other tasks of the runtime have their turn. That is not
-/// many: tokio looks for I/O after every 61 turns, whatever happens in them.
-const JOBS_PER_TURN: usize = 16;
-/// How long a runner takes further jobs before other tasks have their turn.
-const TURN: Duration = Duration::from_micros(10);
+/// What a runner may do before other tasks of the runtime have their turn.
+struct Pace {
+    /// How many jobs it finishes.
+    jobs: usize,
+    /// How long it takes further ones.
+    time: Duration,
+}
+
+/// tokio looks for I/O after every 61 turns, whatever happens in them. Where there are several
+/// threads nothing else makes it look, and so a turn is short.
+const SEVERAL_THREADS: Pace = Pace { jobs: 4, time: Duration::from_micros(2) };
+const ONE_THREAD: Pace = Pace { jobs: 16, time: Duration::from_micros(10) };
 /// While jobs take less than this, the clock is read after every fourth: that takes as long as the
 /// shortest of them. Three that take longer than those before may pass unnoticed.
 const SHORT: Duration = Duration::from_micros(2);
 const UNREAD: usize = 3;
-/// How long a runner that is the only thread's takes turns before tokio looks for I/O, if it looks
-/// no earlier by itself.
+/// How long the runners of the only thread take turns before tokio looks for I/O, if it looks no
+/// earlier by itself.
 const WITHOUT_IO: Duration = Duration::from_micros(50);
 
 pub(crate) type Entry = Arc<Record>;
@@ -88,6 +96,7 @@ struct CachePadded<T>(T);
 pub(crate) struct Shared {
     pub(crate) config: SchedulerConfig,
     queue: CachePadded<Mutex<Queue<Entry, Work>>>,
+    spare: CachePadded<Spare>,
     /// Notified by every step that leaves the queue idle, if anybody waits for that.
     idle: Notify,
     wait_for_idle: AtomicUsize,
@@ -117,6 +126,7 @@ impl Shared {
         }
         Self {
             queue: CachePadded(Mutex::new(queue)),
+            spare: CachePadded(Spare::new()),
             config,
             idle: Notify::new(),
             wait_for_idle: AtomicUsize::new(0),
@@ -169,9 +179,9 @@ impl Shared {
         Ok(())
     }
 
-    fn is_on_one_thread(&self) -> bool {
-        let flavor = self.runtime.get().map(Handle::runtime_flavor);
-        flavor == Some(RuntimeFlavor::CurrentThread)
+    /// Has the tasks end that wait for jobs: there will be none, or hardly any.
+    pub(crate) fn retire(&self) {
+        self.spare.0.retire();
     }
 
     /// Does what a step of the queue has left to do: mostly nothing.
@@ -292,17 +302,29 @@ impl Shared {
     }
 
     fn call_runners(self: &Arc<Self>, call: Call) {
-        let runners: &[Reach] = match call {
-            Call::Nobody | Call::Idle => &[],
-            Call::One => &[Reach::Unknown],
-            Call::OneInReach => &[Reach::InReach],
-            Call::Pair => &[Reach::InReach, Reach::Unknown],
-        };
-        let runtime = self.runtime.get().expect("jobs are accepted once there is a runtime");
-        for reach in runners {
-            // The task's handle is not needed: a runner accounts for its jobs however it ends.
-            drop(runtime.spawn(Runner::new(self.clone(), *reach)));
+        match call {
+            Call::Nobody | Call::Idle => {}
+            Call::One => self.call_runner(Reach::Unknown),
+            Call::OneInReach => self.call_runner(Reach::InReach),
+            Call::Pair => {
+                self.call_runner(Reach::InReach);
+                // A new one, as only that is sure to go where the first is, and to drive it out.
+                self.new_runner(Reach::Unknown);
+            }
         }
+    }
+
+    fn call_runner(self: &Arc<Self>, reach: Reach) {
+        if !self.spare.0.call(reach) {
+            self.new_runner(reach);
+        }
+    }
+
+    fn new_runner(self: &Arc<Self>, reach: Reach) {
+        let runtime = self.runtime.get().expect("jobs are accepted once there is a runtime");
+        let is_on_one_thread = runtime.runtime_flavor() == RuntimeFlavor::CurrentThread;
+        // The task's handle is not needed: a runner accounts for its jobs however it ends.
+        drop(runtime.spawn(Runner::new(self.clone(), reach, is_on_one_thread)));
     }
 
     /// Waits for [`notify_idle`](Self::notify_idle), until the queue is `done`.
@@ -513,16 +535,42 @@ struct Taken {
     goes_last: bool,
 }
 
-/// An active job and its place, or the call that a runner has not answered. The only thing that
-/// ends an active job: when it does, by [`advance`](Self::advance), or when its runtime does, by
-/// `Drop`.
+/// An active job and its place, or the call that a runner has not answered, or where it waits for
+/// one. The only thing that ends an active job: when it does, by [`advance`](Self::advance), or when
+/// its runtime does, by `Drop`.
 struct Occupied {
     shared: Arc<Shared>,
     entry: Option<Entry>,
     called: Option<Reach>,
+    seat: Option<SeatKey>,
+    /// That seat, while it waits in it.
+    waits: Option<SeatKey>,
 }
 
 impl Occupied {
+    /// Waits to be called, if it is to. The last that a runner does before it returns.
+    fn wait(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let spare = &self.shared.spare.0;
+        self.seat = self.seat.or_else(|| {
+            let enough = self.shared.runtime.get().map_or(0, threads);
+            spare.seat(cx.waker(), enough)
+        });
+        self.waits = self.seat.filter(|seat| spare.wait(*seat));
+        if self.waits.is_some() { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// What a runner that waits is called for, or `None` if it is not to wait any longer. (A waker
+    /// of a job that it had may still wake it for nothing.)
+    fn poll_call(&mut self, seat: SeatKey) -> Poll<Option<Reach>> {
+        let spare = &self.shared.spare.0;
+        self.called = spare.called(seat);
+        if self.called.is_none() && !spare.is_over(seat) {
+            return Poll::Pending;
+        }
+        self.waits = None;
+        Poll::Ready(self.called)
+    }
+
     /// Answers the call, and has the job that is due, if there is one.
     fn come(&mut self, reach: Reach) -> Option<Taken> {
         let (work, call) = self.shared.queue().come(reach);
@@ -566,7 +614,9 @@ impl Drop for Occupied {
     /// Only a runtime that goes away drops a runner with a job in it, or before it has come, and
     /// nothing can run there any more: the scheduler closes.
     fn drop(&mut self) {
-        if self.entry.is_none() && self.called.is_none() {
+        let missed = self.waits.is_some_and(|seat| !self.shared.spare.0.leave(seat));
+        let was_called = missed || self.called.is_some();
+        if self.entry.is_none() && !was_called {
             return;
         }
         self.shared.close_now();
@@ -612,20 +662,22 @@ struct Runner {
     /// The job has to let others go first.
     goes_last: bool,
     jobs_are_short: bool,
+    is_on_one_thread: bool,
     /// When tokio last looked for I/O because of this runner.
     looked: Moment,
     place: Occupied,
 }
 
 impl Runner {
-    fn new(shared: Arc<Shared>, reach: Reach) -> Self {
-        let place = Occupied { shared, entry: None, called: Some(reach) };
+    fn new(shared: Arc<Shared>, reach: Reach, is_on_one_thread: bool) -> Self {
+        let place = Occupied { shared, entry: None, called: Some(reach), seat: None, waits: None };
         Self {
             work: None,
             span: None,
             parked: false,
             goes_last: false,
             jobs_are_short: false,
+            is_on_one_thread,
             looked: Moment::NEVER,
             place,
         }
@@ -643,7 +695,7 @@ impl Runner {
     /// Lets other tasks have their turn before the next.
     fn give_way(&mut self, turn: &Turn, cx: &mut Context<'_>) {
         let now = turn.now;
-        if now > self.looked.plus(WITHOUT_IO) && self.place.shared.is_on_one_thread() {
+        if self.is_on_one_thread && now > self.looked.plus(WITHOUT_IO) {
             self.looked = now;
             // Wakes this task once I/O has been looked for: when all others have had their turn, or
             // after 61 polls. (Another thread could not take up a task that waits like this.)
@@ -708,6 +760,7 @@ impl Runner {
 
 /// The jobs that end in one poll of a runner.
 struct Turn {
+    pace: &'static Pace,
     jobs: usize,
     /// As the clock was read last.
     now: Moment,
@@ -717,8 +770,9 @@ struct Turn {
 }
 
 impl Turn {
-    fn new() -> Self {
-        Self { jobs: 0, now: Moment::NEVER, end: Moment::NEVER, unread: 0 }
+    fn new(is_on_one_thread: bool) -> Self {
+        let pace = if is_on_one_thread { &ONE_THREAD } else { &SEVERAL_THREADS };
+        Self { pace, jobs: 0, now: Moment::NEVER, end: Moment::NEVER, unread: 0 }
     }
 
     /// The time, and whether there is some left. `are_short` is what jobs were like, and are.
@@ -729,13 +783,13 @@ impl Turn {
         } else {
             let last = mem::replace(&mut self.now, Moment::now());
             if last == Moment::NEVER {
-                self.end = self.now.plus(TURN);
+                self.end = self.now.plus(self.pace.time);
             } else {
                 *are_short = self.now < last.plus(SHORT);
             }
             self.unread = if *are_short { UNREAD } else { 0 };
         }
-        let is_over = self.jobs >= JOBS_PER_TURN || self.now > self.end;
+        let is_over = self.jobs >= self.pace.jobs || self.now > self.end;
         (self.now, !is_over && coop::has_budget_remaining())
     }
 }
@@ -744,11 +798,16 @@ impl Future for Runner {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(seat) = self.place.waits {
+            if ready!(self.place.poll_call(seat)).is_none() {
+                return Poll::Ready(());
+            }
+        }
         if let Some(reach) = self.place.called {
-            let Some(taken) = self.place.come(reach) else { return Poll::Ready(()) };
+            let Some(taken) = self.place.come(reach) else { return self.place.wait(cx) };
             self.take_on(taken);
         }
-        let mut turn = Turn::new();
+        let mut turn = Turn::new(self.is_on_one_thread);
         loop {
             // Over HTTP/2 a response's body is dropped in another task than the one that writes it: a
             // job that blocked this thread at once would hold up the very response it waited for.
@@ -764,7 +823,7 @@ impl Future for Runner {
                     self.give_way(&turn, cx);
                     return Poll::Pending;
                 }
-                None => return Poll::Ready(()),
+                None => return self.place.wait(cx),
             }
         }
     }

@@ -53,13 +53,16 @@ use crate::{
 /// A job is not a task of its own. It is polled by one of the scheduler's tasks, and one that ends
 /// is followed by the next in the same task; one that waits keeps that task to itself. While jobs
 /// are ready, a task is there for any free thread to take up. (As with [`tokio::spawn`], a job that
-/// is alone may have to wait for the thread that spawned it, if that blocks.) After 16 jobs or
-/// 10 µs other tasks have their turn; while jobs take less than 2 µs, the time is looked at after
-/// every fourth. (tokio looks for I/O after 61 such turns, or what the runtime's `event_interval`
-/// says, as long as all threads have something to do; on a runtime of one thread the scheduler has
-/// it look about every 50 µs.) So what is a task's is not a job's: [`tokio::task::id`] says nothing
-/// about it, and the jobs of one turn share the cooperative budget (a used-up one ends the turn). A
-/// job's span, panics and drop are its own.
+/// is alone may have to wait for the thread that spawned it, if that blocks.) Without jobs, about as
+/// many tasks as the runtime has threads wait for the next one, 63 at the most; they end when the
+/// scheduler is closed, or its last handle dropped.
+///
+/// Other tasks have their turn after 4 jobs or 2 µs: tokio looks for I/O after 61 such turns, or
+/// what the runtime's `event_interval` says, as long as all threads have something to do. On a
+/// runtime of one thread it is after 16 jobs or 10 µs, and the scheduler has tokio look about every
+/// 50 µs. (While jobs take less than 2 µs, the time is looked at after every fourth.) So what is a
+/// task's is not a job's: [`tokio::task::id`] says nothing about it, and the jobs of one turn share
+/// the cooperative budget (a used-up one ends the turn). A job's span, panics and drop are its own.
 ///
 /// # Dropping
 ///
@@ -93,6 +96,7 @@ struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        self.shared.retire();
         let queue = self.shared.queue();
         let (open, jobs) = (queue.phase() == Phase::Open, queue.len());
         drop(queue);

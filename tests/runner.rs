@@ -31,6 +31,8 @@ use tower_jobs::{Job, Jobs, JobsLayer, Scheduler, SpanLink};
 
 /// As in `src/runner.rs`: after so many jobs a task lets others have their turn.
 const JOBS_PER_TURN: usize = 16;
+/// The same on a runtime of several threads.
+const JOBS_PER_SHORT_TURN: usize = 4;
 
 fn one_at_a_time() -> Scheduler {
     Scheduler::builder().limit(1).pending_limit(None).on_failure(drop).build()
@@ -118,6 +120,71 @@ async fn short_jobs_share_a_task() {
         tasks.insert(task);
     }
     assert!(tasks.len() <= 3, "{} tasks", tasks.len());
+}
+
+#[tokio::test]
+async fn jobs_that_come_one_after_the_other_share_a_task() {
+    let scheduler = Scheduler::new();
+    let mut tasks = HashSet::new();
+    for _ in 0..10 {
+        let job = async { Ok::<_, Infallible>(this_task()) };
+        tasks.insert(scheduler.spawn(job).await.expect("open").await.expect("no failure"));
+    }
+    assert_eq!(tasks.len(), 1);
+}
+
+/// How many tasks the runtime has, once all have done what they can.
+async fn alive_tasks() -> usize {
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+/// A scheduler that has had a hundred jobs at the same time.
+async fn idle_scheduler() -> Scheduler {
+    let scheduler = Scheduler::builder().limit(None).build();
+    for _ in 0..100 {
+        drop(scheduler.try_spawn(yield_now()).expect("no limit"));
+    }
+    scheduler.wait_idle().await;
+    scheduler
+}
+
+#[tokio::test]
+async fn an_idle_scheduler_keeps_a_task_for_each_thread() {
+    let scheduler = idle_scheduler().await;
+    assert_eq!(alive_tasks().await, 1);
+    scheduler.spawn(async {}).await.expect("open").await.expect("no failure");
+    assert_eq!(alive_tasks().await, 1);
+}
+
+#[tokio::test]
+async fn no_task_is_left_once_the_last_handle_has_gone() {
+    let scheduler = idle_scheduler().await;
+    drop(scheduler.clone());
+    assert_eq!(alive_tasks().await, 1);
+    let (open, opened) = oneshot::channel::<()>();
+    let job = scheduler.spawn(opened).await.expect("open");
+    drop(scheduler);
+    assert_eq!(alive_tasks().await, 1, "its job runs on");
+    open.send(()).expect("the job waits");
+    job.await.expect("no failure");
+    assert_eq!(alive_tasks().await, 0);
+
+    drop(idle_scheduler().await);
+    assert_eq!(alive_tasks().await, 0);
+}
+
+#[tokio::test]
+async fn a_closed_scheduler_has_no_tasks() {
+    let closed = idle_scheduler().await;
+    assert!(closed.close().await.is_clean());
+    assert_eq!(alive_tasks().await, 0);
+    let drained = idle_scheduler().await;
+    drop(drained.spawn(yield_now()).await.expect("open"));
+    assert!(drained.wait_and_close().await.is_clean());
+    assert_eq!(alive_tasks().await, 0);
 }
 
 /// Jobs that block their threads, as none should, are still run by as many threads as there are.
@@ -400,6 +467,12 @@ async fn other_tasks_have_their_turn_while_a_backlog_runs() {
     assert_others_have_their_turn(1, 0, JOBS_PER_TURN).await;
     // So many tasks run jobs then, each in its turn.
     assert_others_have_their_turn(4, 0, 4 * JOBS_PER_TURN).await;
+}
+
+/// There, only turns that end make tokio look for I/O.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn turns_are_short_where_there_may_be_several_threads() {
+    tokio::spawn(assert_others_have_their_turn(1, 0, JOBS_PER_SHORT_TURN)).await.expect("no panic");
 }
 
 #[tokio::test]

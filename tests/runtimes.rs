@@ -359,6 +359,32 @@ fn a_job_spawned_after_the_runtime_has_gone_is_cancelled() {
     }
 }
 
+/// The task that ran the first job would have run the second.
+#[test]
+fn a_job_spawned_around_the_end_of_a_runtime_that_had_one_before_is_cancelled() {
+    let used = |runtime: &Runtime| {
+        let scheduler = Scheduler::new();
+        runtime.block_on(async { scheduler.spawn(async {}).await.unwrap().await.unwrap() });
+        scheduler
+    };
+    for runtime in [multi("jobs"), single()] {
+        let scheduler = used(&runtime);
+        drop(runtime);
+        let job = block_on(scheduler.spawn(async {})).unwrap();
+        assert_cancelled(block_on(job));
+        assert!(scheduler.is_closed());
+        assert_accounted_for(&scheduler);
+    }
+    // Nobody drives this one any more, so the job has not begun.
+    let runtime = single();
+    let scheduler = used(&runtime);
+    let job = block_on(scheduler.spawn(async { it_ran() })).unwrap();
+    drop(runtime);
+    assert_cancelled(block_on(job));
+    assert!(scheduler.is_closed());
+    assert_accounted_for(&scheduler);
+}
+
 #[test]
 fn jobs_whose_drop_panics_or_spawns_do_no_harm_when_the_runtime_goes_away() {
     struct OnDrop(Box<dyn FnMut() + Send>);

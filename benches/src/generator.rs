@@ -17,11 +17,12 @@
 //!   much it was then late itself, because the machine woke it late, is told apart.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpStream},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     str::FromStr,
-    time::{Duration, Instant},
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
@@ -30,7 +31,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::timing::percentile;
+use crate::{arrival, timing::percentile};
 
 const ARGUMENT: &str = "--client";
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -266,7 +267,7 @@ fn open(ask: Ask, rate: u32) -> Taken {
     let connections: Vec<_> = (0..ask.connections)
         .map(|number| {
             let (first, every) = (first + every * number, every * ask.connections);
-            std::thread::spawn(move || open_connection(ask.address, first, every, begin, end))
+            thread::spawn(move || open_connection(ask.address, first, every, begin, end))
         })
         .collect();
     let mut all = Taken::default();
@@ -286,32 +287,33 @@ fn open_connection(
     let mut stream = TcpStream::connect(address).expect("a connection");
     stream.set_nodelay(true).expect("a socket");
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    arrival::note(&stream).expect("a socket");
     let mut taken = Taken::default();
     let mut buffer = [0; 1024];
     let mut due = first;
     while due < end {
         let in_window = due >= begin;
         let ahead = due.saturating_duration_since(Instant::now());
-        let from = if ahead.is_zero() {
-            due
-        } else {
-            std::thread::sleep(ahead);
-            let woken = Instant::now();
-            if in_window {
-                taken.late.push(micros(woken - due));
-            }
-            woken
-        };
+        thread::sleep(ahead);
+        let late = due.elapsed();
+        let mut from = SystemTime::now();
+        if ahead.is_zero() {
+            from -= late;
+        } else if in_window {
+            taken.late.push(micros(late));
+        }
         stream.write_all(REQUEST).expect("the server reads");
-        let mut filled = 0;
+        let (mut filled, mut to) = (0, from);
         while !is_whole(&buffer[..filled]) {
-            let more = stream.read(&mut buffer[filled..]).expect("a response in time");
+            let (more, at) =
+                arrival::read(&stream, &mut buffer[filled..]).expect("a response in time");
             assert!(more > 0, "the server closed the connection");
             filled += more;
+            to = at;
         }
         taken.requests += 1;
         if in_window {
-            taken.latencies.push(micros(from.elapsed()));
+            taken.latencies.push(micros(to.duration_since(from).unwrap_or_default()));
         }
         due += every;
     }

@@ -13,6 +13,7 @@
 
 pub mod apalis;
 mod arguments;
+mod arrival;
 mod chart;
 mod contenders;
 mod document;
