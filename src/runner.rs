@@ -20,7 +20,7 @@ use tokio::{
     task::{self, coop},
     time::Instant,
 };
-use tracing::Span;
+use tracing::{Level, Span, level_filters::LevelFilter};
 
 use crate::{
     body::{Unpacked, Work, in_span},
@@ -364,6 +364,11 @@ impl Shared {
     /// The span that the job runs in, unless nobody would see it.
     #[inline]
     fn new_span(&self, job: &Record) -> Option<Box<Span>> {
+        // For applications that have tracing write to `log`, the macro would make all fields of a
+        // span that there will not be, and a line of them for each job.
+        if LevelFilter::current() < Level::INFO {
+            return None;
+        }
         macro_rules! job_span {
             ($($parent:tt)*) => {
                 tracing::info_span!(
