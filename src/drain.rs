@@ -129,17 +129,18 @@ impl Shared {
         self.drop_apart(remains);
     }
 
-    /// Drops what will never run in a task of its own: that is user code, and may block.
-    fn drop_apart(&self, remains: Vec<Remains>) {
+    /// Drops these in a task of their own, one between two turns of all others: it may be much, and
+    /// what will never run is user code, which may block.
+    pub(crate) fn drop_apart<T: Send + 'static>(&self, pieces: Vec<T>) {
         let Some(runtime) = self.runtime() else {
             return;
         };
-        if !remains.is_empty() {
+        if !pieces.is_empty() {
             // Nobody waits for it, and a runtime that has gone drops it here.
             drop(runtime.spawn(async move {
                 // In the order in which they were made, and so mostly lie in memory.
-                for page in remains {
-                    drop(page);
+                for piece in pieces {
+                    drop(piece);
                     task::yield_now().await;
                 }
             }));

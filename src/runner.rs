@@ -206,7 +206,7 @@ impl Shared {
     fn do_more(self: &Arc<Self>, idle: bool, more: Option<Box<More<Entry, Work>>>) {
         if let Some(more) = more {
             let More { wake: wakers, replaced, surplus } = *more;
-            drop(surplus);
+            self.drop_apart(surplus);
             wakers.into_iter().for_each(wake);
             if let Some((entry, work)) = replaced {
                 self.drop_unstarted(&entry, work, JobError::cancelled());

@@ -187,6 +187,18 @@ async fn a_closed_scheduler_has_no_tasks() {
     assert_eq!(alive_tasks().await, 0);
 }
 
+/// A large one would hold up its thread for milliseconds.
+#[tokio::test]
+async fn what_a_backlog_took_is_given_back_piece_by_piece() {
+    let scheduler = Scheduler::builder().pending_limit(None).build();
+    for _ in 0..20_000 {
+        drop(scheduler.try_spawn(async {}).expect("no limit"));
+    }
+    scheduler.wait_idle().await;
+    assert_eq!(alive_tasks().await, 2, "one waits for jobs, another gives it back");
+    while alive_tasks().await > 1 {}
+}
+
 /// Jobs that block their threads, as none should, are still run by as many threads as there are.
 #[test]
 fn a_job_that_blocks_its_thread_keeps_no_other_from_a_free_one() {

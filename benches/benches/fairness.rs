@@ -131,7 +131,9 @@ impl Ticker {
 
     async fn waits(self, begin: Instant, ended: impl Fn() -> bool) -> Waits {
         let mut last = begin;
-        let mut waits = Waits::new();
+        // Room for all: glibc takes a request of a kilobyte for an occasion to put the small pieces
+        // together that are free by then, and there may be a million.
+        let mut waits = Waits::with_capacity(2_000_000);
         loop {
             let now = Instant::now();
             waits.push((now - last).as_nanos() as f64 / 1000.0);
