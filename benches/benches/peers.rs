@@ -248,23 +248,17 @@ fn peers(report: &mut Report) -> Vec<Peer> {
     peers
 }
 
-fn main() {
-    // Other runtimes compile while they run: they have some rounds for that, which do not count.
-    let (jobs, rounds, warm_up) = if is_brief() { (1000, 1, 0) } else { (10_000, 21, 20) };
-    let mut report = Report::new("peers");
-    let peers = peers(&mut report);
-    let versions: Vec<_> = peers.iter().map(|peer| format!("- {}", peer.version)).collect();
-    report.text(&versions.join("\n"));
-    for _ in 0..warm_up {
-        for peer in &peers {
-            peer.round(jobs);
-        }
-    }
+/// One of ours, and the runtime it has to itself.
+type Ours = (Entrant, tokio::runtime::Runtime);
 
-    let ours = [(SINGLE, Flavour::CurrentThread), (MULTI, Flavour::MultiThread)];
-    let ours = ours.map(|(name, flavour)| {
-        (Entrant::new(name, Detached(scheduler(LIMIT), noop)), flavour.runtime())
-    });
+/// Everybody's turns on a backlog of one size.
+fn compare(
+    report: &mut Report,
+    ours: &[Ours],
+    peers: &[Peer],
+    (size, jobs): (&str, usize),
+    rounds: usize,
+) {
     let load = Load::backlog(jobs);
     let names = ours.iter().map(|(entrant, _)| entrant.name);
     let names: Vec<_> = names.chain(peers.iter().map(|peer| peer.entry.name)).collect();
@@ -272,16 +266,37 @@ fn main() {
         Some((entrant, runtime)) => per_job(entrant.time(runtime, load), load.total()),
         None => peers[contender - ours.len()].round(jobs),
     });
-    let title = "No-op, backlog of 10 000 behind limit 100, other languages";
-    report.heading(title);
+    let title = format!("No-op, backlog of {size} behind limit 100, other languages");
+    report.heading(&title);
+    report.text(&format!("Medians of {rounds} rounds."));
     report.table(&times.table("ns per job", &names[ours.len()..]));
-    report.chart(
-        "backlog",
-        &Chart::bars(title, "ns per job, median; less is better", times.medians()),
-    );
+    let key = format!("backlog-{}", size.replace(' ', ""));
+    let chart = Chart::bars(title, "ns per job, median; less is better", times.medians());
+    report.chart(&key, &chart);
     for Entry { name, goal, .. } in HOSTS.iter().flat_map(|host| host.peers) {
-        let title = format!("backlog, {SINGLE}, of {name}");
+        let title = format!("backlog of {size}, {SINGLE}, of {name}");
         report.goals.at_most(title, times.ratio(SINGLE, name), *goal, *goal);
     }
+}
+
+fn main() {
+    // Other runtimes compile while they run: they have some rounds for that, which do not count.
+    let (small, large, warm_up) =
+        if is_brief() { ((1000, 1), (2000, 1), 0) } else { ((10_000, 21), (1_000_000, 5), 20) };
+    let mut report = Report::new("peers");
+    let peers = peers(&mut report);
+    let versions: Vec<_> = peers.iter().map(|peer| format!("- {}", peer.version)).collect();
+    report.text(&versions.join("\n"));
+    for _ in 0..warm_up {
+        for peer in &peers {
+            peer.round(small.0);
+        }
+    }
+    let ours = [(SINGLE, Flavour::CurrentThread), (MULTI, Flavour::MultiThread)];
+    let ours = ours.map(|(name, flavour)| {
+        (Entrant::new(name, Detached(scheduler(LIMIT), noop)), flavour.runtime())
+    });
+    compare(&mut report, &ours, &peers, ("10 000", small.0), small.1);
+    compare(&mut report, &ours, &peers, ("1 M", large.0), large.1);
     report.finish();
 }
