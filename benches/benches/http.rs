@@ -13,8 +13,9 @@
 //! the next before it ends, so there are as many from the begin of the window to its end. Requests
 //! come at a fixed rate, well below what the server can do.
 //!
-//! On two cores, two workers that are never idle leave the generator none, and how soon it is given
-//! one is in its figures; beside a current-thread runtime it has a core to itself.
+//! On two cores, two workers that are never idle leave the generator none. How late it is to send, and
+//! to read where the kernel keeps the time, is not in its figures; but whenever it is given a core, a
+//! worker has to do without. Beside a current-thread runtime it has one to itself.
 
 use std::{
     future::Future,

@@ -44,7 +44,7 @@ fn main() {
         Scale {
             rounds: 41,
             million: 1_000_000,
-            million_rounds: 3,
+            million_rounds: 5,
             limited: 20_000,
             sleeping: 2000,
             more_rounds: 11,
@@ -110,7 +110,8 @@ fn against_neighbours(flavour: Flavour, scale: Scale, report: &mut Report) {
     let below = compare(title, Some("below"), &no_ops, load, scale.rounds);
 
     let title = "No-op, backlog of 1 M behind limit 100";
-    compare(title, None, &no_ops, Load::backlog(scale.million), scale.million_rounds);
+    let load = Load::backlog(scale.million);
+    let million = compare(title, Some("million"), &no_ops, load, scale.million_rounds);
 
     let title = "No-op, unlimited, four producers";
     let load = Load { producers: 4, waves: 1, jobs: BACKLOG / 4 };
@@ -122,11 +123,13 @@ fn against_neighbours(flavour: Flavour, scale: Scale, report: &mut Report) {
 
     let goals = &mut report.goals;
     let (goal, far) = if flavour == Flavour::MultiThread { (0.5, 0.3) } else { (0.75, 0.4) };
-    for ours in [DETACHED, AWAITED] {
-        let title = format!("backlog, {name}, {ours}, of {INSIDE}");
-        goals.at_most(title, backlog.ratio(ours, INSIDE), goal, far);
-        let title = format!("backlog, {name}, {ours}, of {TASKS}");
-        goals.at_most(title, backlog.ratio(ours, TASKS), 0.8, 0.5);
+    for (size, times) in [("10 000", &backlog), ("1 M", &million)] {
+        for ours in [DETACHED, AWAITED] {
+            let title = format!("backlog of {size}, {name}, {ours}, of {INSIDE}");
+            goals.at_most(title, times.ratio(ours, INSIDE), goal, far);
+            let title = format!("backlog of {size}, {name}, {ours}, of {TASKS}");
+            goals.at_most(title, times.ratio(ours, TASKS), 0.8, 0.5);
+        }
     }
     let title = format!("below the limit, {name}, {DETACHED}, of {TRACKED}");
     goals.at_most(title, below.ratio(DETACHED, TRACKED), 1.15, 1.0);
@@ -230,7 +233,7 @@ fn closing(scale: Scale, report: &mut Report) {
     let runtime = Flavour::CurrentThread.runtime();
     let jobs = scale.million;
     let all = [RETURNED, DROPPED_ALL, READ, VEC];
-    let times = Times::take(&all, 3 * scale.million_rounds, |turn| {
+    let times = Times::take(&all, 2 * scale.million_rounds, |turn| {
         let time = if all[turn] == VEC {
             let futures: Vec<BoxedFuture> = (0..jobs).map(|_| Box::pin(droppable()) as _).collect();
             let begin = Instant::now();

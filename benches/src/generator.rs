@@ -14,7 +14,8 @@
 //!   still busy when its next request is due, that one's latency is measured from when it was due:
 //!   a server that stalls for 50 ms delays all requests that were due in these 50 ms, and each of
 //!   them counts. If the connection is free, the measuring begins when the generator sends. By how
-//!   much it was then late itself, because the machine woke it late, is told apart.
+//!   much it was then late itself, because the machine woke it late, is told apart. It ends when the
+//!   response has come in, on Linux by the kernel's clock: the generator may be late to read it, too.
 
 use std::{
     io::{BufRead, BufReader, Write},
