@@ -304,11 +304,11 @@ impl Shared {
     fn call_runners(self: &Arc<Self>, call: Call) {
         match call {
             Call::Nobody | Call::Idle => {}
-            Call::One => self.call_runner(Reach::Unknown),
+            Call::Again => self.call_runner(Reach::Unknown),
+            Call::One => self.new_runner(Reach::Unknown),
             Call::OneInReach => self.call_runner(Reach::InReach),
             Call::Pair => {
-                self.call_runner(Reach::InReach);
-                // A new one, as only that is sure to go where the first is, and to drive it out.
+                self.new_runner(Reach::InReach);
                 self.new_runner(Reach::Unknown);
             }
         }
