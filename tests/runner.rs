@@ -191,7 +191,7 @@ async fn a_closed_scheduler_has_no_tasks() {
 #[tokio::test]
 async fn what_a_backlog_took_is_given_back_piece_by_piece() {
     let scheduler = Scheduler::builder().pending_limit(None).build();
-    for _ in 0..20_000 {
+    for _ in 0..200_000 {
         drop(scheduler.try_spawn(async {}).expect("no limit"));
     }
     scheduler.wait_idle().await;
