@@ -13,18 +13,19 @@
 //! 4. Items that have waited come back in the order in which they came, and nothing is locked any
 //!    more: what their owners do with them is up to them.
 
-use std::{
-    mem,
-    sync::{
-        Mutex,
-        atomic::{AtomicU32, Ordering},
-    },
-};
+use std::mem;
 
 use http::StatusCode;
 use once_cell::race::OnceBox;
 
-use crate::{lock::lock, state::ResponseOutcome};
+use crate::{
+    state::ResponseOutcome,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+        lock,
+    },
+};
 
 pub(crate) struct Ending<T> {
     word: AtomicU32,
@@ -225,5 +226,36 @@ mod tests {
         for (from_end, from_wait) in ended.into_iter().zip(waited) {
             assert_eq!(from_end + from_wait, 2);
         }
+    }
+}
+
+/// All orders of events.
+#[cfg(all(test, tower_jobs_loom))]
+mod all_orders {
+    use loom::{sync::Arc, thread};
+
+    use super::*;
+    use crate::sync::in_all_orders;
+
+    #[test]
+    fn an_item_that_races_with_the_end_comes_back_once() {
+        in_all_orders(|| {
+            const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
+            let ending = Arc::new(Ending::new());
+            let waits = [1, 2].map(|item| {
+                let ending = ending.clone();
+                thread::spawn(move || ending.wait(item))
+            });
+            let mut back: Vec<_> = ending.over(COMPLETE).into_iter().flatten().collect();
+            for wait in waits {
+                let at_once = wait.join().expect("no panic");
+                back.extend(at_once.map(|(item, outcome)| {
+                    assert_eq!(outcome, COMPLETE);
+                    item
+                }));
+            }
+            back.sort_unstable();
+            assert_eq!(back, [1, 2]);
+        });
     }
 }

@@ -102,7 +102,6 @@ mod job_list;
 mod jobs;
 mod lanes;
 mod layer;
-mod lock;
 mod output;
 mod queue;
 mod record;
@@ -117,6 +116,7 @@ mod slots;
 mod spare;
 mod spawn;
 mod state;
+mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
 

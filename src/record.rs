@@ -12,10 +12,7 @@ use std::{
     error::Error as _,
     fmt,
     panic::Location,
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering},
-    },
+    sync::{Arc, OnceLock},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -27,11 +24,15 @@ use crate::{
     clock::Moment,
     contain::{notify, wake},
     error::{BoxError, JobError},
-    lock::lock,
     queue::{Entry, Unique},
     request::Request,
     slots::{Key, NONE},
     state::{JobId, JobState, Outcome},
+    sync::{
+        Mutex,
+        atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering},
+        lock,
+    },
 };
 
 /// What is known of a job at one moment.
@@ -656,5 +657,94 @@ mod tests {
         // bytes several times as fast as more.
         assert_eq!(size_of::<Record>() + 16, 72);
         assert!(size_of::<Rest>() <= 120, "{}", size_of::<Rest>());
+    }
+}
+
+/// All orders of events between a job's runner and its handle.
+#[cfg(all(test, tower_jobs_loom))]
+mod all_orders {
+    use std::future::poll_fn;
+
+    use loom::{future::block_on, thread};
+
+    use super::*;
+    use crate::sync::in_all_orders;
+
+    fn record() -> Arc<Record> {
+        Record::new(Location::caller(), None, None, Kind::Plain)
+    }
+
+    /// The end of the job, as its runner has it. Whether the runner has a failure to tell.
+    fn end(record: &Record, result: Result<(), BoxError>) -> bool {
+        record.end_with(result);
+        let tells = record.unheard().is_some();
+        record.publish();
+        tells
+    }
+
+    /// What goes with the handle. Whether that has a failure to tell.
+    fn drop_handle(record: &Record) -> bool {
+        !record.detach() && matches!(record.leave(), (Some(Err(_)), _))
+    }
+
+    #[test]
+    fn a_failure_is_told_once_when_the_handle_goes_meanwhile() {
+        in_all_orders(|| {
+            let record = record();
+            let runner = thread::spawn({
+                let record = record.clone();
+                move || end(&record, Err("no mail today".into()))
+            });
+            let handle_tells = drop_handle(&record);
+            assert_ne!(runner.join().expect("no panic"), handle_tells);
+            assert!(record.unheard().is_none());
+        });
+    }
+
+    #[test]
+    fn a_failure_that_is_awaited_is_told_to_who_awaits_it() {
+        in_all_orders(|| {
+            let record = record();
+            let runner = thread::spawn({
+                let record = record.clone();
+                move || end(&record, Err("no mail today".into()))
+            });
+            block_on(poll_fn(|cx| record.poll_published(cx)));
+            let error = record.take().expect_err("it failed");
+            assert_eq!(error.to_string(), JobError::failed("no mail today".into()).to_string());
+            assert!(!drop_handle(&record) && !runner.join().expect("no panic"));
+        });
+    }
+
+    #[test]
+    fn who_awaits_a_job_that_returns_nothing_hears_of_its_end() {
+        in_all_orders(|| {
+            let record = record();
+            let runner = thread::spawn({
+                let record = record.clone();
+                move || end(&record, Ok(()))
+            });
+            block_on(poll_fn(|cx| record.poll_published(cx)));
+            assert!(matches!(record.take(), Ok(None)));
+            assert!(!drop_handle(&record) && !runner.join().expect("no panic"));
+        });
+    }
+
+    #[test]
+    fn a_runner_that_parks_while_its_job_is_stopped_stops() {
+        in_all_orders(|| {
+            let record = record();
+            let stop = thread::spawn({
+                let record = record.clone();
+                move || record.stop(false)
+            });
+            block_on(poll_fn(|cx| {
+                if record.must_stop() || record.park(cx.waker().clone()) {
+                    return Poll::Ready(());
+                }
+                Poll::Pending
+            }));
+            stop.join().expect("no panic");
+        });
     }
 }

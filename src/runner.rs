@@ -7,7 +7,7 @@ use std::{
     panic::Location,
     pin::{Pin, pin},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -30,12 +30,12 @@ use crate::{
     error::{JobError, SpawnError},
     job_list::Drained,
     lanes::Ticket,
-    lock::lock,
     queue::{Admit, Advance, Call, Effects, More, Next, Queue, Reach, Refusal},
     record::{Extras, Failure, Kind, Record},
     request::Request,
     spare::{SeatKey, Spare},
     state::{JobState, Outcome},
+    sync::{Mutex, MutexGuard, lock},
 };
 
 /// What a runner may do before other tasks of the runtime have their turn.

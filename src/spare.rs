@@ -1,18 +1,15 @@
 //! Runners that have nothing to do and wait to be called: to wake a task takes half of what it
 //! takes to make one, and a job that is alone is mostly that.
 
-use std::{
-    array,
-    sync::{
-        OnceLock,
-        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
-    },
-    task::Waker,
+use std::{array, sync::OnceLock, task::Waker};
+
+use crate::{
+    queue::Reach,
+    sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
 };
 
-use crate::queue::Reach;
-
-const SEATS: usize = 63;
+// Loom remembers every value that each of them had.
+const SEATS: usize = if cfg!(all(test, tower_jobs_loom)) { 2 } else { 63 };
 /// Beside the bits of the seats.
 const RETIRED: u64 = 1 << SEATS;
 
@@ -234,5 +231,101 @@ mod tests {
             assert_eq!(called.into_iter().filter(|called| *called).count(), 1);
             assert_eq!((spare.called(seat), times(&woken)), (Some(Reach::Unknown), round));
         }
+    }
+}
+
+/// All orders of events.
+#[cfg(all(test, tower_jobs_loom))]
+mod all_orders {
+    use std::{future::poll_fn, task::Poll};
+
+    use loom::{future::block_on, sync::Arc, thread};
+
+    use super::*;
+    use crate::sync::{Mutex, in_all_orders, lock};
+
+    struct Jobs {
+        spare: Spare,
+        ready: Mutex<usize>,
+    }
+
+    impl Jobs {
+        fn with(ready: usize) -> Arc<Self> {
+            Arc::new(Self { spare: Spare::new(), ready: Mutex::new(ready) })
+        }
+
+        fn work_off(&self) {
+            *lock(&self.ready) = 0;
+        }
+
+        /// Spawns a job, and says whether a runner that waited was called: if not, there is a new one.
+        fn spawn(&self) -> bool {
+            *lock(&self.ready) += 1;
+            let was_called = self.spare.call(Reach::Unknown);
+            if !was_called {
+                self.work_off();
+            }
+            was_called
+        }
+
+        /// A runner, until it does not wait any longer. How often it was called.
+        fn run(&self) -> usize {
+            let (mut seat, mut waits, mut calls) = (None, false, 0);
+            self.work_off();
+            block_on(poll_fn(|cx| {
+                seat = seat.or_else(|| self.spare.seat(cx.waker(), 1));
+                let Some(seat) = seat else { return Poll::Ready(()) };
+                if waits {
+                    match self.spare.called(seat) {
+                        Some(reach) => assert_eq!(reach, Reach::Unknown),
+                        None if self.spare.is_over(seat) => return Poll::Ready(()),
+                        None => return Poll::Pending,
+                    }
+                    calls += 1;
+                    self.work_off();
+                }
+                waits = self.spare.wait(seat);
+                if waits { Poll::Pending } else { Poll::Ready(()) }
+            }));
+            calls
+        }
+    }
+
+    #[test]
+    fn every_call_is_answered_and_no_job_is_left() {
+        in_all_orders(|| {
+            let jobs = Jobs::with(1);
+            let run = thread::spawn({
+                let jobs = jobs.clone();
+                move || jobs.run()
+            });
+            let spawn = thread::spawn({
+                let jobs = jobs.clone();
+                move || usize::from(jobs.spawn())
+            });
+            let calls = usize::from(jobs.spawn()) + spawn.join().expect("no panic");
+            jobs.spare.retire();
+            assert_eq!(run.join().expect("no panic"), calls);
+            assert_eq!(*lock(&jobs.ready), 0);
+        });
+    }
+
+    #[test]
+    fn who_is_called_and_retired_at_once_comes_if_the_call_was_first() {
+        in_all_orders(|| {
+            let jobs = Jobs::with(0);
+            let run = thread::spawn({
+                let jobs = jobs.clone();
+                move || jobs.run()
+            });
+            let retire = thread::spawn({
+                let jobs = jobs.clone();
+                move || jobs.spare.retire()
+            });
+            let calls = usize::from(jobs.spawn());
+            retire.join().expect("no panic");
+            assert_eq!(run.join().expect("no panic"), calls);
+            assert_eq!(*lock(&jobs.ready), 0);
+        });
     }
 }

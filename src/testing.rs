@@ -5,21 +5,15 @@
 //! control, and [`Jobs::wait_idle`](crate::Jobs::wait_idle) waits for one request's jobs. See the
 //! chapter [Testing your handlers](crate::docs::testing).
 
-use std::{
-    fmt::Write,
-    mem,
-    panic::resume_unwind,
-    sync::{Arc, Mutex},
-    thread,
-};
+use std::{fmt::Write, mem, panic::resume_unwind, sync::Arc, thread};
 
 use crate::{
     clock::Moment,
-    lock::lock,
     record::{Failure, JobInfo},
     runner::{Mode, Shared},
     scheduler::Scheduler,
     state::JobState,
+    sync::{Mutex, lock},
 };
 
 /// A scheduler that accepts jobs and does not run them, until it is told to.

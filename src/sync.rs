@@ -1,4 +1,16 @@
-use std::sync::{Mutex, MutexGuard, PoisonError};
+//! Locks and atomics: the standard library's, or, for tests that try all orders of events, loom's:
+//!
+//! ```sh
+//! RUSTFLAGS='--cfg tower_jobs_loom' cargo test --lib all_orders
+//! ```
+
+#[cfg(not(all(test, tower_jobs_loom)))]
+pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
+
+#[cfg(all(test, tower_jobs_loom))]
+pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
+
+use std::sync::PoisonError;
 
 /// No user code runs under our locks, so a poisoned one is still in order.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -7,6 +19,14 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         return guard;
     }
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tries all orders of what the threads do that interrupt one up to three times.
+#[cfg(all(test, tower_jobs_loom))]
+pub(crate) fn in_all_orders(what: impl Fn() + Send + Sync + 'static) {
+    let mut orders = loom::model::Builder::new();
+    orders.preemption_bound = Some(3);
+    orders.check(what);
 }
 
 /// For the benchmark `counts`, which builds this crate with that cfg. No other build has it.
