@@ -448,7 +448,7 @@ const LATE: &str = "generator late, p99.9 µs";
 const IDLE: usize = 0;
 
 fn backlogs(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
-    let (rounds, window, size) = if is_brief() { (1, 100, 20_000) } else { (5, 800, 1_000_000) };
+    let (rounds, window, size) = if is_brief() { (1, 100, 20_000) } else { (11, 800, 1_000_000) };
     // So many that the rate can be kept even when every response takes 10 ms.
     let (connections, rate) = (64, 4000);
     let host = Host::new(flavour);

@@ -199,7 +199,7 @@ fn growth(flavour: Flavour, scale: Scale, report: &mut Report) {
     let long = Load::backlog(scale.million);
     let short = Load { producers: 1, waves: scale.million / 1000, jobs: 1000 };
     let loads = [("1 M pending", long), ("1 000 pending, 1 000 times", short)];
-    let times = Times::take(&loads.map(|(name, _)| name), scale.million_rounds, |turn| {
+    let times = Times::take(&loads.map(|(name, _)| name), scale.more_rounds, |turn| {
         let (_, load) = loads[turn];
         per_job(entrant.time(&runtime, load), load.total())
     });
