@@ -42,8 +42,10 @@ use crate::{
 /// # Guarantees
 ///
 /// - The job is listed, counted and drained like any other, under the name `atomic`, the label of
-///   its request, and the place where the layer was made. It runs outside the limit: handlers that
-///   waited for places which only handlers can free would stop for good.
+///   its request (if a plain `JobsLayer` is further out; one with a marker does not count), and the
+///   place where the layer was made. It is not among the jobs that the request's `Jobs` counts,
+///   awaits or closes. It runs outside the limit: handlers that waited for places which only
+///   handlers can free would stop for good.
 /// - A panic goes on in the outer stack; if the client has left, it is reported as the job's
 ///   failure. An error is the response future's; if the client has left, likewise.
 /// - The request's extensions and the current span go along.

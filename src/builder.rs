@@ -94,7 +94,8 @@ impl SchedulerBuilder {
     }
 
     /// What to do with the failure of a job that nobody awaits. Defaults to an event of
-    /// `tracing`, at level `ERROR`, with the job's id, name, request, location and error.
+    /// `tracing`, at level `ERROR` and of the target `tower_jobs`, with the job's id, name, request,
+    /// location and error.
     ///
     /// Called once for every such failure, in the job's span and before its place is given on, or
     /// where the job's handle is dropped if that is held until after the failure. It should not
@@ -118,7 +119,8 @@ impl SchedulerBuilder {
         self
     }
 
-    /// Takes limits and times from a [`SchedulerConfig`].
+    /// Takes all limits and times from a [`SchedulerConfig`], in place of what was set before;
+    /// setters called after it change single ones.
     ///
     /// # Panics
     ///

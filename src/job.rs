@@ -23,15 +23,18 @@ use crate::{
 /// A handle to one job: awaits it, watches it, ends it.
 ///
 /// Awaiting gives what the job returned. Dropping the handle *detaches*: the job runs on, and if
-/// it fails, [`on_failure`] hears of it. A failure is told exactly once: to who awaits (or closes)
-/// the handle, else to `on_failure`; if the handle is dropped only after the job has failed, then.
+/// it fails, [`on_failure`] hears of it. A failure is told exactly once: to whoever awaits (or
+/// closes) the handle, else to `on_failure`; if the handle is dropped only after the job has failed,
+/// then.
 ///
 /// The nearest relatives are aiojobs' `Job` and tokio's [`JoinHandle`](tokio::task::JoinHandle).
 ///
 /// # Cancel safety
 ///
-/// Awaiting the handle, and every method that returns a future, may be given up at any point:
-/// the job goes on as if nobody had asked, and its result waits for who asks next.
+/// Awaiting the handle, or [`wait`](Self::wait), may be given up at any point: the job goes on as if
+/// nobody had asked, and its result waits for whoever asks next. The methods that close a job tell
+/// it to end when they are first polled ([`wait_or_close`](Self::wait_or_close): when its time is
+/// over); giving them up does not take that back.
 ///
 /// [`on_failure`]: crate::SchedulerBuilder::on_failure
 pub struct Job<T> {
@@ -125,6 +128,10 @@ impl<T: Send + 'static> Job<T> {
     /// What [`wait`](Self::wait) gives, or, if the time ran out, an error that
     /// [`is_timeout`](JobError::is_timeout), even if the job then still returned a value.
     ///
+    /// # Panics
+    ///
+    /// Like [`close`](Self::close).
+    ///
     /// # Cancel safety
     ///
     /// Dropped before the time ran out, it leaves the job running.
@@ -150,6 +157,10 @@ impl<T: Send + 'static> Job<T> {
     /// [`is_close_timeout`](JobError::is_close_timeout) if it did not end in time: it has then
     /// been [aborted](Self::abort). A job that was cancelled, or returned a value, is `Ok`.
     ///
+    /// # Panics
+    ///
+    /// If called within a runtime without a timer (`enable_time`).
+    ///
     /// # Cancel safety
     ///
     /// Dropped early, it has told the job to end, and nothing else: one that does not listen runs
@@ -161,6 +172,10 @@ impl<T: Send + 'static> Job<T> {
     /// [Closes](Self::close) the job, giving it `timeout` to end.
     ///
     /// # Errors
+    ///
+    /// Like [`close`](Self::close).
+    ///
+    /// # Panics
     ///
     /// Like [`close`](Self::close).
     ///

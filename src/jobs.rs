@@ -88,8 +88,8 @@ impl<M> Jobs<M> {
     ///
     /// # Errors
     ///
-    /// Like [`Scheduler::spawn`]. With the feature `axum` a [`SpawnError`] is a response, 503, so
-    /// that a handler can return it with `?`.
+    /// Like [`Scheduler::spawn`]. With the feature `axum` a [`SpawnError`] is a response (503; 409
+    /// for a duplicate, 500 without a runtime), so that a handler can return it with `?`.
     ///
     /// # Cancel safety
     ///
@@ -121,6 +121,10 @@ impl<M> Jobs<M> {
     /// Spawns a job, waiting at most `timeout` for a place: like [`Scheduler::spawn_timeout`].
     ///
     /// # Errors
+    ///
+    /// Like [`Scheduler::spawn_timeout`].
+    ///
+    /// # Panics
     ///
     /// Like [`Scheduler::spawn_timeout`].
     #[track_caller]
@@ -191,11 +195,12 @@ impl<M> Jobs<M> {
 
 /// Jobs that start when the response is over.
 ///
-/// A job is *deferred* from the call on: it has its place already, in the queue or, where there is
-/// none (`pending_limit` 0), among the running. So it can be refused now, and never later. It starts when the response has been handed to the server in full, **or** can no
-/// longer be: the client left, a timeout struck, the handler panicked or returned an error, the
-/// body was dropped half-way. It starts exactly once, or is accounted for as never started if the
-/// scheduler closes first.
+/// A job is *deferred* from the call on: room is kept for it already, in the queue or, where there
+/// is none (`pending_limit` 0), among the running. So it can be refused now, and never later. It
+/// joins the line when the response has been handed to the server in full, **or** can no longer be:
+/// the client left, a timeout struck, the handler panicked or returned an error, the body was
+/// dropped half-way. It starts exactly once, or is accounted for as never started if the scheduler
+/// closes first.
 ///
 /// "Handed to the server" is not "received by the client", nor even "written to the socket": no
 /// server tells. A job lets the tasks that are ready go first, so the server writes what the socket
@@ -304,6 +309,10 @@ impl<M> Jobs<M> {
     /// their next `await`. Gives the jobs that had not ended by then; they have been aborted.
     ///
     /// The scheduler stays open, for this request too.
+    ///
+    /// # Panics
+    ///
+    /// If called within a runtime without a timer (`enable_time`).
     ///
     /// # Cancel safety
     ///

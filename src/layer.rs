@@ -34,10 +34,10 @@ type LabelFn = dyn Fn(&Method, &Uri, &Extensions) -> Option<String> + Send + Syn
 /// # }
 /// ```
 ///
-/// A route sees the layers that are added *after* it: add this one last, or at least after the
-/// routes that need it. Where layers are nested the innermost wins, so a nested router may have a
-/// scheduler of its own, and has its parent's otherwise. Which side other middleware belongs on is
-/// told in [Middleware order](crate::docs::middleware_order).
+/// A route sees the layers that are added *after* it: add this one after the routes that need it;
+/// what belongs outside it is added later still. Where layers are nested the innermost wins, so a
+/// nested router may have a scheduler of its own, and has its parent's otherwise. Which side other
+/// middleware belongs on is told in [Middleware order](crate::docs::middleware_order).
 ///
 /// # Two schedulers on one route
 ///

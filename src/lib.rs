@@ -6,14 +6,15 @@
 //! and silent when it fails. Here it is a *job* of a [`Scheduler`]:
 //!
 //! - at most so many run at once, the others wait in order, and a full queue pushes back;
-//! - every failure is reported exactly once, to who awaits the job or else to one hook;
+//! - every failure is reported exactly once, to whoever awaits the job or else to one hook;
 //! - [`wait_and_close`](Scheduler::wait_and_close) lets jobs finish, comes back in time whatever
 //!   they do, and names every job that did not end well;
 //! - jobs know their request: they can start when its response is over, outlive a client that
 //!   leaves, and are drained one request at a time in tests.
 //!
 //! **It is not a durable queue.** A job lives in memory. When the process is killed or crashes, its
-//! jobs are lost; work that must survive belongs in an engine that stores it.
+//! jobs are lost; work that must survive belongs in an engine that stores it: `graphile_worker` or
+//! `underway` (Postgres), `apalis` (Postgres, MySQL, SQLite, Redis), `rusty-sidekiq` (Redis).
 //!
 //! # Where to begin
 //!
@@ -56,8 +57,8 @@
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `axum` | yes | the [`Jobs`] extractor, and spawn errors that are responses; needs `axum-core` only |
-//! | `matched-path` | no | jobs are labelled with axum's matched path (`/users/{id}`) instead of the request's path |
+//! | `axum` | yes | the [`Jobs`] extractor, spawn errors that are responses, and the handlers [`readiness`] and [`liveness`]; needs `axum-core` only |
+//! | `matched-path` | no | jobs are labelled with axum's matched path (`/users/{id}`) instead of the request's path; needs `axum` |
 //! | `shutdown` | no | [`Shutdown`]; needs tokio's `signal` |
 //! | `serde` | no | [`SchedulerConfig`] from configuration files; snapshots that serialize |
 //! | `testing` | no | the module `testing`: schedulers and checks for the tests of applications |

@@ -32,7 +32,8 @@ pub struct Stats {
     pub failed: u64,
     /// Jobs that panicked.
     pub panicked: u64,
-    /// Jobs that exceeded their run timeout, or their close timeout when told to end.
+    /// Jobs that exceeded their run timeout, or did not end within `close_timeout` when the
+    /// scheduler closed.
     pub timed_out: u64,
     /// Jobs that were closed or aborted.
     pub cancelled: u64,

@@ -67,7 +67,8 @@ pub(crate) type Hook = Box<dyn Fn(Failure) + Send + Sync>;
 
 /// How the span of a job is tied to the span in which it was spawned.
 ///
-/// Every job runs in a span of its own, `job`, with the fields `id`, `name` and `request`.
+/// Every job runs in a span of its own, `job`, of level `INFO` and the target `tower_jobs`, with the
+/// fields `id`, `name` and `request`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpanLink {

@@ -21,11 +21,12 @@ use crate::{
 ///
 /// # Guarantees
 ///
-/// - At most [`limit`](Self::limit) jobs run at once; the others wait in the order in which they
-///   were accepted. While [`pending_limit`](Self::pending_limit) jobs wait, spawners wait too,
-///   first come, first served.
+/// - At most [`limit`](Self::limit) jobs run at once, shielded and atomic work aside; the others
+///   wait in line, first come, first served. (A job that waits for its response joins the line when
+///   that is over; one whose key is at its limit lets others pass.) While
+///   [`pending_limit`](Self::pending_limit) jobs wait, spawners wait too, likewise.
 /// - A job's panic, failure, abort or slowness is its own: no other job is touched.
-/// - Every failure is reported exactly once: to who awaits the job's [handle](Job), else to
+/// - Every failure is reported exactly once: to whoever awaits the job's [handle](Job), else to
 ///   [`on_failure`](crate::SchedulerBuilder::on_failure).
 /// - Every accepted job is accounted for: at every moment [`stats`](Self::stats) adds up, and
 ///   closing tells what became of each.
@@ -182,6 +183,10 @@ impl Scheduler {
     ///
     /// Like [`spawn`](Self::spawn), and [`SpawnError::TimedOut`] if no place came free in time.
     ///
+    /// # Panics
+    ///
+    /// If called within a runtime without a timer (`enable_time`).
+    ///
     /// # Cancel safety
     ///
     /// Like [`spawn`](Self::spawn).
@@ -202,7 +207,9 @@ impl Scheduler {
     /// When its scheduler or handle is closed, such a job is told (see
     /// [`JobContext::cancelled`]) and has the close timeout to end by itself; any other job is
     /// dropped at once, at the `await` where it stands. One that does not end in time is dropped
-    /// too, and counts as failed.
+    /// too. It then counts as timed out, a failure, if its scheduler was closed; as cancelled if its
+    /// handle or its request's [`Jobs`](crate::Jobs) was ([`Job::close`] then gives an error that
+    /// [`is_close_timeout`](JobError::is_close_timeout)).
     ///
     /// ```
     /// # async fn example(scheduler: tower_jobs::Scheduler) -> Result<(), tower_jobs::SpawnError> {
@@ -322,8 +329,9 @@ impl Scheduler {
 
     /// Closes now, giving running jobs the close timeout to end.
     ///
-    /// New jobs are refused from here on, and so are spawners that wait for a place. Pending jobs
-    /// are dropped. Running jobs are told to end: those of [`spawn_with`](Self::spawn_with) have
+    /// New jobs are refused from here on, and so are spawners that wait for a place. Pending jobs,
+    /// and those that wait for their response, are dropped and reported as never started. Running
+    /// jobs are told to end: those of [`spawn_with`](Self::spawn_with) have
     /// [`close_timeout`](Self::close_timeout) to do so, all others are dropped at their next
     /// `await`. What has not ended at the deadline is dropped too, and has some 20 ms to be so; a
     /// job that then still holds on, since it does not await or blocks a thread, is *abandoned*.
@@ -332,7 +340,7 @@ impl Scheduler {
     ///
     /// # Panics
     ///
-    /// Within a runtime that has no timer (as all that wait up to some time).
+    /// If called within a runtime without a timer (`enable_time`).
     ///
     /// # Cancel safety
     ///
@@ -356,6 +364,10 @@ impl Scheduler {
     /// still being served, of anyone, and waits for them too. It closes in the very step that
     /// leaves it idle, so no job slips in between; or when the time is over.
     ///
+    /// # Panics
+    ///
+    /// If called within a runtime without a timer (`enable_time`).
+    ///
     /// # Cancel safety
     ///
     /// Once polled, the scheduler drains. Dropped after that, it goes on draining and closes when
@@ -365,7 +377,11 @@ impl Scheduler {
     }
 
     /// [`wait_and_close`](Self::wait_and_close) with another time to wait. A `timeout` too long
-    /// for the clock is no timeout.
+    /// for the clock, as `Duration::MAX`, is no timeout.
+    ///
+    /// # Panics
+    ///
+    /// Like [`wait_and_close`](Self::wait_and_close).
     ///
     /// # Cancel safety
     ///

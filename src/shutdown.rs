@@ -59,7 +59,7 @@ type OnUnstarted = Box<dyn Fn(JobInfo) + Send + Sync>;
 /// 3. The server is told to stop accepting, and has [`connection_grace`](Self::connection_grace) to
 ///    finish its connections. Their handlers may still spawn jobs. A server that has not finished by
 ///    then is dropped.
-/// 4. Jobs have what is left of the grace, less the scheduler's `close_timeout`:
+/// 4. Jobs have what is left of the grace, less the scheduler's `close_timeout` and 20 ms:
 ///    [`Scheduler::wait_and_close_timeout`].
 /// 5. What then still runs is told to end, and dropped when it does not: [`Scheduler::close`].
 ///
@@ -68,8 +68,8 @@ type OnUnstarted = Box<dyn Fn(JobInfo) + Send + Sync>;
 ///
 /// # Guarantees
 ///
-/// [`serve`](Self::serve) comes back by the end of the grace (some 20 ms more if a job does not let
-/// itself be dropped), whatever connections and jobs do, as long as something on this runtime can
+/// [`serve`](Self::serve) comes back by the end of the grace (up to 20 ms later if what is left of
+/// that is shorter), whatever connections and jobs do, as long as something on this runtime can
 /// run: on a current-thread runtime a job that never awaits stops this too. The
 /// [`ShutdownReport`] tells what became of everything.
 ///
@@ -125,7 +125,8 @@ impl Shutdown {
     }
 
     /// How long everything together may take, counted from the signal. Defaults to 25 s:
-    /// Kubernetes kills after 30.
+    /// Kubernetes kills after 30. The scheduler's `close_timeout` is taken off first: if that leaves
+    /// nothing, the server is dropped and jobs are told to end at the signal.
     ///
     /// # Panics
     ///
@@ -137,7 +138,8 @@ impl Shutdown {
     }
 
     /// How long connections may take to finish after the server has stopped accepting, within the
-    /// grace less the scheduler's `close_timeout`, which is the jobs' own. Defaults to 10 s.
+    /// grace less the scheduler's `close_timeout` and 20 ms, which are the jobs' own. Defaults to
+    /// 10 s.
     ///
     /// # Panics
     ///
@@ -175,15 +177,20 @@ impl Shutdown {
     /// Runs the server that `serve` makes until it is time to stop, then ends it and the jobs.
     ///
     /// `serve` is given what the server must wait for to stop accepting: see [`Stop`]. The server
-    /// may be any future, and give anything; what it gives is in the report.
+    /// may be any future, and give anything; what it gives is in the report. That is logged, too, in
+    /// one event of the target `tower_jobs`: at level `INFO`, or `WARN` if the server did not finish
+    /// or a job did not end well.
     ///
     /// # Panics
     ///
-    /// If signals are awaited and cannot be: outside a tokio runtime, or in one without IO.
+    /// If signals are awaited and cannot be: outside a tokio runtime, or in one without IO; or in
+    /// one without a timer. If `serve` itself panics, or what was given to [`on`](Self::on). (That
+    /// the server's future panics is in the report.)
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, it drops the server and leaves the jobs running.
+    /// Dropped early, it drops the server and leaves the jobs running. After the signal the
+    /// scheduler also stays draining, or closed: see [`Scheduler::wait_and_close`].
     pub async fn serve<S: Future>(
         self,
         serve: impl FnOnce(Stop) -> S,
@@ -443,7 +450,9 @@ impl<T> ServerEnd<T> {
     }
 }
 
-/// How long the phases of a shutdown took. Together they are all the time from the signal on.
+/// How long the phases of a shutdown took. Together they are all the time from the signal on; if
+/// the server ended by itself, from then on, all in `jobs`. So is the time of a phase that a second
+/// signal broke off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

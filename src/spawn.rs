@@ -92,7 +92,8 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     }
 
     /// Sees to it that there is one job of this key: while one is deferred, pending or active,
-    /// another is refused with [`SpawnError::Duplicate`], which has the first one's id.
+    /// another is refused with [`SpawnError::Duplicate`] ([`TrySpawnError::Duplicate`] from the
+    /// verbs that do not wait), which has the first one's id.
     ///
     /// These keys have nothing to do with those of [`key`](Self::key).
     pub fn unique(self, key: impl Into<Arc<str>>) -> Self {
@@ -146,6 +147,10 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     /// Like [`Scheduler::spawn_timeout`](crate::Scheduler::spawn_timeout).
     ///
     /// # Errors
+    ///
+    /// Like [`Scheduler::spawn_timeout`](crate::Scheduler::spawn_timeout).
+    ///
+    /// # Panics
     ///
     /// Like [`Scheduler::spawn_timeout`](crate::Scheduler::spawn_timeout).
     #[track_caller]

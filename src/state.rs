@@ -65,8 +65,8 @@ pub enum JobState {
 pub enum ResponseOutcome {
     /// Its body was handed over to its end.
     Complete(StatusCode),
-    /// It began, and its body was dropped before its end: the client left, the body failed, or a
-    /// layer outside replaced it.
+    /// It began, and its body was dropped before its end: the client left, the body failed or ended
+    /// short of its declared length, or a layer outside replaced it.
     Aborted(StatusCode),
     /// There was none: the client left or a timeout struck while the handler ran, the handler
     /// panicked, or the service returned an error.
