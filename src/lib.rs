@@ -84,6 +84,11 @@
 //! it is dropped in another task than the one that writes to the socket; such a job lets that task
 //! go first.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Links to what a feature adds lead nowhere without it.
+#![cfg_attr(
+    not(all(feature = "axum", feature = "shutdown", feature = "testing")),
+    allow(rustdoc::broken_intra_doc_links)
+)]
 
 mod atomic;
 mod body;
