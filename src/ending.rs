@@ -232,20 +232,17 @@ mod tests {
 /// All orders of events.
 #[cfg(all(test, tower_jobs_loom))]
 mod all_orders {
-    use loom::{sync::Arc, thread};
+    use std::sync::Arc;
 
     use super::*;
-    use crate::sync::in_all_orders;
+    use crate::sync::{beside, in_all_orders};
 
     #[test]
     fn an_item_that_races_with_the_end_comes_back_once() {
         in_all_orders(|| {
             const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
             let ending = Arc::new(Ending::new());
-            let waits = [1, 2].map(|item| {
-                let ending = ending.clone();
-                thread::spawn(move || ending.wait(item))
-            });
+            let waits = [1, 2].map(|item| beside(&ending, move |ending| ending.wait(item)));
             let mut back: Vec<_> = ending.over(COMPLETE).into_iter().flatten().collect();
             for wait in waits {
                 let at_once = wait.join().expect("no panic");

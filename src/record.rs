@@ -665,10 +665,10 @@ mod tests {
 mod all_orders {
     use std::future::poll_fn;
 
-    use loom::{future::block_on, thread};
+    use loom::future::block_on;
 
     use super::*;
-    use crate::sync::in_all_orders;
+    use crate::sync::{beside, in_all_orders};
 
     fn record() -> Arc<Record> {
         Record::new(Location::caller(), None, None, Kind::Plain)
@@ -691,10 +691,7 @@ mod all_orders {
     fn a_failure_is_told_once_when_the_handle_goes_meanwhile() {
         in_all_orders(|| {
             let record = record();
-            let runner = thread::spawn({
-                let record = record.clone();
-                move || end(&record, Err("no mail today".into()))
-            });
+            let runner = beside(&record, |record| end(record, Err("no mail today".into())));
             let handle_tells = drop_handle(&record);
             assert_ne!(runner.join().expect("no panic"), handle_tells);
             assert!(record.unheard().is_none());
@@ -705,10 +702,7 @@ mod all_orders {
     fn a_failure_that_is_awaited_is_told_to_who_awaits_it() {
         in_all_orders(|| {
             let record = record();
-            let runner = thread::spawn({
-                let record = record.clone();
-                move || end(&record, Err("no mail today".into()))
-            });
+            let runner = beside(&record, |record| end(record, Err("no mail today".into())));
             block_on(poll_fn(|cx| record.poll_published(cx)));
             let error = record.take().expect_err("it failed");
             assert_eq!(error.to_string(), JobError::failed("no mail today".into()).to_string());
@@ -720,10 +714,7 @@ mod all_orders {
     fn who_awaits_a_job_that_returns_nothing_hears_of_its_end() {
         in_all_orders(|| {
             let record = record();
-            let runner = thread::spawn({
-                let record = record.clone();
-                move || end(&record, Ok(()))
-            });
+            let runner = beside(&record, |record| end(record, Ok(())));
             block_on(poll_fn(|cx| record.poll_published(cx)));
             assert!(matches!(record.take(), Ok(None)));
             assert!(!drop_handle(&record) && !runner.join().expect("no panic"));
@@ -734,10 +725,7 @@ mod all_orders {
     fn a_runner_that_parks_while_its_job_is_stopped_stops() {
         in_all_orders(|| {
             let record = record();
-            let stop = thread::spawn({
-                let record = record.clone();
-                move || record.stop(false)
-            });
+            let stop = beside(&record, |record| record.stop(false));
             block_on(poll_fn(|cx| {
                 if record.must_stop() || record.park(cx.waker().clone()) {
                     return Poll::Ready(());

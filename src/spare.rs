@@ -239,10 +239,12 @@ mod tests {
 mod all_orders {
     use std::{future::poll_fn, task::Poll};
 
-    use loom::{future::block_on, sync::Arc, thread};
+    use std::sync::Arc;
+
+    use loom::future::block_on;
 
     use super::*;
-    use crate::sync::{Mutex, in_all_orders, lock};
+    use crate::sync::{Mutex, beside, in_all_orders, lock};
 
     struct Jobs {
         spare: Spare,
@@ -250,8 +252,8 @@ mod all_orders {
     }
 
     impl Jobs {
-        fn with(ready: usize) -> Arc<Self> {
-            Arc::new(Self { spare: Spare::new(), ready: Mutex::new(ready) })
+        fn new() -> Arc<Self> {
+            Arc::new(Self { spare: Spare::new(), ready: Mutex::new(0) })
         }
 
         fn work_off(&self) {
@@ -271,7 +273,6 @@ mod all_orders {
         /// A runner, until it does not wait any longer. How often it was called.
         fn run(&self) -> usize {
             let (mut seat, mut waits, mut calls) = (None, false, 0);
-            self.work_off();
             block_on(poll_fn(|cx| {
                 seat = seat.or_else(|| self.spare.seat(cx.waker(), 1));
                 let Some(seat) = seat else { return Poll::Ready(()) };
@@ -294,16 +295,11 @@ mod all_orders {
     #[test]
     fn every_call_is_answered_and_no_job_is_left() {
         in_all_orders(|| {
-            let jobs = Jobs::with(1);
-            let run = thread::spawn({
-                let jobs = jobs.clone();
-                move || jobs.run()
-            });
-            let spawn = thread::spawn({
-                let jobs = jobs.clone();
-                move || usize::from(jobs.spawn())
-            });
-            let calls = usize::from(jobs.spawn()) + spawn.join().expect("no panic");
+            let jobs = Jobs::new();
+            let run = beside(&jobs, Jobs::run);
+            let spawn = beside(&jobs, Jobs::spawn);
+            let were_called = [jobs.spawn(), spawn.join().expect("no panic")];
+            let calls = were_called.into_iter().filter(|was_called| *was_called).count();
             jobs.spare.retire();
             assert_eq!(run.join().expect("no panic"), calls);
             assert_eq!(*lock(&jobs.ready), 0);
@@ -313,15 +309,9 @@ mod all_orders {
     #[test]
     fn who_is_called_and_retired_at_once_comes_if_the_call_was_first() {
         in_all_orders(|| {
-            let jobs = Jobs::with(0);
-            let run = thread::spawn({
-                let jobs = jobs.clone();
-                move || jobs.run()
-            });
-            let retire = thread::spawn({
-                let jobs = jobs.clone();
-                move || jobs.spare.retire()
-            });
+            let jobs = Jobs::new();
+            let run = beside(&jobs, Jobs::run);
+            let retire = beside(&jobs, |jobs| jobs.spare.retire());
             let calls = usize::from(jobs.spawn());
             retire.join().expect("no panic");
             assert_eq!(run.join().expect("no panic"), calls);

@@ -66,7 +66,8 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     ///
     /// A job that runs longer is dropped where it stands, and has failed. A blocking one cannot be
     /// interrupted: it keeps its place until it returns, and has then failed; its time counts from
-    /// when a thread takes it up.
+    /// when a thread takes it up. On a runtime without a timer (`enable_time`) the job panics when it
+    /// first waits.
     ///
     /// # Panics
     ///

@@ -29,6 +29,16 @@ pub(crate) fn in_all_orders(what: impl Fn() + Send + Sync + 'static) {
     orders.check(what);
 }
 
+/// Another thread of such a model, and what it is to do with what all have.
+#[cfg(all(test, tower_jobs_loom))]
+pub(crate) fn beside<T: Send + Sync + 'static, R: 'static>(
+    shared: &std::sync::Arc<T>,
+    does: impl FnOnce(&T) -> R + 'static,
+) -> loom::thread::JoinHandle<R> {
+    let shared = shared.clone();
+    loom::thread::spawn(move || does(&shared))
+}
+
 /// For the benchmark `counts`, which builds this crate with that cfg. No other build has it.
 #[cfg(tower_jobs_count_locks)]
 mod counting {

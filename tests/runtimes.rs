@@ -2,7 +2,9 @@
 #![allow(clippy::disallowed_methods, reason = "callers live in plain threads and other runtimes")]
 
 use std::{
+    fmt::Debug,
     future::{Future, pending},
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{Arc, LazyLock, mpsc as threads},
     task::{Context, Poll, Wake, Waker},
@@ -116,6 +118,38 @@ fn a_scheduler_that_never_had_a_runtime_closes_without_one() {
     let scheduler = Scheduler::new();
     assert!(block_on(scheduler.wait_and_close()).is_clean());
     assert!(block_on(scheduler.close()).is_clean() && scheduler.is_closed());
+}
+
+/// What a future says when it panics in a runtime that has no timer.
+fn without_a_timer<F: Future<Output: Debug>>(future: F) -> String {
+    let runtime = Builder::new_current_thread().build().expect("a runtime");
+    let output = catch_unwind(AssertUnwindSafe(|| runtime.block_on(future)));
+    *output.expect_err("there is no timer").downcast().expect("a text")
+}
+
+#[test]
+fn who_waits_up_to_a_time_is_told_that_the_runtime_has_no_timer() {
+    let jobs = || Scheduler::builder().limit(1).pending_limit(0).build();
+    let texts = [
+        without_a_timer(async { jobs().close().await }),
+        without_a_timer(async { jobs().wait_and_close().await }),
+        without_a_timer(async { jobs().wait_and_close_timeout(Duration::MAX).await }),
+        without_a_timer(async { jobs().spawn_timeout(SHORT, async {}).await }),
+        without_a_timer(async { jobs().job("mail").spawn_timeout(SHORT, async {}).await }),
+        without_a_timer(async { jobs().try_spawn(pending::<()>()).unwrap().close().await }),
+        without_a_timer(async {
+            jobs().try_spawn(pending::<()>()).unwrap().close_timeout(SHORT).await
+        }),
+        without_a_timer(async {
+            jobs().try_spawn(pending::<()>()).unwrap().wait_or_close(SHORT).await
+        }),
+    ];
+    let runtime = Builder::new_current_thread().build().expect("a runtime");
+    let job = async { jobs().job("mail").timeout(SHORT).try_spawn(pending::<()>()).unwrap().await };
+    let panic = runtime.block_on(job).unwrap_err().into_panic().unwrap();
+    for text in texts.into_iter().chain([*panic.downcast().expect("a text")]) {
+        assert!(text.contains("timers are disabled") && text.contains("enable_time"), "{text}");
+    }
 }
 
 #[test]
