@@ -94,8 +94,9 @@ pub(crate) enum PassThrough {}
 
 impl<T: JobOutput + Send + 'static> Complete<T> for PassThrough {
     fn complete(output: T, record: &Record) -> Outcome {
-        let outcome = if output.is_failure() { Outcome::Failed } else { Outcome::Completed };
-        match record.keep(output) {
+        let is_failure = output.is_failure();
+        let outcome = if is_failure { Outcome::Failed } else { Outcome::Completed };
+        match record.keep_as(output, is_failure) {
             // The caller has gone: a failure is told as any job's.
             Some(output) => match output.into_result() {
                 Ok(_) => outcome,

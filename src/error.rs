@@ -281,7 +281,7 @@ impl fmt::Display for JobError {
             Kind::Cancelled => f.write_str("the job was cancelled"),
             Kind::Skipped => f.write_str("the job was skipped: its response was not a success"),
             Kind::Refused(_) => f.write_str("the job was not accepted"),
-            Kind::Taken => f.write_str("the job's value was given to an earlier wait"),
+            Kind::Taken => f.write_str("the job's value or failure was given to an earlier wait"),
         }
     }
 }

@@ -155,7 +155,8 @@ impl<T: Send + 'static> Job<T> {
     ///
     /// The job's own failure, if nobody has had it yet; or an error that
     /// [`is_close_timeout`](JobError::is_close_timeout) if it did not end in time: it has then
-    /// been [aborted](Self::abort). A job that was cancelled, or returned a value, is `Ok`.
+    /// been [aborted](Self::abort). (If it panics all the same, that is told as any failure is; that
+    /// it did not end is not told again.) A job that was cancelled, or returned a value, is `Ok`.
     ///
     /// # Panics
     ///
@@ -188,7 +189,7 @@ impl<T: Send + 'static> Job<T> {
             return self.record.take_failure().map_or(Ok(()), Err);
         }
         self.abort();
-        Err(JobError::close_timeout(timeout))
+        Err(self.record.take_failure_or_late(JobError::close_timeout(timeout)))
     }
 
     /// Ends the job at once, without waiting: a pending one never starts, an active one is dropped

@@ -213,8 +213,12 @@ struct Rest {
 struct Output {
     /// A value, or a failure. That a job was cancelled is a mark.
     result: Option<Result<Value, JobError>>,
-    /// A failure has left to be reported; whatever goes wrong after it is not.
+    /// A failure has left to be reported, or is about to; whatever goes wrong after it is not.
     told: bool,
+    /// So has, to who closed the job, that it did not end in time.
+    told_late: bool,
+    /// The result is a failure, though it passes through as a value.
+    is_failure: bool,
     waiter: Option<Waker>,
 }
 
@@ -230,6 +234,12 @@ impl Output {
                 None
             }
         }
+    }
+
+    /// Whether there is nothing in this failure that has not been told.
+    fn has_told(&self, failure: &Result<Value, JobError>) -> bool {
+        let is_late = failure.as_ref().is_err_and(JobError::is_close_timeout);
+        self.told || (self.told_late && is_late)
     }
 }
 
@@ -439,6 +449,11 @@ impl Record {
     /// Keeps what the job returned, if anybody may ask for it. What is not kept comes back, for the
     /// caller to drop.
     pub(crate) fn keep<T: Send + 'static>(&self, value: T) -> Option<T> {
+        self.keep_as(value, false)
+    }
+
+    /// The same, of a value that may be a failure to whoever fetches it.
+    pub(crate) fn keep_as<T: Send + 'static>(&self, value: T, is_failure: bool) -> Option<T> {
         if self.is_marked(mark::DETACHED | mark::PUBLISHED) {
             return Some(value);
         }
@@ -446,7 +461,7 @@ impl Record {
             // That takes no room: who finds no mark of another end knows.
             return None;
         }
-        let back = self.store(Ok(Box::new(value)))?.ok()?;
+        let back = self.store(Ok(Box::new(value)), is_failure)?.ok()?;
         back.downcast().ok().map(|value| *value)
     }
 
@@ -457,23 +472,28 @@ impl Record {
         } else if !error.is_failure() {
             self.mark(mark::CANCELLED);
         } else {
-            return self.store(Err(error));
+            return self.store(Err(error), true);
         }
         None
     }
 
     /// What was there before, or cannot be kept, comes back.
-    fn store(&self, result: Result<Value, JobError>) -> Option<Result<Value, JobError>> {
+    fn store(
+        &self,
+        result: Result<Value, JobError>,
+        is_failure: bool,
+    ) -> Option<Result<Value, JobError>> {
         let mut output = lock(&self.rest().output);
-        if output.told {
-            return Some(result);
-        }
         let unless_published =
             |marks: u8| (marks & mark::PUBLISHED == 0).then_some(marks | mark::STORED);
         match self.marks.fetch_update(Ordering::AcqRel, Ordering::Acquire, unless_published) {
             Err(_) => Some(result),
             Ok(before) if before & mark::DETACHED != 0 && result.is_ok() => Some(result),
-            Ok(_) => output.result.replace(result),
+            Ok(_) if is_failure && output.has_told(&result) => Some(result),
+            Ok(_) => {
+                output.is_failure = is_failure;
+                output.result.replace(result)
+            }
         }
     }
 
@@ -492,7 +512,7 @@ impl Record {
     pub(crate) fn leave(&self) -> (Option<Result<Value, JobError>>, Option<Waker>) {
         let mut output = lock(&self.rest().output);
         let result = output.result.take();
-        output.told |= matches!(&result, Some(Err(_)));
+        output.told |= result.is_some() && output.is_failure;
         (result, output.waiter.take())
     }
 
@@ -592,6 +612,17 @@ impl Record {
 
     pub(crate) fn take_failure(&self) -> Option<JobError> {
         lock(&self.rest().output).take_failure()
+    }
+
+    /// What who closed the job is told: it did not end in time, unless it has failed by now.
+    pub(crate) fn take_failure_or_late(&self, late: JobError) -> JobError {
+        let mut output = lock(&self.rest().output);
+        if let Some(failure) = output.take_failure() {
+            output.told = true;
+            return failure;
+        }
+        output.told_late = true;
+        late
     }
 }
 

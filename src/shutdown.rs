@@ -183,9 +183,9 @@ impl Shutdown {
     ///
     /// # Panics
     ///
-    /// If signals are awaited and cannot be: outside a tokio runtime, or in one without IO; or in
-    /// one without a timer. If `serve` itself panics, or what was given to [`on`](Self::on). (That
-    /// the server's future panics is in the report.)
+    /// At once, outside a tokio runtime, and in one without a timer or, if signals are awaited,
+    /// without IO. If `serve` itself panics, or what was given to [`on`](Self::on). (That the
+    /// server's future panics is in the report.)
     ///
     /// # Cancel safety
     ///
@@ -195,7 +195,9 @@ impl Shutdown {
         self,
         serve: impl FnOnce(Stop) -> S,
     ) -> ShutdownReport<S::Output> {
-        // Before anything else, so that no signal is missed.
+        // There must be a timer, and to find none at the end would be too late.
+        drop(time::sleep(Duration::ZERO));
+        // Before the server, so that no signal is missed.
         let mut trigger = self.trigger.unwrap_or_else(Trigger::signals);
         let (stopping, stopped) = watch::channel(false);
         let mut server = Server::new(serve(Stop::new(stopped)));

@@ -194,9 +194,9 @@ async fn a_wait_that_was_given_up_counts_for_nothing() {
 }
 
 /// A future that ends with an error, drops what it holds, and then panics.
-struct Spiteful(Arc<Mutex<Option<Job<()>>>>);
+struct Spiteful<T>(Arc<Mutex<Option<T>>>);
 
-impl Future for Spiteful {
+impl<T> Future for Spiteful<T> {
     type Output = Result<(), &'static str>;
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
@@ -204,10 +204,10 @@ impl Future for Spiteful {
     }
 }
 
-impl Drop for Spiteful {
+impl<T> Drop for Spiteful<T> {
     fn drop(&mut self) {
-        let own_handle = self.0.lock().expect("no panic yet").take();
-        drop(own_handle);
+        let held = self.0.lock().expect("no panic yet").take();
+        drop(held);
         panic!("boom");
     }
 }
@@ -221,6 +221,20 @@ async fn a_handle_dropped_by_its_own_failing_job_tells_once() {
     scheduler.wait_idle().await;
     failures.try_recv().unwrap();
     assert_not_told(How::Err, &mut failures);
+}
+
+#[tokio::test]
+async fn shielded_work_that_fails_and_drops_its_caller_and_panics_tells_once() {
+    type Caller = task::Spawn<Pin<Box<dyn Future<Output = ()> + Send>>>;
+    let (scheduler, mut failures) = watched();
+    let caller: Arc<Mutex<Option<Caller>>> = Arc::default();
+    let shielded = scheduler.shield(Spiteful(Arc::clone(&caller)));
+    let mut waits: Caller = task::spawn(Box::pin(async { drop(shielded.await) }));
+    assert_pending!(waits.poll());
+    *caller.lock().unwrap() = Some(waits);
+    scheduler.wait_idle().await;
+    assert_told(How::Err, &mut failures);
+    assert_eq!(scheduler.stats().panicked, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -265,6 +279,38 @@ async fn a_job_closed_by_its_handle_tells_its_failure_there_and_once() {
     drop(panicking);
     scheduler.wait_idle().await;
     assert_not_told(How::CloseTimeout, &mut failures);
+}
+
+#[tokio::test]
+async fn that_a_job_did_not_end_in_time_is_told_once_and_its_own_failure_as_well() {
+    for how in [How::CloseTimeout, How::Panic] {
+        let (tell, mut failures) = mpsc::unbounded_channel();
+        let scheduler = Scheduler::builder()
+            .close_timeout(Duration::ZERO)
+            .on_failure(move |failure| drop(tell.send(failure)))
+            .build();
+        let (go, goes) = std::sync::mpsc::channel::<()>();
+        let (begun, begins) = oneshot::channel();
+        let stuck = move || {
+            begun.send(()).expect("the test waits");
+            goes.recv().expect("nobody sends, and that fails it");
+        };
+        let mut job = scheduler.spawn_blocking(stuck).await.unwrap();
+        begins.await.unwrap();
+        assert!(job.close().await.unwrap_err().is_close_timeout());
+        if how == How::CloseTimeout {
+            assert_eq!(scheduler.close().await.abandoned.len(), 1);
+            let error = job.wait().await.unwrap_err();
+            assert!(error.to_string().contains("given to an earlier wait"), "{error}");
+            drop((job, go));
+            assert_not_told(how, &mut failures);
+        } else {
+            drop(go);
+            scheduler.wait_idle().await;
+            drop(job);
+            assert_told(how, &mut failures);
+        }
+    }
 }
 
 #[tokio::test]

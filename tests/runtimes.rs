@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "callers live in plain threads and other runtimes")]
 
 use std::{
+    convert::Infallible,
     fmt::Debug,
     future::{Future, pending},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -12,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use http::{Request, Response};
 use tokio::{
     runtime::{Builder, Runtime},
     sync::{mpsc, oneshot},
@@ -19,7 +21,8 @@ use tokio::{
     time::sleep,
 };
 use tokio_test::{assert_pending, assert_ready_err, task};
-use tower_jobs::{Job, JobError, Outcome, Scheduler, SpawnError, TrySpawnError};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_jobs::{Job, JobError, Jobs, JobsLayer, Outcome, Scheduler, SpawnError, TrySpawnError};
 
 const SHORT: Duration = Duration::from_millis(20);
 /// What real threads are given to do what they do at once, before a test fails.
@@ -143,6 +146,18 @@ fn who_waits_up_to_a_time_is_told_that_the_runtime_has_no_timer() {
         without_a_timer(async {
             jobs().try_spawn(pending::<()>()).unwrap().wait_or_close(SHORT).await
         }),
+        without_a_timer(async {
+            let service = service_fn(async |request: Request<()>| {
+                let jobs = request.extensions().get::<Jobs>().unwrap();
+                drop(jobs.try_spawn(pending::<()>()).unwrap());
+                jobs.close().await;
+                Ok::<_, Infallible>(Response::new(String::new()))
+            });
+            JobsLayer::new(jobs()).layer(service).oneshot(Request::new(())).await
+        }),
+        #[cfg(feature = "shutdown")]
+        // At once, not at the end.
+        without_a_timer(tower_jobs::Shutdown::new(&jobs()).on(pending()).serve(|stop| stop)),
     ];
     let runtime = Builder::new_current_thread().build().expect("a runtime");
     let job = async { jobs().job("mail").timeout(SHORT).try_spawn(pending::<()>()).unwrap().await };
