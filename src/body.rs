@@ -10,14 +10,19 @@ use std::{
     time::Duration,
 };
 
+use crate::{
+    contain::discard,
+    error::JobError,
+    job_span::{JobSpan, in_span},
+    output::JobOutput,
+    record::Record,
+    state::Outcome,
+};
 use pin_project_lite::pin_project;
 use tokio::{
     task::coop,
     time::{self, Sleep},
 };
-use tracing::Span;
-
-use crate::{contain::discard, error::JobError, output::JobOutput, record::Record, state::Outcome};
 
 /// Has stored the job's result in its record when it is ready.
 pub(crate) trait Body: Send {
@@ -28,7 +33,7 @@ pub(crate) trait Body: Send {
     fn unpack(self: Pin<&mut Self>) -> Unpacked;
 }
 
-pub(crate) type Unpacked = (Arc<Record>, Option<Box<Span>>);
+pub(crate) type Unpacked = (Arc<Record>, Option<JobSpan>);
 
 /// A job's body that waits to be run.
 pub(crate) type Work = Pin<Box<dyn Body>>;
@@ -36,12 +41,7 @@ pub(crate) type Work = Pin<Box<dyn Body>>;
 /// Drops what will never run, where it belongs.
 pub(crate) fn discard_work(mut work: Work) {
     let (_, span) = work.as_mut().unpack();
-    in_span(span.as_deref(), || discard(work));
-}
-
-pub(crate) fn in_span<T>(span: Option<&Span>, code: impl FnOnce() -> T) -> T {
-    let _entered = span.map(Span::enter);
-    code()
+    in_span(span.as_ref(), || discard(work));
 }
 
 pin_project! {
@@ -122,7 +122,7 @@ pin_project! {
         #[pin]
         body: B,
         timer: Option<Timer>,
-        span: Option<Box<Span>>,
+        span: Option<JobSpan>,
     }
 }
 
@@ -175,7 +175,7 @@ impl<B: Body + 'static> Packed<B> {
     pub(crate) fn new(
         make: impl FnOnce() -> B,
         timeout: Option<Duration>,
-        span: Option<Box<Span>>,
+        span: Option<JobSpan>,
     ) -> Self {
         Self(match (timeout, span) {
             (None, None) => Package::Bare(Box::new(make())),

@@ -5,8 +5,9 @@ use tokio::runtime::Handle;
 use crate::{
     config::{self, SchedulerConfig},
     error::ConfigError,
+    job_span::SpanLink,
     record::Failure,
-    runner::{Hook, Shared, SpanLink},
+    runner::{Hook, Shared},
     scheduler::Scheduler,
 };
 

@@ -17,7 +17,17 @@ pub(crate) fn contain<T>(code: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Se
 /// Drops what has nobody left to tell. A panic in its `Drop` is logged.
 pub(crate) fn discard<T>(value: T) {
     if let Err(payload) = contain(|| drop(value)) {
-        tracing::error!("a value of a job that was given up panicked while it was dropped");
+        ignore_panic(|| {
+            tracing::error!("a value of a job that was given up panicked while it was dropped");
+        });
+        forget_panic(payload);
+    }
+}
+
+/// Runs code that is not ours, of which nothing depends on whether it panics: wakers, and the
+/// subscribers of `tracing`.
+pub(crate) fn ignore_panic(code: impl FnOnce()) {
+    if let Err(payload) = contain(code) {
         forget_panic(payload);
     }
 }
@@ -32,14 +42,10 @@ pub(crate) fn forget_panic(payload: Box<dyn Any + Send>) {
 
 /// Wakes a waker that may be of any make.
 pub(crate) fn wake(waker: Waker) {
-    if let Err(payload) = contain(|| waker.wake()) {
-        forget_panic(payload);
-    }
+    ignore_panic(|| waker.wake());
 }
 
 /// Wakes all that wait, by wakers of any make.
 pub(crate) fn notify(all: &Notify) {
-    if let Err(payload) = contain(|| all.notify_waiters()) {
-        forget_panic(payload);
-    }
+    ignore_panic(|| all.notify_waiters());
 }

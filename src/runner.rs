@@ -20,15 +20,15 @@ use tokio::{
     task::{self, coop},
     time::Instant,
 };
-use tracing::{Level, Span, level_filters::LevelFilter};
 
 use crate::{
-    body::{Unpacked, Work, in_span},
+    body::{Unpacked, Work},
     clock::Moment,
     config::SchedulerConfig,
-    contain::{contain, discard, forget_panic, notify, wake},
+    contain::{contain, discard, forget_panic, ignore_panic, notify, wake},
     error::{JobError, SpawnError},
     job_list::Drained,
+    job_span::{JobSpan, SpanLink, in_span},
     lanes::Ticket,
     queue::{Admit, Advance, Call, Effects, More, Next, Queue, Reach, Refusal},
     record::{Extras, Failure, Kind, Record},
@@ -64,22 +64,6 @@ const PIECE: usize = 32;
 
 pub(crate) type Entry = Arc<Record>;
 pub(crate) type Hook = Box<dyn Fn(Failure) + Send + Sync>;
-
-/// How the span of a job is tied to the span in which it was spawned.
-///
-/// Every job runs in a span of its own, `job`, of level `INFO` and the target `tower_jobs`, with the
-/// fields `id`, `name` and `request`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SpanLink {
-    /// It follows from that span, which may close before the job ends. The default.
-    #[default]
-    FollowsFrom,
-    /// It is a child of that span, which then stays open until the job has ended.
-    Child,
-    /// It is a root, with no tie.
-    None,
-}
 
 /// How a scheduler of the module `testing` differs from a real one.
 #[cfg(feature = "testing")]
@@ -366,37 +350,8 @@ impl Shared {
         kind: Kind,
     ) -> Unpacked {
         let record = Record::new(location, request, extras, kind);
-        let span = self.new_span(&record);
+        let span = JobSpan::new(self.span, &record);
         (record, span)
-    }
-
-    /// The span that the job runs in, unless nobody would see it.
-    #[inline]
-    fn new_span(&self, job: &Record) -> Option<Box<Span>> {
-        // For applications that have tracing write to `log`, the macro would make all fields of a
-        // span that there will not be, and a line of them for each job.
-        if LevelFilter::current() < Level::INFO {
-            return None;
-        }
-        macro_rules! job_span {
-            ($($parent:tt)*) => {
-                tracing::info_span!(
-                    target: "tower_jobs", $($parent)* "job", id = %job.id(), name = %job.name(),
-                    request = job.request_label().map(|label| &**label)
-                )
-            };
-        }
-        let span = match self.span {
-            SpanLink::Child => job_span!(),
-            SpanLink::None | SpanLink::FollowsFrom => job_span!(parent: None,),
-        };
-        if span.is_disabled() {
-            return None;
-        }
-        if self.span == SpanLink::FollowsFrom {
-            span.follows_from(Span::current().id());
-        }
-        Some(Box::new(span))
     }
 
     /// Reports the failure of a job whose handle has gone.
@@ -469,7 +424,9 @@ impl Shared {
         if let Err(payload) = contain(tell) {
             let error = JobError::panicked(payload);
             let job = info();
-            tracing::error!(%job, %error, "on_failure, or the error it was called with, panicked");
+            ignore_panic(|| {
+                tracing::error!(%job, %error, "on_failure, or the error it was called with, panicked");
+            });
             if let Ok(payload) = error.into_panic() {
                 forget_panic(payload);
             }
@@ -508,7 +465,7 @@ impl Shared {
     /// it failed.
     fn drop_unstarted(&self, entry: &Entry, mut work: Work, error: JobError) {
         let (_, span) = work.as_mut().unpack();
-        let dropped = in_span(span.as_deref(), || contain(|| drop(work)));
+        let dropped = in_span(span.as_ref(), || contain(|| drop(work)));
         discard(entry.fail(dropped.map_or_else(JobError::panicked, |()| error)));
         self.settle(entry);
         entry.publish();
@@ -544,7 +501,7 @@ impl From<Refusal> for SpawnError {
 /// A job that a runner takes, but for its record.
 struct Taken {
     work: Work,
-    span: Option<Box<Span>>,
+    span: Option<JobSpan>,
     /// The job has to let others go first.
     goes_last: bool,
 }
@@ -642,7 +599,7 @@ impl Drop for Occupied {
             let ready = self.shared.queue().take();
             let Some(mut work) = ready else { break };
             let (entry, span) = work.as_mut().unpack();
-            in_span(span.as_deref(), || discard(work));
+            in_span(span.as_ref(), || discard(work));
             drop(span);
             self.shared.lose(&entry);
         }
@@ -670,7 +627,7 @@ impl Shared {
 /// The task that polls a job, and, when that ends, the next one in the queue, inside itself.
 struct Runner {
     work: Option<Work>,
-    span: Option<Box<Span>>,
+    span: Option<JobSpan>,
     /// The job has left its waker with [`Record::park`].
     parked: bool,
     /// The job has to let others go first.
@@ -726,7 +683,7 @@ impl Runner {
         let Occupied { shared, entry: Some(entry), .. } = &self.place else {
             unreachable!("a runner without a job is finished");
         };
-        let entered = self.span.as_deref().map(Span::enter);
+        let entered = self.span.as_ref().map(JobSpan::enter);
         let work = &mut self.work;
         let mut outcome = if !entry.must_stop() || entry.kind() == Kind::Blocking {
             let polled = contain(|| {
@@ -846,6 +803,6 @@ impl Future for Runner {
 impl Drop for Runner {
     fn drop(&mut self) {
         let Some(work) = self.work.take() else { return };
-        in_span(self.span.as_deref(), || discard(work));
+        in_span(self.span.as_ref(), || discard(work));
     }
 }

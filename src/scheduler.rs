@@ -2,6 +2,7 @@ use std::{borrow::Cow, fmt, future::Future, sync::Arc, time::Duration};
 
 use crate::{
     clock::Moment,
+    contain::ignore_panic,
     error::{JobError, SpawnError, TrySpawnError},
     job::{Job, JobContext},
     output::JobOutput,
@@ -102,11 +103,13 @@ impl Drop for Handle {
         let (open, jobs) = (queue.phase() == Phase::Open, queue.len());
         drop(queue);
         if open && jobs > 0 {
-            tracing::warn!(
-                jobs,
-                "the last handle of an open scheduler was dropped; its jobs run on, and nothing \
-                 waits for them: call wait_and_close() first"
-            );
+            ignore_panic(|| {
+                tracing::warn!(
+                    jobs,
+                    "the last handle of an open scheduler was dropped; its jobs run on, and \
+                     nothing waits for them: call wait_and_close() first"
+                );
+            });
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     config,
-    contain::{contain, discard, forget_panic},
+    contain::{contain, discard, forget_panic, ignore_panic},
     error::JobError,
     output::JobOutput,
     record::JobInfo,
@@ -209,7 +209,10 @@ impl Shutdown {
         // The time that closing takes is the jobs', whatever else takes its time.
         let before_closing = shared.latest_close(deadline);
         self.scheduler.start_draining();
-        tracing::info!(target: "tower_jobs", signalled, jobs = self.scheduler.len(), "shutting down");
+        let jobs = || self.scheduler.len();
+        ignore_panic(
+            || tracing::info!(target: "tower_jobs", signalled, jobs = jobs(), "shutting down"),
+        );
         let mut phases = Phases::default();
         let in_order = async {
             if signalled {
@@ -222,7 +225,7 @@ impl Shutdown {
                 phases.connections = began.elapsed() - phases.readiness;
             }
             server.drop_future();
-            tracing::info!(target: "tower_jobs", jobs = self.scheduler.len(), "draining jobs");
+            ignore_panic(|| tracing::info!(target: "tower_jobs", jobs = jobs(), "draining jobs"));
             shared.wait_and_close_by(deadline).await
         };
         let hurry = async {
@@ -236,7 +239,9 @@ impl Shutdown {
         let jobs = match closed_in_order {
             Some(report) => report,
             None => {
-                tracing::warn!(target: "tower_jobs", "signalled again: closing now");
+                ignore_panic(
+                    || tracing::warn!(target: "tower_jobs", "signalled again: closing now"),
+                );
                 server.drop_future();
                 shared.close_by(deadline).await
             }
@@ -246,13 +251,15 @@ impl Shutdown {
         if let Some(hook) = &self.on_unstarted {
             for job in jobs.never_started.infos() {
                 if let Err(payload) = contain(|| hook(job.clone())) {
-                    tracing::error!(target: "tower_jobs", %job, "on_unstarted panicked");
+                    ignore_panic(
+                        || tracing::error!(target: "tower_jobs", %job, "on_unstarted panicked"),
+                    );
                     forget_panic(payload);
                 }
             }
         }
         let report = ShutdownReport { server: server.end(), jobs, phases };
-        report.log();
+        ignore_panic(|| report.log());
         report
     }
 }

@@ -12,14 +12,14 @@ use std::{
 
 use pin_project_lite::pin_project;
 use tokio::{runtime::Handle, time::Instant};
-use tracing::Span;
 
 use crate::{
-    body::{Body, Keep, Packed, PassThrough, Run, Stored, Unpacked, Work, in_span},
+    body::{Body, Keep, Packed, PassThrough, Run, Stored, Unpacked, Work},
     clock, config,
     contain::discard,
     error::{JobError, SpawnError, TrySpawnError},
     job::{Job, JobContext},
+    job_span::{JobSpan, in_span},
     lanes::Ticket,
     output::JobOutput,
     queue::{Admit, Refusal, Unique},
@@ -201,7 +201,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         let shared = self.shared;
         let timeout = self.options.timeout.take();
         let (record, span) = self.open(Kind::Blocking);
-        let run = run_blocking(closure, record.clone(), timeout, span.as_deref().cloned());
+        let run = run_blocking(closure, record.clone(), timeout, span.clone());
         let packed = Packed::new(|| Run::<_, Stored>::new(run, &record), None, span);
         Spawn::new(shared, record, packed.into_work())
     }
@@ -406,7 +406,7 @@ async fn run_blocking<C, R>(
     closure: C,
     record: Arc<Record>,
     timeout: Option<Duration>,
-    span: Option<Span>,
+    span: Option<JobSpan>,
 ) -> Outcome
 where
     C: FnOnce() -> R + Send + 'static,

@@ -8,7 +8,12 @@ use std::{
     future::{pending, ready},
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, mpsc as blocking},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+        mpsc as blocking,
+    },
+    thread::{self, ThreadId},
     time::Duration,
 };
 
@@ -31,6 +36,11 @@ use tokio::{
 use tower_jobs::{
     BoxError, JobOutput, Jobs, JobsLayer, Scheduler, ServerEnd, Shutdown, ShutdownReport,
     SpawnError, Stop, liveness, readiness,
+};
+use tracing_subscriber::{
+    Layer, Registry,
+    layer::{Context, SubscriberExt},
+    util::SubscriberInitExt,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -583,6 +593,43 @@ async fn the_report_is_one_line_and_serializes() {
     assert_eq!(json["jobs"]["cancelled"][0]["name"], "endless", "{json}");
     assert_eq!(json["phases"]["readiness"]["secs"], 0, "{json}");
     assert!(json["server"].is_string(), "{json}");
+}
+
+/// Panics whenever something is logged in this thread: its output has gone, say.
+struct Broken {
+    thread: ThreadId,
+    events: Arc<AtomicU32>,
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Broken {
+    fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
+        if thread::current().id() == self.thread {
+            self.events.fetch_add(1, Ordering::Relaxed);
+            panic!("nowhere to write to");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_panics_stops_no_shutdown() {
+    let events = Arc::new(AtomicU32::new(0));
+    let broken = Broken { thread: thread::current().id(), events: events.clone() };
+    Registry::default().with(broken).init();
+    let scheduler = Scheduler::builder().limit(1).build();
+    scheduler.spawn(sleep(SECOND)).await.unwrap();
+    scheduler.spawn(async { panic!("at the wrong moment") }).await.unwrap().await.unwrap_err();
+    for _ in 0..2 {
+        scheduler.spawn(pending::<()>()).await.unwrap();
+    }
+    let report = at_once(&scheduler)
+        .grace(2 * SECOND)
+        .on_unstarted(|_| panic!("no room on the disk"))
+        .serve(async |stop| stop.await)
+        .await;
+    let ended = (report.jobs.cancelled.len(), report.jobs.never_started.len());
+    assert_eq!(ended, (1, 1), "{report}");
+    // It shuts down, drains, could not save a job, and is over.
+    assert_eq!(events.load(Ordering::Relaxed), 4);
 }
 
 // Settings.

@@ -5,7 +5,10 @@ use std::{
     fmt::{self, Write},
     future::{Future, pending},
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
     task::{self, Wake},
 };
 
@@ -422,4 +425,86 @@ fn a_job_that_was_never_accepted_is_dropped_in_the_span_of_whoever_drops_it() {
     info_span!("request").in_scope(|| drop(spawn));
     recorder.assert("in [request]: dropped");
     recorder.assert("lazy: closed");
+}
+
+// Whose subscriber panics.
+
+/// Panics in one of its callbacks, once it is told to.
+#[derive(Clone)]
+struct Broken {
+    callback: &'static str,
+    is_on: Arc<AtomicBool>,
+    panics: Arc<AtomicUsize>,
+}
+
+impl Broken {
+    fn start(callback: &'static str) -> (Self, DefaultGuard) {
+        let broken = Self { callback, is_on: Arc::default(), panics: Arc::default() };
+        let guard = dispatcher::set_default(&Registry::default().with(broken.clone()).into());
+        (broken, guard)
+    }
+
+    fn called(&self, callback: &str) {
+        if self.callback == callback && self.is_on.load(Relaxed) {
+            self.panics.fetch_add(1, Relaxed);
+            panic!("a broken subscriber");
+        }
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Broken {
+    fn on_enter(&self, _: &Id, _: Context<'_, S>) {
+        self.called("enter");
+    }
+
+    fn on_exit(&self, _: &Id, _: Context<'_, S>) {
+        self.called("exit");
+    }
+
+    fn on_close(&self, _: Id, _: Context<'_, S>) {
+        self.called("close");
+    }
+
+    fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+        self.called("event");
+    }
+}
+
+/// Panics when it is dropped.
+struct Grenade;
+
+impl Drop for Grenade {
+    fn drop(&mut self) {
+        panic!("boom");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_that_panics_does_no_harm_to_jobs_or_the_scheduler() {
+    for callback in ["enter", "exit", "close", "event"] {
+        let (broken, _guard) = Broken::start(callback);
+        let scheduler = Scheduler::builder().limit(2).build();
+        let good = scheduler.try_spawn(async { yield_now().await }).expect("a place");
+        let failing = scheduler.try_spawn(async { Err::<(), _>("no") }).expect("a place");
+        let held = Grenade;
+        let never_run = scheduler.try_spawn(async move { drop(held) }).expect("a place");
+        let blocking = scheduler.job("thread").spawn_blocking(|| 7).await.expect("a place");
+        let late = scheduler.try_spawn(pending::<()>()).expect("a place");
+
+        broken.is_on.store(true, Relaxed);
+        drop(failing);
+        never_run.abort();
+        good.await.expect("no panic of its own");
+        assert_eq!(blocking.await.expect("no panic of its own"), 7);
+        yield_now().await;
+        assert!(late.is_active() && !scheduler.is_closed());
+        let report = scheduler.close().await;
+        broken.is_on.store(false, Relaxed);
+
+        assert!(broken.panics.load(Relaxed) > 0, "{callback}");
+        assert_eq!((report.cancelled.len(), scheduler.len()), (1, 0), "{callback}");
+        let stats = scheduler.stats();
+        assert_eq!((stats.completed, stats.failed, stats.panicked), (2, 1, 0), "{callback}");
+        assert_eq!((stats.accepted, stats.cancelled), (5, 2), "{callback}");
+    }
 }

@@ -1,0 +1,86 @@
+//! The span of a job. The subscriber behind it is not ours: what that panics with goes no further
+//! than here, once the job is taken in.
+
+use std::mem;
+
+use tracing::{Level, Span, level_filters::LevelFilter, span};
+
+use crate::{contain::ignore_panic, record::Record};
+
+/// How the span of a job is tied to the span in which it was spawned.
+///
+/// Every job runs in a span of its own, `job`, of level `INFO` and the target `tower_jobs`, with the
+/// fields `id`, `name` and `request`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SpanLink {
+    /// It follows from that span, which may close before the job ends. The default.
+    #[default]
+    FollowsFrom,
+    /// It is a child of that span, which then stays open until the job has ended.
+    Child,
+    /// It is a root, with no tie.
+    None,
+}
+
+/// On the heap, since most jobs have none: nobody would see it.
+#[derive(Clone)]
+pub(crate) struct JobSpan(Box<Span>);
+
+impl JobSpan {
+    /// The span that the job runs in, unless nobody would see it.
+    #[inline]
+    pub(crate) fn new(link: SpanLink, job: &Record) -> Option<Self> {
+        // For applications that have tracing write to `log`, the macro would make all fields of a
+        // span that there will not be, and a line of them for each job.
+        if LevelFilter::current() < Level::INFO {
+            return None;
+        }
+        macro_rules! job_span {
+            ($($parent:tt)*) => {
+                tracing::info_span!(
+                    target: "tower_jobs", $($parent)* "job", id = %job.id(), name = %job.name(),
+                    request = job.request_label().map(|label| &**label)
+                )
+            };
+        }
+        let span = match link {
+            SpanLink::Child => job_span!(),
+            SpanLink::None | SpanLink::FollowsFrom => job_span!(parent: None,),
+        };
+        if span.is_disabled() {
+            return None;
+        }
+        if link == SpanLink::FollowsFrom {
+            span.follows_from(Span::current().id());
+        }
+        Some(Self(Box::new(span)))
+    }
+
+    pub(crate) fn enter(&self) -> Entered<'_> {
+        let mut entered = None;
+        ignore_panic(|| entered = Some(self.0.enter()));
+        Entered(entered)
+    }
+}
+
+impl Drop for JobSpan {
+    fn drop(&mut self) {
+        let span = mem::replace(&mut *self.0, Span::none());
+        ignore_panic(|| drop(span));
+    }
+}
+
+pub(crate) struct Entered<'a>(Option<span::Entered<'a>>);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let entered = self.0.take();
+        ignore_panic(|| drop(entered));
+    }
+}
+
+pub(crate) fn in_span<T>(span: Option<&JobSpan>, code: impl FnOnce() -> T) -> T {
+    let _entered = span.map(JobSpan::enter);
+    code()
+}
