@@ -57,30 +57,48 @@ impl JobSpan {
         Some(Self(Box::new(span)))
     }
 
-    pub(crate) fn enter(&self) -> Entered<'_> {
+    // Not inlined, here and below: it is not to be in the way of the jobs that have no span.
+    #[inline(never)]
+    fn enter(&self) -> Option<span::Entered<'_>> {
         let mut entered = None;
         ignore_panic(|| entered = Some(self.0.enter()));
-        Entered(entered)
+        entered
     }
 }
 
 impl Drop for JobSpan {
+    #[inline(never)]
     fn drop(&mut self) {
         let span = mem::replace(&mut *self.0, Span::none());
         ignore_panic(|| drop(span));
     }
 }
 
+/// A span that is entered until this is dropped, if there is one.
 pub(crate) struct Entered<'a>(Option<span::Entered<'a>>);
 
-impl Drop for Entered<'_> {
-    fn drop(&mut self) {
-        let entered = self.0.take();
-        ignore_panic(|| drop(entered));
+impl<'a> Entered<'a> {
+    #[inline(always)]
+    pub(crate) fn new(span: Option<&'a JobSpan>) -> Self {
+        Self(span.and_then(JobSpan::enter))
     }
 }
 
+impl Drop for Entered<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(entered) = self.0.take() {
+            leave(entered);
+        }
+    }
+}
+
+#[inline(never)]
+fn leave(entered: span::Entered<'_>) {
+    ignore_panic(|| drop(entered));
+}
+
 pub(crate) fn in_span<T>(span: Option<&JobSpan>, code: impl FnOnce() -> T) -> T {
-    let _entered = span.map(JobSpan::enter);
+    let _entered = Entered::new(span);
     code()
 }

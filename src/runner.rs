@@ -28,7 +28,7 @@ use crate::{
     contain::{contain, discard, forget_panic, ignore_panic, notify, wake},
     error::{JobError, SpawnError},
     job_list::Drained,
-    job_span::{JobSpan, SpanLink, in_span},
+    job_span::{Entered, JobSpan, SpanLink, in_span},
     lanes::Ticket,
     queue::{Admit, Advance, Call, Effects, More, Next, Queue, Reach, Refusal},
     record::{Extras, Failure, Kind, Record},
@@ -683,7 +683,7 @@ impl Runner {
         let Occupied { shared, entry: Some(entry), .. } = &self.place else {
             unreachable!("a runner without a job is finished");
         };
-        let entered = self.span.as_ref().map(JobSpan::enter);
+        let entered = Entered::new(self.span.as_ref());
         let work = &mut self.work;
         let mut outcome = if !entry.must_stop() || entry.kind() == Kind::Blocking {
             let polled = contain(|| {
