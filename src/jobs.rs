@@ -203,9 +203,10 @@ impl<M> Jobs<M> {
 /// closes first.
 ///
 /// "Handed to the server" is not "received by the client", nor even "written to the socket": no
-/// server tells. A job lets the tasks that are ready go first, so the server writes what the socket
-/// takes before the job runs. But a server takes a frame of any size, and while a job blocks the
-/// only thread of a runtime, the rest of a big one waits.
+/// server tells. But a job does not hold up what the socket takes: over HTTP/1 a server writes that
+/// in the same step, before its thread can run the job; over later versions, where another task
+/// writes, the job lets the tasks that are ready go first. (A server takes a frame of any size, and
+/// while a job blocks the only thread of a runtime, the rest of a big one waits.)
 ///
 /// Called when the response is already over, from a job for example, these start the job at once.
 impl<M> Jobs<M> {

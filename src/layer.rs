@@ -169,7 +169,8 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let is_head = request.method() == Method::HEAD;
-        let scope = Arc::new(request::Request::new(self.layer.origin(&request)));
+        let origin = self.layer.origin(&request);
+        let scope = Arc::new(request::Request::new(origin, request.version()));
         // From here on the response ends somehow, even if the inner service panics in `call`.
         let guard = ResponseGuard::new(scope.clone());
         let jobs = Jobs::<M>::new(self.layer.scheduler.clone(), scope);

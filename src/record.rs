@@ -187,8 +187,8 @@ impl fmt::Debug for Options {
 pub(crate) enum Kind {
     /// Ends by having its future dropped.
     Plain,
-    /// Like plain, after the response: lets the tasks that are ready go first.
-    Deferred,
+    /// Like plain, after a response that another task writes: lets the tasks that are ready go first.
+    Polite,
     /// Is told to end, and has its future dropped when it does not listen.
     Cooperative,
     /// Cannot be ended, once it has been [taken up](Record::take_up) by a thread.

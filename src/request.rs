@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use http::{Extensions, Method, Uri, uri::PathAndQuery};
+use http::{Extensions, Method, Uri, Version, uri::PathAndQuery};
 use once_cell::race::OnceBox;
 use tokio::sync::Notify;
 
@@ -58,23 +58,31 @@ pub(crate) struct Request {
     response: Ending<Callback>,
     /// There are never more of them than a scheduler has room for.
     jobs: AtomicU32,
+    is_multiplexed: bool,
     /// Notified whenever one of its jobs has ended, once anybody has waited for that.
     ended: OnceBox<Notify>,
 }
 
 impl Request {
-    pub(crate) fn new(origin: Origin) -> Self {
+    pub(crate) fn new(origin: Origin, version: Version) -> Self {
         Self {
             origin,
             label: OnceBox::new(),
             response: Ending::new(),
             jobs: AtomicU32::new(0),
+            is_multiplexed: version > Version::HTTP_11,
             ended: OnceBox::new(),
         }
     }
 
     pub(crate) fn label(&self) -> &Arc<str> {
         self.label.get_or_init(|| Box::new(self.origin.label()))
+    }
+
+    /// Whether the connection has other requests at the same time (HTTP/2, 3). A server drops the body
+    /// of the response in another task then than the one that writes it.
+    pub(crate) fn is_multiplexed(&self) -> bool {
+        self.is_multiplexed
     }
 
     // The response.

@@ -553,7 +553,7 @@ impl Occupied {
 
     fn occupy(&mut self, mut work: Work) -> Taken {
         let (entry, span) = work.as_mut().unpack();
-        let goes_last = entry.kind() == Kind::Deferred;
+        let goes_last = entry.kind() == Kind::Polite;
         self.entry = Some(entry);
         Taken { work, span, goes_last }
     }

@@ -341,7 +341,8 @@ impl JobBuilder<'_, RequestScope> {
         F: Future<Output: JobOutput> + Send + 'static,
     {
         let (shared, request) = (self.shared, self.request().clone());
-        let (record, run) = self.pack(Kind::Deferred, |record| Run::<_, Keep>::new(future, record));
+        let kind = if request.is_multiplexed() { Kind::Polite } else { Kind::Plain };
+        let (record, run) = self.pack(kind, |record| Run::<_, Keep>::new(future, record));
         admit_now(shared, &record, run, Admit::Deferred)
             .map_err(|error| error.map(Run::into_future))?;
         let (entry, owner) = (record.clone(), shared.clone());

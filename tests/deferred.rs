@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use http_body_util::Empty;
 use hyper::body::{Bytes, Frame};
 use tokio::sync::{Notify, mpsc};
@@ -36,16 +36,25 @@ struct Open<B> {
     response: Response<ResponseBody<B>>,
 }
 
-async fn respond_with<B: hyper::body::Body>(scheduler: &Scheduler, body: B) -> Open<B> {
+async fn respond_over<B: hyper::body::Body>(
+    version: Version,
+    scheduler: &Scheduler,
+    body: B,
+) -> Open<B> {
     let body = Cell::new(Some(body));
     let inner = service_fn(|_: Request<()>| {
         ready(Ok::<_, Infallible>(Response::new(body.take().expect("one request"))))
     });
     let service =
         tower::ServiceBuilder::new().layer(JobsLayer::new(scheduler.clone())).service(inner);
-    let response = service.oneshot(Request::new(())).await.unwrap();
+    let request = Request::builder().version(version).body(()).unwrap();
+    let response = service.oneshot(request).await.unwrap();
     let jobs = response.extensions().get::<Jobs>().unwrap().clone();
     Open { jobs, response }
+}
+
+async fn respond_with<B: hyper::body::Body>(scheduler: &Scheduler, body: B) -> Open<B> {
+    respond_over(Version::HTTP_11, scheduler, body).await
 }
 
 /// With no body: dropped, it is complete.
@@ -464,12 +473,12 @@ async fn the_run_timeout_of_a_deferred_job_begins_when_it_starts() {
     assert_eq!(began.elapsed(), second);
 }
 
-/// It lets other tasks go first: until it has, nothing of it has run.
+/// Over HTTP/2 it lets other tasks go first: until it has, nothing of it has run.
 #[tokio::test]
 async fn a_job_that_is_aborted_once_its_response_is_over_never_runs() {
-    for turns in [0, 1] {
+    for (version, turns) in [(Version::HTTP_11, 0), (Version::HTTP_2, 0), (Version::HTTP_2, 1)] {
         let scheduler = scheduler(1, 10);
-        let open = respond(&scheduler).await;
+        let open = respond_over(version, &scheduler, Empty::<Bytes>::new()).await;
         // In a task, which takes turns with that of the job.
         let ran = tokio::spawn(async move {
             let ran = Arc::new(AtomicBool::new(false));
@@ -485,7 +494,25 @@ async fn a_job_that_is_aborted_once_its_response_is_over_never_runs() {
             check(&scheduler, |stats| (stats.accepted, stats.cancelled) = (1, 1));
             ran.load(Relaxed)
         });
-        assert!(!ran.await.unwrap(), "after {turns} turns");
+        assert!(!ran.await.unwrap(), "after {turns} turns, {version:?}");
+    }
+}
+
+/// Where one task has the body and writes it, that has done so before any other can run.
+#[tokio::test]
+async fn over_http_1_a_job_runs_in_the_first_turn_after_its_response() {
+    for (version, runs) in
+        [(Version::HTTP_10, true), (Version::HTTP_11, true), (Version::HTTP_2, false)]
+    {
+        let scheduler = scheduler(1, 10);
+        let open = respond_over(version, &scheduler, Empty::<Bytes>::new()).await;
+        let ran = tokio::spawn(async move {
+            let job = open.jobs.after_response(async {}).unwrap();
+            drop(open);
+            give_way_once().await;
+            job.is_finished()
+        });
+        assert_eq!(ran.await.unwrap(), runs, "{version:?}");
     }
 }
 
