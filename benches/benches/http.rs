@@ -260,7 +260,7 @@ fn servers() -> [Server; 9] {
 }
 
 fn requests(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
-    let (rounds, window) = if is_brief() { (1, 40) } else { (17, 200) };
+    let (rounds, window) = if is_brief() { (1, 40) } else { (41, 200) };
     let connections = 16;
     let host = Host::new(flavour);
     let servers = servers();
