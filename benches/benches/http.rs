@@ -15,7 +15,7 @@
 //!
 //! On two cores, two workers that are never idle leave the generator none. How late it is to send, and
 //! to read where the kernel keeps the time, is not in its figures; but whenever it is given a core, a
-//! worker has to do without. Beside a current-thread runtime it has one to itself.
+//! worker has to do without. Beside one worker, or a current-thread runtime, it has one to itself.
 
 use std::{
     future::Future,
@@ -32,7 +32,7 @@ use std::{
 
 use axum::{Router, routing::get};
 use tokio::{
-    runtime::Handle,
+    runtime::{self, Handle},
     sync::{Semaphore, oneshot},
 };
 use tokio_util::task::TaskTracker;
@@ -55,13 +55,16 @@ fn main() {
     for flavour in Flavour::ALL {
         requests(flavour, &mut generator, &mut report);
     }
-    for flavour in Flavour::ALL {
-        backlogs(flavour, &mut generator, &mut report);
-    }
+    let [several, one] = Flavour::ALL;
+    let mut one_worker = several.builder();
+    one_worker.worker_threads(1);
+    backlogs(several.name(), several.builder(), &mut generator, &mut report);
+    backlogs("multi-thread with one worker", one_worker, &mut generator, &mut report);
+    backlogs(one.name(), one.builder(), &mut generator, &mut report);
     report.finish();
 }
 
-/// A runtime with servers, on a thread of its own. Two workers, or that one thread.
+/// A runtime with servers, on a thread of its own. It has workers, or that one thread.
 struct Host {
     handle: Handle,
     // Both taken by `drop` alone.
@@ -70,11 +73,11 @@ struct Host {
 }
 
 impl Host {
-    fn new(flavour: Flavour) -> Self {
+    fn new(mut builder: runtime::Builder) -> Self {
         let (send, receive) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         let thread = thread::spawn(move || {
-            let runtime = flavour.builder().enable_all().build().expect("a runtime");
+            let runtime = builder.enable_all().build().expect("a runtime");
             send.send(runtime.handle().clone()).expect("the main thread waits");
             drop(runtime.block_on(stopped));
         });
@@ -262,7 +265,7 @@ fn servers() -> [Server; 9] {
 fn requests(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
     let (rounds, window) = if is_brief() { (1, 40) } else { (41, 200) };
     let connections = 16;
-    let host = Host::new(flavour);
+    let host = Host::new(flavour.builder());
     let servers = servers();
     let addresses = servers.each_ref().map(|server| host.serve(server.router.clone()));
     let mut asked = [0; 9];
@@ -447,11 +450,11 @@ const LATE: &str = "generator late, p99.9 µs";
 /// What `backlogs` compares everybody to.
 const IDLE: usize = 0;
 
-fn backlogs(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
+fn backlogs(name: &str, builder: runtime::Builder, generator: &mut Generator, report: &mut Report) {
     let (rounds, window, size) = if is_brief() { (1, 100, 20_000) } else { (11, 800, 1_000_000) };
     // So many that the rate can be kept even when every response takes 10 ms.
     let (connections, rate) = (64, 4000);
-    let host = Host::new(flavour);
+    let host = Host::new(builder);
     let scheduler = scheduler(Some(LIMIT));
     let address = host.serve(hello().layer(JobsLayer::new(scheduler.clone())));
 
@@ -510,7 +513,6 @@ fn backlogs(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
         Turn { told, computed: f64::NAN, jobs }
     });
 
-    let name = flavour.name();
     report.heading(&format!("A route beside 1 M jobs, {rate} requests/s, {name}"));
     report.text(&format!("Medians of {} rounds.", rounds.rounds.len()));
     let columns = ["backlog", "jobs/s", "p50 µs", "p99 µs", "p99.9 µs", "p99.9 of idle", LATE];
@@ -528,7 +530,7 @@ fn backlogs(flavour: Flavour, generator: &mut Generator, report: &mut Report) {
         format!("µs, median; less is better; {BARE_TASKS}, is in the table alone"),
         others.map(|(name, [figure])| (name, figure)),
     );
-    report.chart(&format!("beside-{name}"), &chart);
+    report.chart(&format!("beside-{}", name.replace(' ', "-")), &chart);
     for who in [2, 3] {
         let title = format!("p99.9 of a route beside {}, {name}, of idle", rounds.names[who]);
         report.goals.at_most(title, Some(rounds.ratio(P999, who, IDLE)), 1.5, 1.1);
