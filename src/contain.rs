@@ -45,7 +45,7 @@ pub(crate) fn wake(waker: Waker) {
     ignore_panic(|| waker.wake());
 }
 
-/// Wakes all that wait, by wakers of any make.
+/// Wakes all that wait, by wakers of any make. One that panics may keep others from being woken.
 pub(crate) fn notify(all: &Notify) {
     ignore_panic(|| all.notify_waiters());
 }

@@ -84,7 +84,9 @@ impl Shared {
 
     async fn close_after(self: &Arc<Self>, close_timeout: Duration) -> DrainReport {
         self.start_draining();
-        let deadline = *self.close_deadline.get_or_init(|| Instant::now() + close_timeout);
+        let own = Instant::now() + close_timeout;
+        // Who closes later does not put it off, and who must be done earlier does not wait for it.
+        let deadline = own.min(*self.close_deadline.get_or_init(|| own));
         self.close_now();
         self.for_each_job(|(entry, _)| match entry.kind() {
             Kind::Cooperative => entry.cancel(),
@@ -175,7 +177,8 @@ impl Shared {
             // One that has ended in this very moment keeps the result it has.
             if still_runs {
                 let error = JobError::close_timeout(self.config.close_timeout);
-                discard(entry.fail(error));
+                let replaced = entry.fail(error).map(|replaced| Discarded(Some(replaced)));
+                self.drop_apart(replaced.into_iter().collect());
                 self.settle(&entry);
                 entry.publish();
             }
@@ -197,6 +200,15 @@ impl Shared {
             elapsed: now.saturating_duration_since(began),
             at: Moment::of(now),
         }
+    }
+}
+
+/// What a job had returned that is not let go. Contains what its `Drop` does.
+struct Discarded<T>(Option<T>);
+
+impl<T> Drop for Discarded<T> {
+    fn drop(&mut self) {
+        discard(self.0.take());
     }
 }
 

@@ -74,7 +74,11 @@ impl<T> Job<T> {
 
     /// Where the job is in its life.
     pub fn state(&self) -> JobState {
-        self.shared.state(&self.record)
+        match self.shared.state(&self.record) {
+            // It has left the queue, and who awaits it is about to be told.
+            JobState::Finished if !self.record.is_finished() => JobState::Active,
+            state => state,
+        }
     }
 
     /// What is known of the job now.
@@ -97,7 +101,7 @@ impl<T> Job<T> {
         self.state() == JobState::Active
     }
 
-    /// Whether the job has ended, one way or another.
+    /// Whether the job has ended, one way or another. Awaiting it then gives the result at once.
     pub fn is_finished(&self) -> bool {
         self.state() == JobState::Finished
     }

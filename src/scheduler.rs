@@ -48,7 +48,8 @@ use crate::{
 /// A scheduler belongs to one tokio runtime, with time enabled: the one given to
 /// [`runtime`](crate::SchedulerBuilder::runtime), else the one in which its first job is spawned.
 /// Spawning from another runtime or from a plain thread afterwards runs the job there. When that
-/// runtime goes away the scheduler closes, and accounts for its jobs as for any others.
+/// runtime goes away the scheduler closes, and accounts for its jobs as for any others. (What a
+/// blocking closure that still runs then returns, nobody hears of.)
 ///
 /// # Tasks
 ///

@@ -16,7 +16,7 @@ use tokio::{runtime::Handle, time::Instant};
 use crate::{
     body::{Body, Keep, Packed, PassThrough, Run, Stored, Unpacked, Work},
     clock, config,
-    contain::discard,
+    contain::{contain, discard},
     error::{JobError, SpawnError, TrySpawnError},
     job::{Job, JobContext},
     job_span::{JobSpan, in_span},
@@ -448,12 +448,16 @@ struct Shielded<T: JobOutput + Send + 'static>(Job<T>);
 
 impl<T: JobOutput + Send + 'static> Drop for Shielded<T> {
     fn drop(&mut self) {
-        let unread = self.0.take_unread().map(|result| {
-            result.and_then(|output| output.into_result().map(discard).map_err(JobError::failed))
-        });
-        if let Some(Err(error)) = unread {
-            self.0.report(error);
-        }
+        let error = match self.0.take_unread() {
+            None => return,
+            Some(Err(error)) => error,
+            Some(Ok(output)) => match contain(|| output.into_result()) {
+                Ok(Ok(value)) => return discard(value),
+                Ok(Err(error)) => JobError::failed(error),
+                Err(payload) => JobError::panicked(payload),
+            },
+        };
+        self.0.report(error);
     }
 }
 

@@ -3,8 +3,9 @@
 
 use std::{
     future::{Future, pending},
+    pin::Pin,
     sync::{Arc, Mutex, mpsc as threads},
-    task::{Context, Wake, Waker},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -182,7 +183,7 @@ async fn without_a_close_timeout_nothing_is_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn a_draining_scheduler_accepts_jobs_of_anyone_and_waits_for_them() {
-    type Boxed = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+    type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
     fn generation(scheduler: Scheduler, left: u32) -> Boxed {
         Box::pin(async move {
             sleep(SECOND).await;
@@ -624,6 +625,41 @@ async fn a_job_that_never_yields_does_not_hold_wait_and_close_past_its_deadline(
     assert!(release.send(()).is_ok(), "it is stuck still");
     assert_eq!(scheduler.close().await.to_string(), report.to_string());
     assert_accounted_for(&scheduler);
+}
+
+/// Its value holds the thread that drops it, and so does the future after it has given that.
+struct Clingy<F: FnMut()>(Option<OnDrop<F>>, #[allow(dead_code, reason = "dropped")] OnDrop<F>);
+
+impl<F: FnMut() + Unpin> Future for Clingy<F> {
+    type Output = Vec<OnDrop<F>>;
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(self.0.take().into_iter().collect())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_value_of_an_abandoned_job_does_not_hold_up_closing() {
+    let scheduler = short_times().build();
+    let (begun, begins) = threads::channel();
+    let hold = || {
+        let (release, released) = threads::channel::<()>();
+        let (begun, released) = (begun.clone(), Mutex::new(released));
+        let code = move || {
+            begun.send(()).expect("heard");
+            wait_for(&released.lock().expect("no panic"));
+        };
+        (release, OnDrop(code))
+    };
+    let ((_release_value, value), (_release_future, rest)) = (hold(), hold());
+    let job = scheduler.job("clingy").spawn(Clingy(Some(value), rest)).await.unwrap();
+    begins.recv_timeout(PLENTY).expect("its future is dropped");
+    let closer = scheduler.clone();
+    let closing = tokio::spawn(async move { closer.close().await });
+    let report = timeout(PLENTY / 4, closing).await.expect("in time").unwrap();
+    assert_eq!(names(&report.abandoned), ["clingy"]);
+    begins.recv_timeout(PLENTY).expect("its value is dropped, elsewhere");
+    assert!(job.await.err().expect("no value").is_close_timeout());
 }
 
 #[tokio::test]

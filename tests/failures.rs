@@ -22,7 +22,9 @@ use tokio::{
 };
 use tokio_test::{assert_pending, task};
 use tower::{Layer, ServiceExt};
-use tower_jobs::{Failure, Job, JobError, Jobs, JobsLayer, Outcome, Scheduler};
+use tower_jobs::{
+    BoxError, Failure, Job, JobError, JobOutput, Jobs, JobsLayer, Outcome, Scheduler,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -313,6 +315,32 @@ async fn that_a_job_did_not_end_in_time_is_told_once_and_its_own_failure_as_well
     }
 }
 
+/// A failure that cannot even be told.
+#[derive(Debug)]
+struct Unspeakable;
+
+impl JobOutput for Unspeakable {
+    type Value = ();
+
+    fn into_result(self) -> Result<(), BoxError> {
+        panic!("no words")
+    }
+
+    fn is_failure(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn a_shielded_failure_that_panics_when_it_is_asked_for_is_told_as_a_panic() {
+    let (scheduler, mut failures) = watched();
+    let mut caller = task::spawn(scheduler.shield(async { Unspeakable }));
+    assert_pending!(caller.poll());
+    scheduler.wait_idle().await;
+    drop(caller);
+    assert_told(How::Panic, &mut failures);
+}
+
 #[tokio::test]
 async fn what_was_cancelled_has_not_failed() {
     let (scheduler, mut failures) = watched();
@@ -457,7 +485,7 @@ async fn without_a_hook_a_panic_is_logged_with_its_text() {
 /// Whatever `panics` does, the next job runs in the same place and the scheduler stays open.
 async fn assert_contained<F>(scheduler: Scheduler, panics: F, outcome: Outcome)
 where
-    F: Future<Output: tower_jobs::JobOutput> + Send + 'static,
+    F: Future<Output: JobOutput> + Send + 'static,
 {
     drop(scheduler.spawn(panics).await.expect("there is a place"));
     let next = scheduler.spawn(async { 7 }).await.expect("there is a place");

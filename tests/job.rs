@@ -8,7 +8,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -518,4 +518,29 @@ async fn the_context_can_be_asked_again_and_again() {
     job.close().await.unwrap();
     assert_eq!((told.recv().await, told.recv().await), (Some(false), Some(true)));
     assert_eq!(scheduler.stats().completed, 1);
+}
+
+#[tokio::test]
+async fn a_job_has_finished_once_it_can_be_awaited_and_not_before() {
+    /// Notes what its own handle says while it is dropped.
+    struct Looks(Arc<OnceLock<Job<()>>>, Arc<Mutex<Vec<(JobState, bool)>>>);
+
+    impl Drop for Looks {
+        fn drop(&mut self) {
+            let job = self.0.get().expect("spawned");
+            self.1.lock().unwrap().push((job.state(), job.is_finished()));
+        }
+    }
+
+    let scheduler = Scheduler::builder().limit(1).build();
+    let running = scheduler.spawn(pending::<()>()).await.unwrap();
+    let (handle, seen) = (Arc::default(), Arc::default());
+    let looks = Looks(Arc::clone(&handle), Arc::clone(&seen));
+    let waiting = scheduler.spawn(async move { drop(looks) }).await.unwrap();
+    handle.set(waiting).unwrap();
+    let waiting = handle.get().unwrap();
+    waiting.abort();
+    assert_eq!(*seen.lock().unwrap(), [(JobState::Active, false)]);
+    assert!(waiting.is_finished() && waiting.state() == JobState::Finished);
+    drop(running);
 }

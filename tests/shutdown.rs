@@ -292,6 +292,22 @@ async fn a_grace_of_nothing_closes_at_once() {
     assert!(report.jobs.elapsed <= LANDING, "{report}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_has_begun_to_close_before_does_not_put_off_the_end() {
+    let scheduler = Scheduler::builder().close_timeout(10 * SECOND).build();
+    scheduler.job("deaf").spawn_with(async |_context| pending::<()>().await).await.unwrap();
+    yield_now().await;
+    {
+        let mut close = tokio_test::task::spawn(scheduler.close());
+        tokio_test::assert_pending!(close.poll());
+    }
+    sleep(SECOND).await;
+    let began = Instant::now();
+    let report = at_once(&scheduler).grace(5 * SECOND).serve(async |stop| stop.await).await;
+    assert_eq!(names(&report.jobs.timed_out), ["deaf"], "{report}");
+    assert_eq!(began.elapsed(), 5 * SECOND - LANDING);
+}
+
 // Servers.
 
 #[tokio::test(start_paused = true)]
