@@ -21,7 +21,7 @@ use crate::{
 use pin_project_lite::pin_project;
 use tokio::{
     task::coop,
-    time::{self, Sleep},
+    time::{self, Instant, Sleep},
 };
 
 /// Has stored the job's result in its record when it is ready.
@@ -129,13 +129,20 @@ pin_project! {
 /// The clock starts when the job does: at the first poll.
 struct Timer {
     after: Duration,
+    /// Known from the first poll on; none if that is out of all reach.
+    end: Option<Option<Instant>>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Timer {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn begin(&mut self) {
         let after = self.after;
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(time::sleep(after)));
+        self.end.get_or_insert_with(|| Instant::now().checked_add(after));
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(Some(end)) = self.end else { return Poll::Pending };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(time::sleep_until(end)));
         // A job that uses up its cooperative budget in every poll must not put off its end.
         Pin::new(&mut coop::unconstrained(sleep)).poll(cx)
     }
@@ -144,6 +151,9 @@ impl Timer {
 impl<B: Body> Body for Equipped<B> {
     fn poll(self: Pin<&mut Self>, record: &Record, cx: &mut Context<'_>) -> Poll<Outcome> {
         let this = self.project();
+        if let Some(timer) = this.timer {
+            timer.begin();
+        }
         if let Poll::Ready(outcome) = this.body.poll(record, cx) {
             return Poll::Ready(outcome);
         }
@@ -180,7 +190,7 @@ impl<B: Body + 'static> Packed<B> {
         Self(match (timeout, span) {
             (None, None) => Package::Bare(Box::new(make())),
             (timeout, span) => {
-                let timer = timeout.map(|after| Timer { after, sleep: None });
+                let timer = timeout.map(|after| Timer { after, end: None, sleep: None });
                 Package::Equipped(Box::new(Equipped { body: make(), timer, span }))
             }
         })

@@ -417,11 +417,15 @@ impl Shared {
         let info = || job.info(self.state(job), Moment::now());
         let failure = Failure { job: info(), error };
         // The hook is not ours, nor is the error: showing it, or dropping it, may panic.
-        let tell = || match &self.on_failure {
-            Some(hook) => hook(failure),
-            None => log_failure(failure),
+        let told = match &self.on_failure {
+            Some(hook) => contain(|| hook(failure)),
+            None => {
+                let told = contain(|| log_failure(&failure));
+                discard(failure);
+                told
+            }
         };
-        if let Err(payload) = contain(tell) {
+        if let Err(payload) = told {
             let error = JobError::panicked(payload);
             let job = info();
             ignore_panic(|| {
@@ -465,15 +469,17 @@ impl Shared {
     /// it failed.
     fn drop_unstarted(&self, entry: &Entry, mut work: Work, error: JobError) {
         let (_, span) = work.as_mut().unpack();
-        let dropped = in_span(span.as_ref(), || contain(|| drop(work)));
-        discard(entry.fail(dropped.map_or_else(JobError::panicked, |()| error)));
-        self.settle(entry);
+        in_span(span.as_ref(), || {
+            let dropped = contain(|| drop(work));
+            discard(entry.fail(dropped.map_or_else(JobError::panicked, |()| error)));
+            self.settle(entry);
+        });
+        drop(span);
         entry.publish();
     }
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "who reports a failure drops it")]
-fn log_failure(failure: Failure) {
+fn log_failure(failure: &Failure) {
     let job = &failure.job;
     tracing::error!(
         target: "tower_jobs",
@@ -634,6 +640,8 @@ struct Runner {
     goes_last: bool,
     jobs_are_short: bool,
     is_on_one_thread: bool,
+    /// As the clock was read last.
+    read: Moment,
     /// When tokio last looked for I/O because of this runner.
     looked: Moment,
     place: Occupied,
@@ -649,6 +657,7 @@ impl Runner {
             goes_last: false,
             jobs_are_short: false,
             is_on_one_thread,
+            read: Moment::NEVER,
             looked: Moment::NEVER,
             place,
         }
@@ -715,7 +724,10 @@ impl Runner {
             Outcome::Cancelled
         };
         if let Some(work) = work.take() {
-            if let Err(payload) = contain(|| drop(work)) {
+            if outcome == Outcome::Panicked {
+                // What went wrong first is told.
+                discard(work);
+            } else if let Err(payload) = contain(|| drop(work)) {
                 discard(entry.fail(JobError::panicked(payload)));
                 outcome = Outcome::Panicked;
             }
@@ -741,9 +753,18 @@ struct Turn {
 }
 
 impl Turn {
-    fn new(is_on_one_thread: bool) -> Self {
+    /// `read` is when the clock was last read, and is that again when this is over.
+    fn new(is_on_one_thread: bool, jobs_are_short: bool, read: Moment) -> Self {
         let pace = if is_on_one_thread { &ONE_THREAD } else { &SEVERAL_THREADS };
-        Self { pace, jobs: 0, now: Moment::NEVER, end: Moment::NEVER, unread: 0 }
+        // Of the first job, too, one must know whether it was long: who awaits it may be kept waiting
+        // by the next. If jobs have been short it is enough to know that since the last turn.
+        let (now, end) = if jobs_are_short {
+            (read, Moment::NEVER)
+        } else {
+            let now = Moment::now();
+            (now, now.plus(pace.time))
+        };
+        Self { pace, jobs: 0, now, end, unread: 0 }
     }
 
     /// The time, and whether there is some left. `are_short` is what jobs were like, and are.
@@ -753,10 +774,9 @@ impl Turn {
             self.unread -= 1;
         } else {
             let last = mem::replace(&mut self.now, Moment::now());
-            if last == Moment::NEVER {
+            *are_short = self.now < last.plus(SHORT);
+            if self.end == Moment::NEVER {
                 self.end = self.now.plus(self.pace.time);
-            } else {
-                *are_short = self.now < last.plus(SHORT);
             }
             self.unread = if *are_short { UNREAD } else { 0 };
         }
@@ -778,7 +798,7 @@ impl Future for Runner {
             let Some(taken) = self.place.come(reach) else { return self.place.wait(cx) };
             self.take_on(taken);
         }
-        let mut turn = Turn::new(self.is_on_one_thread);
+        let mut turn = Turn::new(self.is_on_one_thread, self.jobs_are_short, self.read);
         loop {
             // Over HTTP/2 a response's body is dropped in another task than the one that writes it: a
             // job that blocked this thread at once would hold up the very response it waited for.
@@ -788,6 +808,7 @@ impl Future for Runner {
             }
             let outcome = ready!(self.poll_job(cx));
             let (now, may_go_on) = turn.job_ended(&mut self.jobs_are_short);
+            self.read = now;
             match self.place.advance(outcome, now, may_go_on) {
                 Some(taken) => self.take_on(taken),
                 None if self.place.called.is_some() => {

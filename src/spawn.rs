@@ -421,7 +421,11 @@ where
     };
     #[expect(clippy::disallowed_methods, reason = "a job is polled inside its runtime")]
     let runtime = Handle::current();
-    let mut thread = runtime.spawn_blocking(move || in_span(span.as_ref(), run));
+    let mut closure = Unrun { closure: Some(run), span };
+    let mut thread = runtime.spawn_blocking(move || {
+        let run = closure.closure.take();
+        in_span(closure.span.as_ref(), || run.and_then(|run| run()))
+    });
     let ended = poll_fn(|cx| {
         if record.must_stop() && record.take_up() {
             // No thread will run it, but its handle resolves only when one has had a look.
@@ -440,6 +444,20 @@ where
             record.end(JobError::panicked(error.into_panic()), Outcome::Panicked)
         }
         (Ok(None) | Err(_), _) => record.end(JobError::cancelled(), Outcome::Cancelled),
+    }
+}
+
+/// A closure that no thread may ever come to: it is then dropped where it belongs.
+struct Unrun<C> {
+    closure: Option<C>,
+    span: Option<JobSpan>,
+}
+
+impl<C> Drop for Unrun<C> {
+    fn drop(&mut self) {
+        if let Some(closure) = self.closure.take() {
+            in_span(self.span.as_ref(), || discard(closure));
+        }
     }
 }
 
