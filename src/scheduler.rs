@@ -63,8 +63,8 @@ use crate::{
 /// Other tasks have their turn after 4 jobs or 2 µs: tokio looks for I/O after 61 such turns, or
 /// what the runtime's `event_interval` says, as long as all threads have something to do. On a
 /// runtime of one thread it is after 16 jobs or 10 µs, and the scheduler has tokio look about every
-/// 50 µs. (While jobs take less than 2 µs, the time is looked at after every fourth.) So what is a
-/// task's is not a job's: [`tokio::task::id`] says nothing about it, and the jobs of one turn share
+/// 50 µs. (While jobs take less than 2 µs, the time is looked at after every fourth.) Who awaits one
+/// of them may have to wait for the end of its turn. So what is a task's is not a job's: [`tokio::task::id`] says nothing about it, and the jobs of one turn share
 /// the cooperative budget (a used-up one ends the turn). A job's span, panics and drop are its own.
 ///
 /// # Dropping

@@ -18,7 +18,7 @@ use std::{
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     task::yield_now,
-    time::sleep,
+    time::{Instant, advance, sleep},
 };
 use tokio_test::{assert_pending, task};
 use tower::{Layer, ServiceExt};
@@ -313,6 +313,47 @@ async fn that_a_job_did_not_end_in_time_is_told_once_and_its_own_failure_as_well
             assert_told(how, &mut failures);
         }
     }
+}
+
+/// Panics when it is polled, and again when it is dropped.
+struct Twice;
+
+impl Future for Twice {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        panic!("the first")
+    }
+}
+
+impl Drop for Twice {
+    fn drop(&mut self) {
+        panic!("the second");
+    }
+}
+
+#[tokio::test]
+async fn of_two_panics_the_first_is_told() {
+    let (scheduler, mut failures) = watched();
+    drop(scheduler.try_spawn(Twice).unwrap());
+    scheduler.wait_idle().await;
+    let failure = failures.try_recv().unwrap();
+    assert!(failure.error.to_string().ends_with("the first"), "{failure}");
+    assert_not_told(How::Panic, &mut failures);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_poll_of_a_job_counts_for_its_run_timeout() {
+    let scheduler = Scheduler::new();
+    let job = async {
+        // Moves the clock in that poll.
+        advance(10 * SECOND).await;
+        pending::<()>().await;
+    };
+    let began = Instant::now();
+    let job = scheduler.job("slow").timeout(10 * SECOND).spawn(job).await.unwrap();
+    assert!(job.await.unwrap_err().is_timeout());
+    assert_eq!(began.elapsed(), 10 * SECOND);
 }
 
 /// A failure that cannot even be told.

@@ -460,13 +460,7 @@ async fn assert_others_have_their_turn(
             if now == BACKLOG {
                 return longest;
             }
-            // Not `yield_now`, which waits for the runtime to look for I/O first.
-            let mut first = true;
-            poll_fn(|cx| {
-                cx.waker().wake_by_ref();
-                if std::mem::take(&mut first) { Poll::Pending } else { Poll::Ready(()) }
-            })
-            .await;
+            give_way_once().await;
         }
     });
     gate.add_permits(waiting);
@@ -485,6 +479,49 @@ async fn other_tasks_have_their_turn_while_a_backlog_runs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn turns_are_short_where_there_may_be_several_threads() {
     tokio::spawn(assert_others_have_their_turn(1, 0, JOBS_PER_SHORT_TURN)).await.expect("no panic");
+}
+
+/// Not `yield_now`, which waits for the runtime to look for I/O first.
+async fn give_way_once() {
+    let mut first = true;
+    poll_fn(|cx| {
+        cx.waker().wake_by_ref();
+        if std::mem::take(&mut first) { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+}
+
+/// How many long jobs end between two turns of another task, at most, after so many short ones.
+async fn longest_turn(short: usize, long: usize) -> usize {
+    let scheduler = Scheduler::builder().limit(1).pending_limit(None).build();
+    let ended: Arc<AtomicUsize> = Arc::default();
+    for n in 0..short + long {
+        let ended = ended.clone();
+        let job = async move {
+            if n >= short {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            ended.fetch_add(1, Ordering::SeqCst);
+        };
+        drop(scheduler.try_spawn(job).expect("there is a place"));
+    }
+    let (mut before, mut longest) = (0, 0);
+    while before < short + long {
+        give_way_once().await;
+        let now = ended.load(Ordering::SeqCst);
+        // The turn in which jobs become long may be one of many jobs.
+        if before >= short + JOBS_PER_SHORT_TURN {
+            longest = longest.max(now - before);
+        }
+        before = now;
+    }
+    longest
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn long_jobs_share_no_turn_although_those_before_were_short() {
+    let longest = tokio::spawn(longest_turn(400, 40)).await.expect("no panic");
+    assert_eq!(longest, 1);
 }
 
 #[tokio::test]

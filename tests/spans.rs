@@ -427,6 +427,49 @@ fn a_job_that_was_never_accepted_is_dropped_in_the_span_of_whoever_drops_it() {
     recorder.assert("lazy: closed");
 }
 
+#[test]
+fn a_blocking_job_that_no_thread_came_to_is_dropped_in_its_span() {
+    struct Says;
+
+    impl Drop for Says {
+        fn drop(&mut self) {
+            info!("dropped");
+            panic!("boom");
+        }
+    }
+
+    // The threads for blocking jobs have the subscriber, too.
+    let recorder = Recorder::default();
+    let dispatch = Dispatch::from(Registry::default().with(recorder.clone()));
+    let _guard = dispatcher::set_default(&dispatch);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .on_thread_start(move || {
+            #[allow(clippy::mem_forget, reason = "for as long as the thread lives")]
+            std::mem::forget(dispatcher::set_default(&dispatch));
+        })
+        .build()
+        .expect("a runtime");
+    let scheduler = Scheduler::new();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    runtime.block_on(async {
+        let busy =
+            scheduler.spawn_blocking(move || released.recv().is_err()).await.expect("a place");
+        let says = Says;
+        let never_run = scheduler.job("mail").spawn_blocking(move || drop(says));
+        let never_run = never_run.await.expect("a place");
+        yield_now().await;
+        never_run.abort();
+        assert!(never_run.await.expect_err("no thread came to it").is_cancelled());
+        recorder.assert_not("in [mail]: dropped");
+        drop(release);
+        assert!(busy.await.expect("no panic"));
+    });
+    drop(runtime);
+    recorder.assert("in [mail]: dropped");
+    recorder.assert("mail: closed");
+}
+
 // Whose subscriber panics.
 
 /// Panics in one of its callbacks, once it is told to.
