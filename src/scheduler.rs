@@ -64,8 +64,9 @@ use crate::{
 /// what the runtime's `event_interval` says, as long as all threads have something to do. On a
 /// runtime of one thread it is after 16 jobs or 10 µs, and the scheduler has tokio look about every
 /// 50 µs. (While jobs take less than 2 µs, the time is looked at after every fourth.) Who awaits one
-/// of them may have to wait for the end of its turn. So what is a task's is not a job's: [`tokio::task::id`] says nothing about it, and the jobs of one turn share
-/// the cooperative budget (a used-up one ends the turn). A job's span, panics and drop are its own.
+/// of them may have to wait for the end of its turn. So what is a task's is not a job's:
+/// [`tokio::task::id`] says nothing about it, and the jobs of one turn share the cooperative budget (a
+/// used-up one ends the turn). A job's span, panics and drop are its own.
 ///
 /// # Dropping
 ///
