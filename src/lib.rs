@@ -103,6 +103,7 @@ mod ending;
 mod error;
 #[cfg(feature = "axum")]
 mod extract;
+mod inbox;
 mod job;
 mod job_list;
 mod job_span;

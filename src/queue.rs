@@ -1,6 +1,6 @@
 //! Who may start, who waits and who is refused: the rules, without any async code.
 //!
-//! One `Queue` sits behind the scheduler's only lock. Its methods do bounded work, run no user
+//! One `Queue` sits behind the scheduler's lock: see [`inbox`](crate::inbox). Its methods do bounded work, run no user
 //! code and drop none: whatever must be woken, started or dropped is handed back to the caller,
 //! who does so after unlocking. (Of an entry that is dropped under the lock, the caller has a
 //! clone.)
@@ -65,7 +65,7 @@ use crate::{
 };
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// What the queue asks of the part of a job that stays in its table.
 pub(crate) trait Entry: Clone {
@@ -75,8 +75,9 @@ pub(crate) trait Entry: Clone {
     /// Jobs of one key share `limit_per_key`.
     fn key(&self) -> Option<&Arc<str>>;
     fn unique(&self) -> Option<&Unique>;
-    /// The job is in the table, in this slot until it ends.
-    fn accepted(&self, slot: Key, now: Moment);
+    fn accepted(&self, now: Moment);
+    /// The job, which has been accepted, is in the table, in this slot until it ends.
+    fn placed(&self, slot: Key);
     fn ended(&self);
 }
 
@@ -115,6 +116,13 @@ pub(crate) enum Admit {
     Deferred,
     /// To run now, outside all limits.
     Outside,
+}
+
+/// A job that has been accepted and is not in the table yet.
+pub(crate) struct Accepted<R, W> {
+    pub(crate) entry: R,
+    pub(crate) work: W,
+    pub(crate) at: Moment,
 }
 
 /// Whom the caller must call, now.
@@ -443,11 +451,15 @@ pub(crate) struct Queue<R, W> {
     has_new: bool,
     /// How many jobs have become ready since somebody was called, up to two.
     since_call: u8,
+    /// There is, or may be, something in the inbox.
+    has_inbox: bool,
     totals: Totals,
 
     limit: usize,
     pending_limit: usize,
     phase: Phase,
+    /// For the jobs of the inbox, and empty.
+    spare_list: Vec<Accepted<R, W>>,
     /// How many threads the runners have.
     threads: u32,
     deferred: List,
@@ -530,6 +542,8 @@ impl<R: Entry, W> Queue<R, W> {
             limit: limit.unwrap_or(usize::MAX),
             pending_limit: pending_limit.unwrap_or(usize::MAX),
             phase: Phase::Open,
+            has_inbox: false,
+            spare_list: Vec::new(),
             slots: Slots::new(),
             deferred: List::new(),
             deferred_len: 0,
@@ -585,6 +599,7 @@ impl<R: Entry, W> Queue<R, W> {
             return Err(Refusal::Full);
         }
         let replaced = replaced.and_then(|slot| self.take_over(slot));
+        entry.accepted(now);
         let slot = self.insert(entry, work(), now);
         match how {
             Admit::Limited => self.enter(slot, false, now),
@@ -632,6 +647,7 @@ impl<R: Entry, W> Queue<R, W> {
             Err(refusal) => return Some(Err(refusal)),
         };
         let grant = self.granted.remove(&ticket)?;
+        entry.accepted(now);
         let slot = self.insert(entry, work(), now);
         self.enter(slot, grant.let_in, now);
         Some(Ok(self.effects(now).with(replaced)))
@@ -689,7 +705,7 @@ impl<R: Entry, W> Queue<R, W> {
     fn insert(&mut self, entry: R, work: W, now: Moment) -> Key {
         self.totals.accepted += 1;
         let (slot, row) = self.slots.claim();
-        entry.accepted(slot, now);
+        entry.placed(slot);
         if let Some(unique) = entry.unique() {
             self.books.uniques.insert(unique.key.clone(), slot);
         }
@@ -745,13 +761,66 @@ impl<R: Entry, W> Queue<R, W> {
         self.since_call = 2.min(self.since_call + 1);
     }
 
+    // The inbox. See `SharedQueue`.
+
+    /// For how many jobs the inbox is opened. It stays closed but where this queue would do no more
+    /// with a job that came now than to keep it.
+    #[inline(always)]
+    pub(crate) fn open_inbox(&mut self) -> usize {
+        let places = if self.ready_len > 0 { self.places_for_inbox() } else { 0 };
+        self.has_inbox = places > 0;
+        places
+    }
+
+    /// For how many jobs it may be open. (Where spawners wait there are no places.)
+    #[inline(always)]
+    pub(crate) fn places_for_inbox(&self) -> usize {
+        // The only thread that there is has nobody to wait for.
+        let is_of_use = self.in_reach > 0 && self.threads > 1;
+        if !is_of_use || self.phase == Phase::Closed || self.lanes.are_limited() {
+            return 0;
+        }
+        let taken = self.running() + self.waiting_for_something();
+        self.limit.saturating_add(self.pending_limit).saturating_sub(taken)
+    }
+
+    pub(crate) fn has_inbox(&self) -> bool {
+        self.has_inbox
+    }
+
+    /// Whether a runner may not leave the inbox as it is.
+    #[inline(always)]
+    pub(crate) fn needs_inbox(&self) -> bool {
+        let has_jobs = self.ready_len > 0 || self.line.pending > 0;
+        self.has_inbox && (self.in_reach == 0 || !has_jobs)
+    }
+
+    pub(crate) fn spare_list(&mut self) -> Vec<Accepted<R, W>> {
+        mem::take(&mut self.spare_list)
+    }
+
+    /// Takes in what was in the inbox, which `is_open` for more. There are places, and nobody to call.
+    pub(crate) fn take_in(&mut self, mut jobs: Vec<Accepted<R, W>>, is_open: bool) {
+        self.has_inbox = is_open;
+        for Accepted { entry, work, at } in jobs.drain(..) {
+            let slot = self.insert(entry, work, at);
+            self.enter(slot, false, at);
+        }
+        self.has_new = false;
+        self.spare_list = jobs;
+    }
+
     // Runners.
 
-    /// A runner comes that was called. If there is no job for it, it ends.
-    pub(crate) fn come(&mut self, reach: Reach) -> (Option<W>, Call) {
+    /// A runner is here that was called.
+    pub(crate) fn answer(&mut self, reach: Reach) {
         if reach == Reach::InReach {
             self.in_reach -= 1;
         }
+    }
+
+    /// It takes a job. If there is none for it, it ends.
+    pub(crate) fn come(&mut self) -> (Option<W>, Call) {
         let work = self.take();
         (work, self.call_others())
     }

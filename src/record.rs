@@ -281,7 +281,7 @@ pub(crate) struct Record {
     extras: Option<Box<Extras>>,
     /// When it was accepted.
     spawned: AtomicI64,
-    /// Where the queue keeps the job; `NONE` before it is accepted.
+    /// Where the queue keeps the job: for who holds its lock, or has run it; `NONE` before.
     slot: AtomicU32,
     kind: Kind,
     told: AtomicU8,
@@ -663,12 +663,15 @@ impl Entry for Arc<Record> {
         self.extras.as_ref()?.unique.as_ref()
     }
 
-    fn accepted(&self, slot: Key, now: Moment) {
+    fn accepted(&self, now: Moment) {
         self.spawned.store(now.as_nanos(), Ordering::Relaxed);
-        self.slot.store(slot, Ordering::Relaxed);
         if let Some(request) = self.own_request() {
             request.job_joined();
         }
+    }
+
+    fn placed(&self, slot: Key) {
+        self.slot.store(slot, Ordering::Relaxed);
     }
 
     fn ended(&self) {

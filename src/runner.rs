@@ -27,6 +27,7 @@ use crate::{
     config::SchedulerConfig,
     contain::{contain, discard, forget_panic, ignore_panic, notify, wake},
     error::{JobError, SpawnError},
+    inbox::SharedQueue,
     job_list::Drained,
     job_span::{Entered, JobSpan, SpanLink, in_span},
     lanes::Ticket,
@@ -35,7 +36,7 @@ use crate::{
     request::Request,
     spare::{SeatKey, Spare},
     state::{JobState, Outcome},
-    sync::{Mutex, MutexGuard, lock},
+    sync::{CachePadded, MutexGuard},
 };
 
 /// What a runner may do before other tasks of the runtime have their turn.
@@ -76,15 +77,10 @@ pub(crate) enum Mode {
     Inline,
 }
 
-/// Where cache lines begin (processors fetch them in pairs), so that who only counts a handle or
-/// reads a setting does not take them from who holds the lock.
-#[repr(align(128))]
-struct CachePadded<T>(T);
-
 /// What all handles of one scheduler share.
 pub(crate) struct Shared {
     pub(crate) config: SchedulerConfig,
-    queue: CachePadded<Mutex<Queue<Entry, Work>>>,
+    queue: SharedQueue<Entry, Work>,
     spare: CachePadded<Spare>,
     /// Notified by every step that leaves the queue idle, if anybody waits for that.
     idle: Notify,
@@ -114,7 +110,7 @@ impl Shared {
             queue.set_threads(threads(runtime));
         }
         Self {
-            queue: CachePadded(Mutex::new(queue)),
+            queue: SharedQueue::new(queue),
             spare: CachePadded(Spare::new()),
             config,
             idle: Notify::new(),
@@ -147,7 +143,7 @@ impl Shared {
     }
 
     pub(crate) fn queue(&self) -> MutexGuard<'_, Queue<Entry, Work>> {
-        lock(&self.queue.0)
+        self.queue.lock()
     }
 
     pub(crate) fn runtime(&self) -> Option<&Handle> {
@@ -232,7 +228,7 @@ impl Shared {
         let now = Moment::now();
         // Cloned, as the reference count is not to be waited for under the lock.
         let entry = entry.clone();
-        let admitted = self.queue().admit(how, entry, work, now);
+        let admitted = self.queue.admit(how, entry, work, now);
         self.follow(admitted?);
         Ok(())
     }
@@ -550,7 +546,7 @@ impl Occupied {
 
     /// Answers the call, and has the job that is due, if there is one.
     fn come(&mut self, reach: Reach) -> Option<Taken> {
-        let (work, call) = self.shared.queue().come(reach);
+        let (work, call) = self.shared.queue.come(reach);
         self.called = None;
         let taken = work.map(|work| self.occupy(work));
         self.shared.call(call);
@@ -568,7 +564,7 @@ impl Occupied {
     fn advance(&mut self, outcome: Outcome, now: Moment, may_go_on: bool) -> Option<Taken> {
         let entry = self.entry.take()?;
         let (slot, id) = (entry.slot(), entry.id());
-        let step = self.shared.queue().advance(slot, id, outcome, now, may_go_on);
+        let step = self.shared.queue.advance(slot, id, outcome, now, may_go_on);
         let Advance { call, more, ended, next } = step;
         // All that others rely on comes before wakers, which are not ours.
         let taken = match next {

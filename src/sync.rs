@@ -12,6 +12,11 @@ pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
 
 use std::sync::PoisonError;
 
+/// Where cache lines begin (processors fetch them in pairs), so that who only counts a handle or
+/// reads a setting does not take them from who holds the lock.
+#[repr(align(128))]
+pub(crate) struct CachePadded<T>(pub(crate) T);
+
 /// No user code runs under our locks, so a poisoned one is still in order.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     #[cfg(tower_jobs_count_locks)]

@@ -20,31 +20,32 @@ use super::*;
 
 /// What a job is called: its key, and its unique key with whether it replaces.
 #[derive(Clone, Copy, Debug, Default)]
-struct Names {
+pub(crate) struct Names {
     key: Option<&'static str>,
     unique: Option<(&'static str, bool)>,
 }
 
-const NO_NAMES: Names = Names { key: None, unique: None };
+pub(crate) const NO_NAMES: Names = Names { key: None, unique: None };
 
-fn key(key: &'static str) -> Names {
+pub(crate) fn key(key: &'static str) -> Names {
     Names { key: Some(key), ..NO_NAMES }
 }
 
-fn unique(unique: &'static str) -> Names {
+pub(crate) fn unique(unique: &'static str) -> Names {
     Names { unique: Some((unique, false)), ..NO_NAMES }
 }
 
-fn replacing(unique: &'static str) -> Names {
+pub(crate) fn replacing(unique: &'static str) -> Names {
     Names { unique: Some((unique, true)), ..NO_NAMES }
 }
 
 /// What the table keeps of a job: what it has been told of itself.
 #[derive(Clone)]
-struct Job(Rc<Told>);
+pub(crate) struct Job(Rc<Told>);
 
 struct Told {
     id: JobId,
+    accepted: Cell<bool>,
     ended: Cell<bool>,
     slot: Cell<Key>,
     has_place: bool,
@@ -53,9 +54,10 @@ struct Told {
 }
 
 impl Job {
-    fn new(how: Admit, names: Names) -> Self {
+    pub(crate) fn new(how: Admit, names: Names) -> Self {
         Self(Rc::new(Told {
             id: JobId::next(),
+            accepted: Cell::new(false),
             ended: Cell::new(false),
             slot: Cell::new(NONE),
             has_place: how != Admit::Outside,
@@ -64,7 +66,7 @@ impl Job {
         }))
     }
 
-    fn slot(&self) -> Key {
+    pub(crate) fn slot(&self) -> Key {
         self.0.slot.get()
     }
 }
@@ -86,8 +88,12 @@ impl Entry for Job {
         self.0.has_place
     }
 
-    fn accepted(&self, slot: Key, _: Moment) {
-        assert_eq!(self.slot(), NONE, "accepted once");
+    fn accepted(&self, _: Moment) {
+        assert!(!self.0.accepted.replace(true), "accepted once");
+    }
+
+    fn placed(&self, slot: Key) {
+        assert!(self.0.accepted.get() && self.slot() == NONE, "placed once");
         self.0.slot.set(slot);
     }
 
@@ -97,10 +103,14 @@ impl Entry for Job {
 }
 
 /// The number of a job, and a future that the queue must never drop.
-struct Task(usize, bool);
+pub(crate) struct Task(usize, bool);
 
 impl Task {
-    fn take(mut self) -> usize {
+    pub(crate) fn new(number: usize) -> Self {
+        Self(number, false)
+    }
+
+    pub(crate) fn take(mut self) -> usize {
         self.1 = true;
         self.0
     }
@@ -217,7 +227,7 @@ impl Bench {
         let job = Job::new(how, names);
         self.jobs.push(job.clone());
         let number = self.jobs.len() - 1;
-        let result = self.queue.admit(how, job, || Task(number, false), self.now);
+        let result = self.queue.admit(how, job, || Task::new(number), self.now);
         self.answer(result)
     }
 
@@ -235,7 +245,7 @@ impl Bench {
     /// The spawner of job `number` asks again, with a new waker.
     fn ask(&mut self, number: usize, ticket: Ticket, bell: &Arc<Bell>) -> Answer {
         let job = self.jobs[number].clone();
-        match self.queue.take_turn(ticket, job, || Task(number, false), self.now) {
+        match self.queue.take_turn(ticket, job, || Task::new(number), self.now) {
             Some(result) => self.answer(result),
             None => {
                 let replaced = self.queue.wait_on(ticket, bell.clone().into());
@@ -690,7 +700,7 @@ impl Crew {
 
     fn offer_as(&mut self, how: Admit) -> Call {
         let job = Job::new(how, NO_NAMES);
-        let task = Task(self.offered, false);
+        let task = Task::new(self.offered);
         let admitted = self.queue.admit(how, job.clone(), || task, Moment::from_nanos(0));
         let Ok(Effects { call, .. }) = admitted else { panic!("there is room") };
         self.offered += 1;
@@ -708,7 +718,8 @@ impl Crew {
     /// A runner comes that was called, and takes a job if there is one.
     fn come(&mut self, at: usize) -> Call {
         let reach = self.called.remove(at);
-        let (task, call) = self.queue.come(reach);
+        self.queue.answer(reach);
+        let (task, call) = self.queue.come();
         task.into_iter().for_each(|task| self.take(task));
         self.call(call);
         call
