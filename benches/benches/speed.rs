@@ -1,7 +1,9 @@
 //! Time per job, against the neighbours, in the same run and on the same work.
 
 use std::{
+    env,
     future::{Future, pending},
+    process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
@@ -50,6 +52,11 @@ fn main() {
             more_rounds: 11,
         }
     };
+    let mut arguments = env::args().skip_while(|argument| argument != GROWTH).skip(1);
+    if let Some(name) = arguments.next() {
+        let flavour = Flavour::ALL.into_iter().find(|flavour| flavour.name() == name);
+        return print_growth(flavour.expect("a flavour"), scale);
+    }
     let mut report = Report::new("speed");
     everybody_does_the_work();
     for flavour in Flavour::ALL {
@@ -192,21 +199,81 @@ fn sleeping(flavour: Flavour, scale: Scale, report: &mut Report) {
     tell(report, &title, &times, &[INSIDE]);
 }
 
-/// What a long queue costs.
-fn growth(flavour: Flavour, scale: Scale, report: &mut Report) {
+/// Those who spawn all jobs at once, and what their time with short queues is called.
+const GROWING: [(&str, &str); 4] =
+    [(DETACHED, "short 1"), (TASKS, "short 2"), (TRACKED, "short 3"), (INSIDE, "short 4")];
+
+/// What a long queue costs: of each, ns per job with 1 000 pending, with 1 M, and the ratio.
+fn grown(flavour: Flavour, scale: Scale) -> Vec<[f64; 3]> {
     let runtime = flavour.runtime();
-    let entrant = Entrant::new(DETACHED, Detached(scheduler(LIMIT), noop));
+    let entrants = entrants(LIMIT, noop);
     let long = Load::backlog(scale.million);
     let short = Load { producers: 1, waves: scale.million / 1000, jobs: 1000 };
-    let loads = [("1 M pending", long), ("1 000 pending, 1 000 times", short)];
-    let times = Times::take(&loads.map(|(name, _)| name), scale.more_rounds, |turn| {
-        let (_, load) = loads[turn];
+    let turns = GROWING.map(|(name, brief)| [(name, name, long), (brief, name, short)]);
+    let turns = turns.as_flattened();
+    let names: Vec<_> = turns.iter().map(|(turn, ..)| *turn).collect();
+    let times = Times::take(&names, scale.more_rounds, |turn| {
+        let (_, name, load) = turns[turn];
+        let entrant = entrants.iter().find(|entrant| entrant.name == name).expect("an entrant");
         per_job(entrant.time(&runtime, load), load.total())
     });
-    let title = format!("Growth with the backlog, detached, {}", flavour.name());
-    tell(report, &title, &times, &[loads[1].0]);
-    let title = format!("1 M pending, of 1 000 pending, {}", flavour.name());
-    report.goals.at_most(title, times.ratio(loads[0].0, loads[1].0), 1.2, 1.2);
+    let figures = |(long, short)| {
+        [times.median(short), times.median(long), times.ratio(long, short)]
+            .map(|figure| figure.expect("a figure for each turn"))
+    };
+    GROWING.map(figures).to_vec()
+}
+
+/// With this argument, and a flavour's name, what that has `grown` is printed, and no more.
+const GROWTH: &str = "--growth";
+
+#[expect(clippy::print_stdout, reason = "who started this process reads it")]
+fn print_growth(flavour: Flavour, scale: Scale) {
+    for [short, long, ratio] in grown(flavour, scale) {
+        println!("{GROWTH} {short} {long} {ratio}");
+    }
+}
+
+/// The same in a process of its own, where glibc puts pieces together as they come free, and not
+/// all at once when a large one is asked for or given back.
+fn grown_without_fast_bins(flavour: Flavour) -> Vec<[f64; 3]> {
+    let this = env::current_exe().expect("the path of this program");
+    let output = Command::new(this)
+        .args(env::args().skip(1).filter(|argument| argument != "--write"))
+        .args([GROWTH, flavour.name()])
+        .env("GLIBC_TUNABLES", "glibc.malloc.mxfast=0")
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("this program runs once more");
+    assert!(output.status.success(), "{}", output.status);
+    let printed = String::from_utf8(output.stdout).expect("figures");
+    let figures = printed.lines().filter_map(|line| line.strip_prefix(GROWTH)).map(|line| {
+        let figures: Vec<f64> =
+            line.split_whitespace().map(|figure| figure.parse().expect("a figure")).collect();
+        figures.try_into().expect("three figures")
+    });
+    figures.collect()
+}
+
+fn growth(flavour: Flavour, scale: Scale, report: &mut Report) {
+    let name = flavour.name();
+    let mut tell = |title: &str, grown: Vec<[f64; 3]>| {
+        report.heading(&format!("Growth with the backlog, {name}{title}"));
+        let few = "1 000 pending, 1 000 times, ns per job";
+        let mut table = Table::new(["", few, "1 M pending", "of 1 000 pending"]);
+        for ((name, _), [short, long, ratio]) in GROWING.into_iter().zip(&grown) {
+            let cells = [format!("{short:.0}"), format!("{long:.0}"), format!("{ratio:.2}")];
+            table.row([name.to_owned()].into_iter().chain(cells));
+        }
+        report.table(&table);
+        let ours = grown.first().map(|[.., ratio]| *ratio);
+        let title = format!("1 M pending, of 1 000 pending, {name}{title}");
+        report.goals.at_most(title, ours, 1.2, 1.2);
+    };
+    tell("", grown(flavour, scale));
+    if cfg!(target_env = "gnu") {
+        tell(", without glibc's fast bins", grown_without_fast_bins(flavour));
+    }
 }
 
 static DROPPED: AtomicUsize = AtomicUsize::new(0);
