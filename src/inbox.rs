@@ -248,7 +248,7 @@ mod all_orders {
         fn call(&self, call: Call) {
             lock(&self.called).extend(match call {
                 Call::Nobody | Call::Idle => &[][..],
-                Call::One | Call::Again => &[Reach::Unknown],
+                Call::One => &[Reach::Unknown],
                 Call::OneInReach => &[Reach::InReach],
                 Call::Pair => &[Reach::InReach, Reach::Unknown],
             });

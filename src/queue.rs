@@ -135,13 +135,9 @@ pub(crate) enum Call {
     Nobody,
     /// A runner, which may not be in reach.
     One,
-    /// The same, and nothing has become ready since the last one was called but this job: a runner
-    /// that waits to be called will do. (One that is in the thick of it should not be had so soon:
-    /// with two threads at the lock, jobs of no length take longer than with one.)
-    Again,
     /// A runner, which will be in reach.
     OneInReach,
-    /// A runner that will be in reach since another, which may not be, is called after it.
+    /// A runner that will be in reach since the task of another, which may not be, is spawned after it.
     Pair,
     /// Who waits for that: the step has left nothing in the queue.
     Idle,
@@ -449,8 +445,6 @@ pub(crate) struct Queue<R, W> {
     in_reach: u32,
     /// The step has made a job ready that its own thread has no runner for.
     has_new: bool,
-    /// How many jobs have become ready since somebody was called, up to two.
-    since_call: u8,
     /// There is, or may be, something in the inbox.
     has_inbox: bool,
     totals: Totals,
@@ -552,7 +546,6 @@ impl<R: Entry, W> Queue<R, W> {
             ready_len: 0,
             in_reach: 0,
             has_new: false,
-            since_call: 0,
             threads: u32::MAX,
             lanes: Lanes::new(limit_per_key),
             running: 0,
@@ -758,7 +751,6 @@ impl<R: Entry, W> Queue<R, W> {
         }
         self.ready_len += 1;
         self.has_new = true;
-        self.since_call = 2.min(self.since_call + 1);
     }
 
     // The inbox. See `SharedQueue`.
@@ -853,8 +845,7 @@ impl<R: Entry, W> Queue<R, W> {
         }
         // A job that is alone needs no second runner: this thread would have it wait as long.
         if self.threads > 1 && self.ready_len == 1 {
-            let is_next = mem::take(&mut self.since_call) == 1;
-            return if is_next { Call::Again } else { Call::One };
+            return Call::One;
         }
         self.call_others()
     }
@@ -865,7 +856,6 @@ impl<R: Entry, W> Queue<R, W> {
             return Call::Nobody;
         }
         self.in_reach += 1;
-        self.since_call = 0;
         if self.threads == 1 {
             return Call::OneInReach;
         }

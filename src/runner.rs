@@ -293,11 +293,12 @@ impl Shared {
     fn call_runners(self: &Arc<Self>, call: Call) {
         match call {
             Call::Nobody | Call::Idle => {}
-            Call::Again => self.call_runner(Reach::Unknown),
-            Call::One => self.new_runner(Reach::Unknown),
+            Call::One => self.call_runner(Reach::Unknown),
             Call::OneInReach => self.call_runner(Reach::InReach),
             Call::Pair => {
-                self.new_runner(Reach::InReach);
+                self.call_runner(Reach::InReach);
+                // Not one that waits: it may be about to return on another thread, which has it then,
+                // and leave the first where only this thread gets at it.
                 self.new_runner(Reach::Unknown);
             }
         }

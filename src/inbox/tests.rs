@@ -66,7 +66,7 @@ impl Crew {
     fn call(&mut self, call: Call) -> Call {
         match call {
             Call::Nobody | Call::Idle => {}
-            Call::One | Call::Again => self.called.push(Reach::Unknown),
+            Call::One => self.called.push(Reach::Unknown),
             Call::OneInReach => self.called.push(Reach::InReach),
             Call::Pair => self.called.extend([Reach::InReach, Reach::Unknown]),
         }
@@ -305,7 +305,7 @@ fn crew(limit: usize, pending_limit: usize, threads: u32) -> Crew {
 #[test]
 fn jobs_are_put_in_while_a_runner_in_reach_is_on_its_way() {
     let mut crew = crew(100, 100, 2);
-    assert_eq!(crew.offer(), Told::Call(Call::Again));
+    assert_eq!(crew.offer(), Told::Call(Call::One));
     assert_eq!(crew.offer(), Told::Call(Call::Pair));
     assert_eq!(crew.in_inbox(), 0, "somebody had to be called");
     for _ in 0..3 {

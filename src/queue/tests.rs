@@ -682,7 +682,7 @@ impl Crew {
     fn call(&mut self, call: Call) {
         match call {
             Call::Nobody | Call::Idle => {}
-            Call::One | Call::Again => self.called.push(Reach::Unknown),
+            Call::One => self.called.push(Reach::Unknown),
             Call::OneInReach => self.called.push(Reach::InReach),
             Call::Pair => self.called.extend([Reach::InReach, Reach::Unknown]),
         }
@@ -867,24 +867,7 @@ impl Drop for Crew {
 fn a_runner_is_called_for_one_job_and_a_pair_for_many() {
     let mut crew = Crew::new(None);
     let calls = [(); 4].map(|()| crew.offer());
-    assert_eq!(calls, [Call::Again, Call::Pair, Call::Nobody, Call::Nobody]);
-}
-
-#[test]
-fn a_runner_that_waits_is_called_where_each_job_has_one_called() {
-    let mut crew = Crew::new(1);
-    for _ in 0..2 {
-        assert_eq!(crew.offer(), Call::Again);
-        assert_eq!(crew.come(0), Call::Nobody);
-        assert!(matches!(crew.advance(0, true), Next::End));
-    }
-    assert_eq!(crew.offer(), Call::Again);
-    assert_eq!(crew.come(0), Call::Nobody);
-    assert_eq!(crew.offer(), Call::Nobody, "it waits for a place");
-    let Next::Take(task) = crew.advance(0, true) else { panic!("there is another job") };
-    crew.take(task);
-    assert!(matches!(crew.advance(0, true), Next::End));
-    assert_eq!(crew.offer(), Call::One, "the last job had none called");
+    assert_eq!(calls, [Call::One, Call::Pair, Call::Nobody, Call::Nobody]);
 }
 
 #[test]
@@ -908,7 +891,7 @@ fn nobody_relies_on_a_runner_that_another_thread_called() {
     let Next::Take(task) = crew.advance(0, true) else { panic!("there is another job") };
     crew.take(task);
     assert_eq!(crew.called, [Reach::Unknown]);
-    assert_eq!(crew.offer(), Call::Again, "by its own thread");
+    assert_eq!(crew.offer(), Call::One, "by its own thread");
     assert_eq!(crew.offer(), Call::Pair);
 }
 
