@@ -1,10 +1,9 @@
-//! The queue that all threads share: behind the scheduler's only lock, and before it an *inbox*, for
-//! spawners not to wait for the lock while runners work off a backlog.
+//! The queue as all threads share it: behind a lock, and before that an *inbox*, so that who spawns
+//! into a backlog does not wait for the lock, which its runners take for every job.
 //!
 //! The inbox has a lock of its own, held for as long as it takes to put a job in. What is in it has
 //! been accepted, and is as if it were in the queue already: whoever takes the queue's lock finds it
-//! there. Only runners, which take the lock for every job, leave it where it is while there is
-//! something for them to do without.
+//! there. Only runners leave it where it is while there is something for them to do without.
 //!
 //! # Invariants
 //!
@@ -14,7 +13,7 @@
 //!    it: nobody need be called for a job that is put in.
 //! 3. While it is open nothing else takes a place: it has room for as many jobs as there are places.
 //! 4. What is in it came after all that is in the queue, and leaves it in the order in which it came.
-//! 5. A queue is not found idle while there are jobs in its inbox, nor left open to more.
+//! 5. While the inbox is open the queue is not idle, and so does not close.
 
 use std::mem;
 

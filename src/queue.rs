@@ -1,9 +1,9 @@
 //! Who may start, who waits and who is refused: the rules, without any async code.
 //!
-//! One `Queue` sits behind the scheduler's lock: see [`inbox`](crate::inbox). Its methods do bounded work, run no user
-//! code and drop none: whatever must be woken, started or dropped is handed back to the caller,
-//! who does so after unlocking. (Of an entry that is dropped under the lock, the caller has a
-//! clone.)
+//! One `Queue` sits behind a scheduler's lock: see [`inbox`](crate::inbox). Its methods do bounded
+//! work, run no user code and drop none: whatever must be woken, started or dropped is handed back to
+//! the caller, who does so after unlocking. (Of an entry that is dropped under the lock, the caller
+//! has a clone.)
 //!
 //! There are `limit + pending_limit` places. A job holds one from when it is accepted until it
 //! ends, and so does a spawner from when it is granted one until it takes its turn; shielded work
@@ -137,7 +137,7 @@ pub(crate) enum Call {
     One,
     /// A runner, which will be in reach.
     OneInReach,
-    /// A runner that will be in reach since the task of another, which may not be, is spawned after it.
+    /// A runner that will be in reach, since another, which may not be, is spawned after it.
     Pair,
     /// Who waits for that: the step has left nothing in the queue.
     Idle,
@@ -793,6 +793,7 @@ impl<R: Entry, W> Queue<R, W> {
 
     /// Takes in what was in the inbox, which `is_open` for more. There are places, and nobody to call.
     pub(crate) fn take_in(&mut self, mut jobs: Vec<Accepted<R, W>>, is_open: bool) {
+        debug_assert!(jobs.is_empty() || self.phase < Phase::Closed, "6");
         self.has_inbox = is_open;
         for Accepted { entry, work, at } in jobs.drain(..) {
             let slot = self.insert(entry, work, at);
