@@ -48,7 +48,8 @@ pub struct Stats {
     /// How long the job at the head of the queue has waited.
     pub oldest_pending: Option<Duration>,
     /// How long the longest-running job has run. (One that follows very short jobs in their task may
-    /// count from up to three jobs earlier.)
+    /// count from up to three jobs earlier; one that was spawned into a backlog on several threads,
+    /// from when it was spawned.)
     pub oldest_active: Option<Duration>,
 }
 

@@ -250,6 +250,9 @@ impl Crew {
 impl Drop for Crew {
     /// The table still owns the work of what no runner has taken.
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
         self.take_unstarted();
         while let Some(task) = { self.queue.lock().take() } {
             task.take();
@@ -342,6 +345,22 @@ fn no_more_are_put_in_than_there_are_places_for_and_room() {
     assert_eq!(many.in_inbox(), ROOM);
     many.offer();
     assert_eq!((many.in_inbox(), many.put), (0, ROOM), "who finds it full empties it");
+}
+
+#[test]
+fn an_inbox_that_is_emptied_stays_open_for_the_places_that_are_left() {
+    let mut crew = crew(2, 4, 2);
+    for _ in 0..5 {
+        crew.offer();
+    }
+    assert_eq!(crew.in_inbox(), 3);
+    // Both that may not be in reach.
+    while let Some(at) = crew.called.iter().position(|called| *called == Reach::Unknown) {
+        crew.come(at);
+    }
+    crew.advance(0, true);
+    let taken_in = (0..9).filter(|_| matches!(crew.offer(), Told::Call(_))).count();
+    assert_eq!((taken_in, crew.queue.lock().pending_count()), (2, 4));
 }
 
 #[test]
