@@ -2,19 +2,20 @@
 //! into a backlog does not wait for the lock, which its runners take for every job.
 //!
 //! The inbox has a lock of its own, held for as long as it takes to put a job in. What is in it has
-//! been accepted, and is as if it were in the queue already, but that it may be said to have started
-//! when it was accepted (a little early): whoever takes the queue's lock finds it there. Only runners leave it where it is while there is something for them to do without.
+//! been accepted, and is as if it were in the queue already: whoever takes the queue's lock finds it
+//! there. Only runners leave it where it is while it makes no difference.
 //!
 //! # Invariants
 //!
 //! 1. The inbox is opened and emptied only by who holds the queue's lock, and takes the inbox's
-//!    second.
+//!    second. The queue knows of it whenever it is open, or has jobs; `is_open` is a hint.
 //! 2. While it is open a runner in reach has been called and has not come. The last of these leaves
 //!    nothing in it: nobody need be called for a job that is put in.
 //! 3. While it is open nothing else takes a place, and it has room for no more jobs than there are
 //!    places.
 //! 4. What is in it came after all that is in the queue, and leaves it in the order in which it came.
-//! 5. While the inbox is open the queue is not idle, and so does not close.
+//! 5. All that is in it could have started when it came, or all has had to wait since.
+//! 6. While the inbox is open the queue is not idle, and so does not close.
 
 use std::mem;
 
@@ -41,21 +42,21 @@ pub(crate) struct SharedQueue<R, W> {
 struct Inbox<R, W> {
     /// Whether there may be room: to look takes no lock, and mostly there is none.
     is_open: AtomicBool,
-    jobs: Mutex<Jobs<R, W>>,
+    inside: Mutex<Inside<R, W>>,
 }
 
-struct Jobs<R, W> {
+struct Inside<R, W> {
     room: usize,
     jobs: Vec<Accepted<R, W>>,
 }
 
 /// Room in the inbox for one job.
-struct Place<'a, R, W>(MutexGuard<'a, Jobs<R, W>>);
+struct Place<'a, R, W>(MutexGuard<'a, Inside<R, W>>);
 
 impl<R, W> Inbox<R, W> {
     fn new() -> Self {
-        let jobs = Jobs { room: 0, jobs: Vec::new() };
-        Self { is_open: AtomicBool::new(false), jobs: Mutex::new(jobs) }
+        let inside = Inside { room: 0, jobs: Vec::new() };
+        Self { is_open: AtomicBool::new(false), inside: Mutex::new(inside) }
     }
 
     #[inline(always)]
@@ -63,26 +64,25 @@ impl<R, W> Inbox<R, W> {
         if !self.is_open.load(Ordering::Relaxed) {
             return None;
         }
-        let jobs = lock(&self.jobs);
-        (jobs.room > 0).then_some(Place(jobs))
+        let inside = lock(&self.inside);
+        (inside.room > 0).then_some(Place(inside))
     }
 
-    fn open(&self, places: usize) {
-        lock(&self.jobs).room = places.min(ROOM);
+    fn open(&self, room: usize) {
+        lock(&self.inside).room = room.min(ROOM);
         self.is_open.store(true, Ordering::Relaxed);
     }
 
-    /// Exchanges what is in it for an empty list. Where there was anything, it stays open for as many
-    /// as there are `places` for beside those. Whether it is open.
-    fn take(&self, jobs: &mut Vec<Accepted<R, W>>, places: usize) -> bool {
-        let mut inbox = lock(&self.jobs);
-        mem::swap(&mut inbox.jobs, jobs);
-        let places = if jobs.is_empty() { 0 } else { places.saturating_sub(jobs.len()) };
-        inbox.room = places.min(ROOM);
-        if places == 0 {
-            self.is_open.store(false, Ordering::Relaxed);
-        }
-        places > 0
+    /// Exchanges what is in it for an empty list. If there was anything, and there is `room` for more
+    /// than that, it stays open. Whether it is open.
+    fn take(&self, jobs: &mut Vec<Accepted<R, W>>, room: usize) -> bool {
+        let mut inside = lock(&self.inside);
+        mem::swap(&mut inside.jobs, jobs);
+        let left = room.saturating_sub(jobs.len()).min(ROOM);
+        inside.room = if jobs.is_empty() { 0 } else { left };
+        let is_open = inside.room > 0;
+        self.is_open.store(is_open, Ordering::Relaxed);
+        is_open
     }
 }
 
@@ -103,7 +103,7 @@ impl<R: Entry, W> SharedQueue<R, W> {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Queue<R, W>> {
         let mut queue = lock(&self.queue.0);
         if queue.has_inbox() {
-            self.empty(&mut queue, 0); // 3, 5
+            self.empty(&mut queue, 0); // 3, 6
         }
         queue
     }
@@ -126,9 +126,9 @@ impl<R: Entry, W> SharedQueue<R, W> {
         }
         let mut queue = self.lock();
         let admitted = queue.admit(how, entry, work, now);
-        let places = queue.open_inbox();
-        if places > 0 {
-            self.inbox.0.open(places);
+        let room = queue.open_inbox();
+        if room > 0 {
+            self.inbox.0.open(room);
         }
         admitted
     }
@@ -137,10 +137,7 @@ impl<R: Entry, W> SharedQueue<R, W> {
     pub(crate) fn come(&self, reach: Reach) -> (Option<W>, Call) {
         let mut queue = lock(&self.queue.0);
         queue.answer(reach);
-        if queue.needs_inbox() {
-            let places = queue.places_for_inbox();
-            self.empty(&mut queue, places);
-        }
+        self.look_into(&mut queue);
         queue.come()
     }
 
@@ -155,17 +152,22 @@ impl<R: Entry, W> SharedQueue<R, W> {
         may_go_on: bool,
     ) -> Advance<R, W> {
         let mut queue = lock(&self.queue.0);
-        if queue.needs_inbox() {
-            let places = queue.places_for_inbox();
-            self.empty(&mut queue, places);
-        }
+        self.look_into(&mut queue);
         queue.advance(slot, id, outcome, now, may_go_on)
     }
 
-    /// Moves what is in the inbox to the queue, and leaves it open for as many as there are `places`.
-    fn empty(&self, queue: &mut Queue<R, W>, places: usize) {
+    /// A runner empties the inbox if it has to.
+    #[inline(always)]
+    fn look_into(&self, queue: &mut Queue<R, W>) {
+        if queue.needs_inbox() {
+            self.empty(queue, queue.room_for_inbox());
+        }
+    }
+
+    /// Moves what is in the inbox to the queue. There was `room` for that, and may be for more.
+    fn empty(&self, queue: &mut Queue<R, W>, room: usize) {
         let mut jobs = queue.spare_list();
-        let is_open = self.inbox.0.take(&mut jobs, places);
+        let is_open = self.inbox.0.take(&mut jobs, room);
         queue.take_in(jobs, is_open);
     }
 }
@@ -225,7 +227,7 @@ mod all_orders {
     }
 
     /// A queue, runners that were called, and how many jobs have been run.
-    struct Jobs {
+    struct Model {
         queue: SharedQueue<Job, Job>,
         called: Mutex<Vec<Reach>>,
         ran: Mutex<usize>,
@@ -233,16 +235,16 @@ mod all_orders {
 
     const NOW: Moment = Moment::NEVER;
 
-    impl Jobs {
+    impl Model {
         /// Two jobs are there, and for them have been called a runner and a pair.
         fn new() -> Arc<Self> {
             let mut queue = Queue::new(None, None, None);
             queue.set_threads(2);
             let called = Mutex::new(Vec::new());
-            let jobs =
+            let model =
                 Arc::new(Self { queue: SharedQueue::new(queue), called, ran: Mutex::new(0) });
-            assert!(jobs.spawn() && jobs.spawn());
-            jobs
+            assert!(model.spawn() && model.spawn());
+            model
         }
 
         fn call(&self, call: Call) {
@@ -293,28 +295,50 @@ mod all_orders {
     #[test]
     fn runners_in_reach_come_to_all_jobs_though_each_stays_with_its_own() {
         in_all_orders(|| {
-            let jobs = Jobs::new();
-            let spawn = beside(&jobs, |jobs| assert!(jobs.spawn()));
-            let come = beside(&jobs, |jobs| jobs.come(Reach::InReach).is_some());
-            assert!(jobs.spawn());
+            let model = Model::new();
+            let spawn = beside(&model, |model| assert!(model.spawn()));
+            let come = beside(&model, |model| model.come(Reach::InReach).is_some());
+            assert!(model.spawn());
             spawn.join().expect("no panic");
             assert!(come.join().expect("no panic"));
-            while jobs.come(Reach::InReach).is_some() {}
-            assert_eq!(*lock(&jobs.ran), 4);
+            while model.come(Reach::InReach).is_some() {}
+            assert_eq!(*lock(&model.ran), 4);
         });
     }
 
     #[test]
     fn a_draining_queue_closes_once_and_loses_no_job() {
         in_all_orders(|| {
-            let jobs = Jobs::new();
-            jobs.queue.lock().drain();
-            let spawn = beside(&jobs, |jobs| [(); 3].into_iter().filter(|()| jobs.spawn()).count());
-            jobs.run(Reach::Unknown);
+            let model = Model::new();
+            model.queue.lock().drain();
+            let spawn =
+                beside(&model, |model| [(); 3].into_iter().filter(|()| model.spawn()).count());
+            model.run(Reach::Unknown);
             let accepted = 2 + spawn.join().expect("no panic");
-            assert_eq!(*lock(&jobs.ran), accepted);
-            // Not by `jobs.queue.lock()`, which looks into the inbox.
-            assert_eq!(lock(&jobs.queue.queue.0).phase(), Phase::Closed);
+            assert_eq!(*lock(&model.ran), accepted);
+            // Not by `model.queue.lock()`, which looks into the inbox.
+            assert_eq!(lock(&model.queue.queue.0).phase(), Phase::Closed);
+        });
+    }
+
+    #[test]
+    fn a_closing_queue_accounts_for_every_job_that_was_accepted() {
+        in_all_orders(|| {
+            let model = Model::new();
+            let spawn =
+                beside(&model, |model| [(); 3].into_iter().filter(|()| model.spawn()).count());
+            let come = beside(&model, |model| {
+                model.come(Reach::InReach);
+            });
+            model.queue.lock().close();
+            let accepted = 2 + spawn.join().expect("no panic");
+            come.join().expect("no panic");
+            // Not by `model.queue.lock()`.
+            let mut queue = lock(&model.queue.queue.0);
+            assert_eq!(queue.totals().accepted, accepted as u64);
+            let unstarted = queue.take_unstarted(usize::MAX).1.len();
+            let ready = std::iter::from_fn(|| queue.take()).count();
+            assert_eq!(*lock(&model.ran) + unstarted + ready, accepted);
         });
     }
 }

@@ -41,7 +41,8 @@
 //! 5. Of the pending jobs that may start, the one that has been pending longest starts first;
 //!    waiting spawners are granted places likewise.
 //! 6. `Closed` is final: nothing is admitted, granted or started any more.
-//! 7. `accepted` = jobs in the table + the sum of the outcomes.
+//! 7. `accepted` = jobs in the table + the sum of the outcomes. (What is in the inbox is in neither,
+//!    until somebody looks.)
 //! 8. A draining queue closes in the very step that leaves it idle.
 //! 9. From the announcement of the end on, a job that ends otherwise than completed or skipped is
 //!    kept in `ended` until the report takes it.
@@ -75,6 +76,7 @@ pub(crate) trait Entry: Clone {
     /// Jobs of one key share `limit_per_key`.
     fn key(&self) -> Option<&Arc<str>>;
     fn unique(&self) -> Option<&Unique>;
+    /// The job will be in the table, if it is not yet.
     fn accepted(&self, now: Moment);
     /// The job, which has been accepted, is in the table, in this slot until it ends.
     fn placed(&self, slot: Key);
@@ -118,7 +120,7 @@ pub(crate) enum Admit {
     Outside,
 }
 
-/// A job that has been accepted and is not in the table yet.
+/// A job that has been accepted, and is in the inbox.
 pub(crate) struct Accepted<R, W> {
     pub(crate) entry: R,
     pub(crate) work: W,
@@ -755,43 +757,49 @@ impl<R: Entry, W> Queue<R, W> {
 
     // The inbox. See `SharedQueue`.
 
-    /// For how many jobs the inbox is opened. It stays closed but where this queue would do no more
-    /// with a job that came now than to keep it.
+    /// For how many jobs the inbox is opened: not where hardly any come at once.
     #[inline(always)]
     pub(crate) fn open_inbox(&mut self) -> usize {
-        let places = if self.ready_len > 0 { self.places_for_inbox() } else { 0 };
-        self.has_inbox = places > 0;
-        places
+        let room = if self.ready_len > 0 { self.room_for_inbox() } else { 0 };
+        self.has_inbox = room > 0;
+        room
     }
 
-    /// For how many jobs it may be open. (Where spawners wait there are no places.)
+    /// For how many jobs it may be open: there are places for them, and all would start at once, or
+    /// all would have to wait, so that what is in it need not be counted when a job ends. (Where
+    /// spawners wait there are no places.)
     #[inline(always)]
-    pub(crate) fn places_for_inbox(&self) -> usize {
+    pub(crate) fn room_for_inbox(&self) -> usize {
         // The only thread that there is has nobody to wait for.
         let is_of_use = self.in_reach > 0 && self.threads > 1;
         if !is_of_use || self.phase == Phase::Closed || self.lanes.are_limited() {
             return 0;
         }
         let taken = self.running() + self.waiting_for_something();
-        self.limit.saturating_add(self.pending_limit).saturating_sub(taken)
+        let places = self.limit.saturating_add(self.pending_limit).saturating_sub(taken);
+        match self.limit.saturating_sub(self.running()) {
+            0 => places,
+            may_start => places.min(may_start),
+        }
     }
 
     pub(crate) fn has_inbox(&self) -> bool {
         self.has_inbox
     }
 
-    /// Whether a runner may not leave the inbox as it is.
+    /// Whether a runner may not leave the inbox as it is: it has nothing to do, the place of its job is
+    /// for one that is in there, or nobody comes after it.
     #[inline(always)]
     pub(crate) fn needs_inbox(&self) -> bool {
-        let has_jobs = self.ready_len > 0 || self.line.pending > 0;
-        self.has_inbox && (self.in_reach == 0 || !has_jobs)
+        let has_jobs = self.ready_len > 0 && self.running() < self.limit;
+        self.has_inbox && (self.in_reach == 0 || !(has_jobs || self.line.pending > 0))
     }
 
     pub(crate) fn spare_list(&mut self) -> Vec<Accepted<R, W>> {
         mem::take(&mut self.spare_list)
     }
 
-    /// Takes in what was in the inbox, which `is_open` for more. There are places, and nobody to call.
+    /// Takes in what was in the inbox, which `is_open` for more.
     pub(crate) fn take_in(&mut self, mut jobs: Vec<Accepted<R, W>>, is_open: bool) {
         debug_assert!(jobs.is_empty() || self.phase < Phase::Closed, "6");
         self.has_inbox = is_open;

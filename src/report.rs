@@ -48,8 +48,7 @@ pub struct Stats {
     /// How long the job at the head of the queue has waited.
     pub oldest_pending: Option<Duration>,
     /// How long the longest-running job has run. (One that follows very short jobs in their task may
-    /// count from up to three jobs earlier; one that was spawned into a backlog on several threads,
-    /// from when it was spawned.)
+    /// count from up to three jobs earlier.)
     pub oldest_active: Option<Duration>,
 }
 

@@ -1,4 +1,4 @@
-use std::{cell::Cell, task::Waker};
+use std::{cell::Cell, env, task::Waker, thread, time::Duration};
 
 use proptest::{prelude::*, test_runner::TestRunner};
 
@@ -17,6 +17,7 @@ struct Crew {
     queue: SharedQueue<Job, Task>,
     /// Somebody looks after every step, and so there is never anything in the inbox.
     is_watched: bool,
+    now: Moment,
     jobs: Vec<Job>,
     called: Vec<Reach>,
     /// The jobs that runners have.
@@ -36,12 +37,16 @@ enum Told {
     Yields(Call),
     Removed(Option<usize>, Call),
     Unstarted(Vec<usize>),
-    Seen { states: Vec<JobState>, counts: [usize; 4], accepted: u64, is_idle: bool, phase: Phase },
+    Seen {
+        states: Vec<JobState>,
+        counts: [usize; 4],
+        /// Since when the longest pending job has waited, and the longest active one has run.
+        oldest: (Option<Moment>, Option<Moment>),
+        accepted: u64,
+        is_idle: bool,
+        phase: Phase,
+    },
     Nothing,
-}
-
-fn now() -> Moment {
-    Moment::from_nanos(0)
 }
 
 impl Crew {
@@ -51,6 +56,7 @@ impl Crew {
         Self {
             queue: SharedQueue::new(queue),
             is_watched: false,
+            now: Moment::from_nanos(0),
             jobs: Vec::new(),
             called: Vec::new(),
             taken: Vec::new(),
@@ -60,7 +66,7 @@ impl Crew {
     }
 
     fn in_inbox(&self) -> usize {
-        lock(&self.queue.inbox.0.jobs).jobs.len()
+        lock(&self.queue.inbox.0.inside).jobs.len()
     }
 
     fn call(&mut self, call: Call) -> Call {
@@ -87,7 +93,7 @@ impl Crew {
         let (job, number) = (Job::new(how, names), self.jobs.len());
         self.jobs.push(job.clone());
         let before = self.in_inbox();
-        let admitted = self.queue.admit(how, job, || Task::new(number), now());
+        let admitted = self.queue.admit(how, job, || Task::new(number), self.now);
         self.put += usize::from(self.in_inbox() > before);
         self.answer(admitted)
     }
@@ -113,7 +119,7 @@ impl Crew {
         let (job, number) = (Job::new(Admit::Limited, NO_NAMES), self.jobs.len());
         self.jobs.push(job.clone());
         let mut queue = self.queue.lock();
-        match queue.admit(Admit::Limited, job.clone(), || Task::new(number), now()) {
+        match queue.admit(Admit::Limited, job.clone(), || Task::new(number), self.now) {
             Err(Refusal::Full) => {
                 let ticket = queue.wait(&job, Waker::noop().clone());
                 drop(queue);
@@ -135,13 +141,13 @@ impl Crew {
         let (ticket, job) = self.waiting.remove(at % self.waiting.len());
         let mut queue = self.queue.lock();
         if gives_up {
-            let (effects, _waker) = queue.leave(ticket, now());
+            let (effects, _waker) = queue.leave(ticket, self.now);
             drop(queue);
             return self.answer(Ok(effects));
         }
         let number = self.jobs.iter().position(|other| other.id() == job.id());
         let number = number.expect("a job that was offered");
-        let turn = queue.take_turn(ticket, job.clone(), || Task::new(number), now());
+        let turn = queue.take_turn(ticket, job.clone(), || Task::new(number), self.now);
         drop(queue);
         let Some(admitted) = turn else {
             self.waiting.push((ticket, job));
@@ -165,7 +171,7 @@ impl Crew {
         }
         let job = self.jobs[self.taken.remove(at % self.taken.len())].clone();
         let (slot, id) = (job.slot(), job.id());
-        let step = self.queue.advance(slot, id, Outcome::Completed, now(), may_go_on);
+        let step = self.queue.advance(slot, id, Outcome::Completed, self.now, may_go_on);
         let call = self.call(step.call);
         match step.next {
             Next::Take(task) => Told::Next(self.take(Some(task)), call),
@@ -185,12 +191,13 @@ impl Crew {
             return Told::Nothing;
         };
         let mut queue = self.queue.lock();
-        if let Some((task, effects)) = queue.remove(job.slot(), job.id(), Outcome::Cancelled, now())
+        if let Some((task, effects)) =
+            queue.remove(job.slot(), job.id(), Outcome::Cancelled, self.now)
         {
             drop(queue);
             return Told::Removed(Some(task.take()), self.call(effects.call));
         }
-        let (effects, _, task) = queue.finish(job.slot(), job.id(), Outcome::Abandoned, now());
+        let (effects, _, task) = queue.finish(job.slot(), job.id(), Outcome::Abandoned, self.now);
         drop(queue);
         Told::Removed(task.map(Task::take), self.call(effects.call))
     }
@@ -209,6 +216,7 @@ impl Crew {
         Told::Seen {
             states: self.jobs.iter().map(|job| queue.state(job.slot(), job.id())).collect(),
             counts,
+            oldest: queue.oldest(),
             accepted: queue.totals().accepted,
             is_idle: queue.is_idle(),
             phase: queue.phase(),
@@ -216,6 +224,7 @@ impl Crew {
     }
 
     fn step(&mut self, (what, at, flag): Step) -> Told {
+        self.now = self.now.plus(Duration::from_nanos(1));
         let told = match what {
             0..=6 => self.offer(),
             7 => self.offer_as(Admit::Limited, key("one")),
@@ -232,12 +241,13 @@ impl Crew {
             22 => {
                 let job = self.jobs.get(at % self.jobs.len().max(1)).cloned();
                 let Some(job) = job else { return Told::Nothing };
-                let effects = self.queue.lock().begin(job.slot(), job.id(), now());
+                let effects = self.queue.lock().begin(job.slot(), job.id(), self.now);
                 Told::Call(self.call(effects.call))
             }
             23 => self.look(),
             24 => self.spawn(),
             25 => self.ask(at, flag),
+            26 => self.offer_as(Admit::Outside, NO_NAMES),
             _ => Told::Nothing,
         };
         if self.is_watched {
@@ -250,7 +260,7 @@ impl Crew {
 impl Drop for Crew {
     /// The table still owns the work of what no runner has taken.
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             return;
         }
         self.take_unstarted();
@@ -271,9 +281,12 @@ fn nobody_can_tell_whether_jobs_were_in_the_inbox() {
     );
     let limits = limits
         .prop_map(|(limit, pending_limit, limit_per_key)| [limit, pending_limit, limit_per_key]);
-    let step = (0..26_u8, any::<usize>(), any::<bool>());
+    let step = (0..27_u8, any::<usize>(), any::<bool>());
     let history = (limits, 1..4_u32, prop::collection::vec(step, 1..120));
-    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    let mut config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    if env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = 2_000;
+    }
     let (put, offered) = (Cell::new(0), Cell::new(0));
     let ran = TestRunner::new(config).run(&history, |(limits, threads, steps)| {
         let mut crew = Crew::new(limits, threads);
@@ -334,7 +347,7 @@ fn where_there_is_one_thread_nothing_is_put_in() {
 #[test]
 fn no_more_are_put_in_than_there_are_places_for_and_room() {
     let mut few = crew(2, 3, 2);
-    let mut many = crew(10, 1000, 2);
+    let mut many = crew(1000, 1000, 2);
     for _ in 0..2 + 3 {
         assert!(matches!(few.offer(), Told::Call(_)));
     }
@@ -361,6 +374,23 @@ fn an_inbox_that_is_emptied_stays_open_for_the_places_that_are_left() {
     crew.advance(0, true);
     let taken_in = (0..9).filter(|_| matches!(crew.offer(), Told::Call(_))).count();
     assert_eq!((taken_in, crew.queue.lock().pending_count()), (2, 4));
+}
+
+#[test]
+fn a_job_that_was_in_the_inbox_has_run_since_there_was_a_place_for_it() {
+    let mut crew = crew(3, 100, 2);
+    for _ in 0..4 {
+        crew.offer();
+    }
+    let unknown = crew.called.iter().position(|called| *called == Reach::Unknown);
+    crew.come(unknown.expect("one of a pair"));
+    crew.now = Moment::from_nanos(10);
+    assert_eq!(crew.advance(0, true), Told::Next(Some(1), Call::Nobody));
+    crew.now = Moment::from_nanos(20);
+    for number in [2, 3] {
+        assert_eq!(crew.advance(0, true), Told::Next(Some(number), Call::Nobody));
+    }
+    assert_eq!(crew.queue.lock().oldest(), (None, Some(Moment::from_nanos(10))));
 }
 
 #[test]
