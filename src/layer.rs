@@ -13,7 +13,7 @@ use tower_service::Service;
 use crate::{
     jobs::Jobs,
     request::{self, Origin},
-    response::{ResponseBody, ResponseFuture, ResponseGuard},
+    response::{Asked, ResponseBody, ResponseFuture, ResponseGuard},
     scheduler::Scheduler,
 };
 
@@ -168,13 +168,13 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let is_head = request.method() == Method::HEAD;
+        let asked = Asked::from(request.method());
         let origin = self.layer.origin(&request);
         let scope = Arc::new(request::Request::new(origin, request.version()));
         // From here on the response ends somehow, even if the inner service panics in `call`.
         let guard = ResponseGuard::new(scope.clone());
         let jobs = Jobs::<M>::new(self.layer.scheduler.clone(), scope);
         request.extensions_mut().insert(jobs.clone());
-        ResponseFuture::new(self.inner.call(request), jobs, guard, is_head)
+        ResponseFuture::new(self.inner.call(request), jobs, guard, asked)
     }
 }

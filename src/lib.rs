@@ -66,10 +66,11 @@
 //! # How a response ends
 //!
 //! "After the response" is the moment when the server drops the response's body, since that always
-//! comes and nothing else does. By then it is *complete* if the body gave its end, said that it had
-//! reached it, or gave as many bytes as it had declared, or if such a response has no body (`HEAD`,
-//! 204, 304, 1xx); else, or if it ended short of what it had declared, it was aborted. hyper 1.12 was
-//! seen to do this with bodies:
+//! comes and nothing else does. By then it is *complete* if the body gave its end or trailers, said
+//! that it had reached its end, or, over HTTP/1, gave as many bytes as it had declared; or if such a
+//! response has no body (`HEAD`, 101, 204, 304, a `CONNECT` that succeeds). Else, if it failed, or if it
+//! ended short of what it had declared, it was aborted. (So is a status 1xx other than 101: that is not
+//! a response, and hyper sends a 500 instead.) hyper 1.12 was seen to do this with bodies:
 //!
 //! | response | frames polled: HTTP/1.1, HTTP/2 | polled to `None` | at its end when dropped |
 //! |---|---|---|---|
@@ -77,6 +78,7 @@
 //! | `"hello"` | 1, 1 | no | yes |
 //! | a stream of unknown length | 3, 3 | yes | no |
 //! | a stream of two frames with `content-length` | 2, 3 | no, yes | no |
+//! | a stream of one frame and trailers | 2, 2 | no | no |
 //! | a body of `"hello"` for `HEAD` | 0, 1 | no | no, yes |
 //!
 //! The body is dropped once its last part is in the server's buffer, which can be before the client

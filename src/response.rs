@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Buf;
-use http::{HeaderMap, Response, StatusCode, header::CONTENT_LENGTH};
+use http::{HeaderMap, Method, Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -48,13 +48,31 @@ pin_project! {
         // Both leave with the response.
         jobs: Option<Jobs<M>>,
         guard: Option<ResponseGuard>,
-        is_head: bool,
+        asked: Asked,
     }
 }
 
 impl<F, M> ResponseFuture<F, M> {
-    pub(crate) fn new(inner: F, jobs: Jobs<M>, guard: ResponseGuard, is_head: bool) -> Self {
-        Self { inner, jobs: Some(jobs), guard: Some(guard), is_head }
+    pub(crate) fn new(inner: F, jobs: Jobs<M>, guard: ResponseGuard, asked: Asked) -> Self {
+        Self { inner, jobs: Some(jobs), guard: Some(guard), asked }
+    }
+}
+
+/// What of a request decides whether its response has a body.
+#[derive(Clone, Copy)]
+pub(crate) enum Asked {
+    Head,
+    Connect,
+    Other,
+}
+
+impl From<&Method> for Asked {
+    fn from(method: &Method) -> Self {
+        match *method {
+            Method::HEAD => Self::Head,
+            Method::CONNECT => Self::Connect,
+            _ => Self::Other,
+        }
     }
 }
 
@@ -79,7 +97,7 @@ where
                 extensions.insert(jobs);
             }
         }
-        let left = Left::of(&response, *this.is_head);
+        let left = Left::of(&response, *this.asked);
         let watch = Watch::new(guard, response.status(), left, response.body());
         Poll::Ready(Ok(response.map(|inner| ResponseBody { inner, watch: Some(watch) })))
     }
@@ -106,30 +124,31 @@ enum Left {
     Bytes(u64),
     /// The body alone knows.
     Unknown,
+    /// What will not come any more.
+    Lost,
 }
 
 impl Left {
-    fn of<B: Body>(response: &Response<B>, is_head: bool) -> Self {
+    fn of<B: Body>(response: &Response<B>, asked: Asked) -> Self {
         let status = response.status();
-        if is_head
-            || status.is_informational()
-            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        {
+        let has_no_body = match asked {
+            Asked::Head => true,
+            // What follows is the tunnel.
+            Asked::Connect => status.is_success(),
+            Asked::Other => false,
+        };
+        match status {
             // What is declared for a body that is not sent says nothing.
-            return Self::NoBody;
+            _ if has_no_body => return Self::NoBody,
+            StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => {
+                return Self::NoBody;
+            }
+            // It only announces a response: hyper sends a 500 instead.
+            status if status.is_informational() => return Self::Lost,
+            _ => {}
         }
         let declared = declared_length(response.headers());
         declared.or_else(|| response.body().size_hint().exact()).map_or(Self::Unknown, Self::Bytes)
-    }
-
-    /// A body that ends before its declared length is no whole response: an HTTP/1.1 server breaks
-    /// off there, and an HTTP/2 client refuses it.
-    fn is_exhausted(self, ended: impl FnOnce() -> bool) -> bool {
-        match self {
-            Self::NoBody => true,
-            Self::Bytes(left) => left == 0,
-            Self::Unknown => ended(),
-        }
     }
 }
 
@@ -141,23 +160,40 @@ struct Watch {
 impl Watch {
     fn new<B: Body>(mut guard: ResponseGuard, status: StatusCode, left: Left, body: &B) -> Self {
         guard.status = Some(status);
-        guard.is_complete = left.is_exhausted(|| body.is_end_stream());
-        Self { left, guard }
+        let mut watch = Self { left, guard };
+        watch.guard.is_complete = watch.is_complete(|| body.is_end_stream());
+        watch
+    }
+
+    /// A body that ends before its declared length is no whole response: an HTTP/1.1 server breaks
+    /// off there, and an HTTP/2 client refuses it.
+    fn is_complete(&self, has_ended: impl FnOnce() -> bool) -> bool {
+        match self.left {
+            Left::NoBody => true,
+            // Over HTTP/1 a server asks for no more than was declared; over later versions it asks
+            // for the end.
+            Left::Bytes(left) => left == 0 && (!self.guard.request.is_multiplexed() || has_ended()),
+            Left::Unknown => has_ended(),
+            Left::Lost => false,
+        }
     }
 
     /// Takes note of what the body gave.
     fn note<B: Body>(&mut self, given: Option<&Result<Frame<B::Data>, B::Error>>, body: &B) {
-        self.guard.is_complete = match given {
-            _ if matches!(self.left, Left::NoBody) => true,
-            None => self.left.is_exhausted(|| true),
-            Some(Err(_)) => false,
-            Some(Ok(frame)) => {
-                if let (Left::Bytes(left), Some(data)) = (&mut self.left, frame.data_ref()) {
-                    *left = left.saturating_sub(data.remaining() as u64);
-                }
-                self.left.is_exhausted(|| body.is_end_stream())
+        match (given, &mut self.left) {
+            (Some(Ok(frame)), Left::Bytes(left)) => {
+                let bytes = frame.data_ref().map_or(0, Buf::remaining);
+                *left = left.saturating_sub(bytes as u64);
             }
-        };
+            // A layer further out may go on as if that had been the end.
+            (Some(Err(_)), left @ (Left::Bytes(_) | Left::Unknown)) => *left = Left::Lost,
+            _ => {}
+        }
+        self.guard.is_complete = self.is_complete(|| match given {
+            // After trailers a server asks for nothing more.
+            Some(Ok(frame)) => frame.is_trailers() || body.is_end_stream(),
+            given => given.is_none(),
+        });
     }
 }
 

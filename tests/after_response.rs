@@ -6,7 +6,7 @@ mod wire;
 
 use std::{
     fmt::Write as _,
-    future::poll_fn,
+    future::{poll_fn, ready},
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
@@ -17,7 +17,7 @@ use axum::{
     Router,
     body::Body,
     extract::Path,
-    http::{Request, Response, StatusCode},
+    http::{HeaderValue, Request, Response, StatusCode},
     middleware::map_response,
     response::{IntoResponse, Sse, sse},
     routing::any,
@@ -256,6 +256,14 @@ async fn every_shape_of_response_that_is_read_to_its_end_is_complete() {
                 ([("content-length", "5")], Body::new(Script::new(streamed())))
             }))
         }),
+        row("streamed with trailers", Complete(OK), |stage| {
+            let steps = || vec![data("hello"), Step::Trailers];
+            stage.jobs(body(steps)).layer(map_response(async |mut response: Response<Body>| {
+                response.headers_mut().insert("trailer", HeaderValue::from_static("sum"));
+                response
+            }))
+        })
+        .headers(&[("te", "trailers")]),
         row("SSE that ends", Complete(OK), |stage| {
             stage.jobs(route(|| async {
                 let event = |text| Ok::<_, BoxError>(sse::Event::default().data(text));
@@ -292,6 +300,13 @@ async fn a_response_that_breaks_off_is_aborted_and_one_that_never_was_is_none() 
             stage.jobs(body(|| vec![data("hel"), Step::Fail]))
         }),
         row("body that fails at once", Aborted(OK), |stage| stage.jobs(body(|| vec![Step::Fail]))),
+        row("body that fails before its trailers", Aborted(OK), |stage| {
+            stage.jobs(body(|| vec![data("hello"), Step::Fail, Step::Trailers]))
+        }),
+        row("status that only announces a response", Aborted(StatusCode::PROCESSING), |stage| {
+            stage.jobs(answer(StatusCode::PROCESSING))
+        })
+        .only(&[Http1]),
         row("body that panics half-way", Aborted(OK), |stage| {
             stage.jobs(body(|| vec![data("hel"), Step::Panic]))
         }),
@@ -375,6 +390,13 @@ async fn the_outcome_tells_when_the_client_left() {
             ([("content-length", "5")], Body::new(Script::new(steps)))
         }))
     };
+    let waits_for_trailers = |stage: &Stage| {
+        let go = stage.go.clone();
+        stage.jobs(route(move || async move {
+            let steps = [data("hello"), Step::Wait(go), Step::Trailers];
+            ([("content-length", "5")], Body::new(Script::new(steps)))
+        }))
+    };
     let compressed = move |stage: &Stage| waits_mid_body(stage).layer(CompressionLayer::new());
     let h2 = &[Http2];
     play_all(vec![
@@ -382,6 +404,16 @@ async fn the_outcome_tells_when_the_client_left() {
         row("in the handler", NoResponse, waits).then(Then::LeavesDuringHandler),
         row("in the handler", NoResponse, waits).then(Then::HalfClosesDuringHandler),
         row("in the handler", NoResponse, waits).then(Then::ResetsDuringHandler).only(h2),
+        // All that was declared is there, and over HTTP/1 no more is asked for.
+        row("before the trailers", Aborted(OK), waits_for_trailers)
+            .then(Then::LeavesMidBody)
+            .only(h2),
+        row("before the trailers", Aborted(OK), waits_for_trailers)
+            .then(Then::ResetsMidBody)
+            .only(h2),
+        row("before the trailers", Complete(OK), waits_for_trailers)
+            .then(Then::LeavesMidBody)
+            .only(&[Http1]),
         row("in the handler", Complete(OK), waits)
             .then(Then::LeavesBehindPipelinedBytes)
             .only(&[Http1]),
@@ -539,6 +571,36 @@ async fn a_body_that_is_dropped_after_some_of_its_frames_is_aborted() {
     check(&stage, Aborted(OK)).await;
 }
 
+/// As behind a layer that logs what a body fails with, and ends there.
+#[tokio::test]
+async fn a_body_that_failed_is_aborted_although_its_end_is_asked_for_after_that() {
+    let stage = Stage::default();
+    let routes = body(|| vec![data("hel"), Step::Fail]);
+    let mut body = call(&stage, routes, "GET").await.await.unwrap().into_body();
+    body.frame().await.unwrap().unwrap();
+    body.frame().await.unwrap().unwrap_err();
+    assert!(body.frame().await.is_none());
+    drop(body);
+    check(&stage, Aborted(OK)).await;
+}
+
+#[tokio::test]
+async fn what_opens_a_tunnel_has_no_body() {
+    for (status, expected) in [
+        (OK, Complete(OK)),
+        (StatusCode::FORBIDDEN, Aborted(StatusCode::FORBIDDEN)),
+        (StatusCode::EARLY_HINTS, Aborted(StatusCode::EARLY_HINTS)),
+    ] {
+        let stage = Stage::default();
+        let inner = service_fn(move |_: Request<Body>| {
+            let body = Body::new(Script::new([data("hel"), data("lo")]));
+            ready(Ok::<_, wire::Never>((status, body).into_response()))
+        });
+        drop(call(&stage, inner, "CONNECT").await.await.unwrap());
+        check(&stage, expected).await;
+    }
+}
+
 /// As over HTTP/2, where hyper sends the frames of any body, also for `HEAD`.
 #[tokio::test]
 async fn a_response_that_has_no_body_is_complete_however_much_of_one_was_polled() {
@@ -614,12 +676,14 @@ empty                           Http1: polls 0, None no, end after data -, at dr
 fixed                           Http1: polls 1, None no, end after data yes, at drop yes
 streamed                        Http1: polls 3, None yes, end after data no, at drop no
 streamed with content-length    Http1: polls 2, None no, end after data no, at drop no
+streamed with trailers          Http1: polls 2, None no, end after data no, at drop no
 HEAD                            Http1: polls 0, None no, end after data -, at drop no
 empty                           Http2: polls 0, None no, end after data -, at drop yes
 204                             Http2: polls 0, None no, end after data -, at drop yes
 fixed                           Http2: polls 1, None no, end after data yes, at drop yes
 streamed                        Http2: polls 3, None yes, end after data no, at drop no
 streamed with content-length    Http2: polls 3, None yes, end after data no, at drop no
+streamed with trailers          Http2: polls 2, None no, end after data no, at drop no
 HEAD                            Http2: polls 1, None no, end after data yes, at drop yes
 ";
 
@@ -630,13 +694,17 @@ async fn how_a_body_ends_depends_on_its_shape_and_on_the_protocol() {
     fn streamed() -> Body {
         Body::new(Script::new([data("hel"), data("lo")]))
     }
-    let shapes: [(&str, &str, Make); 6] = [
+    let shapes: [(&str, &str, Make); 7] = [
         ("empty", "GET", || ().into_response()),
         ("204", "GET", || StatusCode::NO_CONTENT.into_response()),
         ("fixed", "GET", || "hello".into_response()),
         ("streamed", "GET", || streamed().into_response()),
         ("streamed with content-length", "GET", || {
             ([("content-length", "5")], streamed()).into_response()
+        }),
+        ("streamed with trailers", "GET", || {
+            let body = Body::new(Script::new([data("hello"), Step::Trailers]));
+            ([("trailer", "sum")], body).into_response()
         }),
         ("HEAD", "HEAD", || "hello".into_response()),
     ];
@@ -659,8 +727,8 @@ async fn how_a_body_ends_depends_on_its_shape_and_on_the_protocol() {
                 .service(inner);
             let server = Server::start(service).await;
             let mut client = Client::connect(server.address, protocol).await;
-            let close = [("connection", "close")];
-            let headers = if protocol == Http1 { &close[..] } else { &[] };
+            let headers = [("te", "trailers"), ("connection", "close")];
+            let headers = if protocol == Http1 { &headers[..] } else { &headers[..1] };
             client.send(&Ask { method, headers, ..Ask::default() }.bytes(protocol)).await;
             assert!(client.read_to_end().await);
             let status = make().status();

@@ -18,7 +18,11 @@ use std::{
     time::Duration,
 };
 
-use hyper::body::{Body, Bytes, Frame, Incoming};
+use hyper::{
+    HeaderMap,
+    body::{Body, Bytes, Frame, Incoming},
+    header::{HeaderName, HeaderValue},
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -325,6 +329,8 @@ impl Client {
 
 pub(crate) enum Step {
     Data(Bytes),
+    /// `sum: 1`
+    Trailers,
     Wait(Arc<Notify>),
     /// Lets other tasks go first.
     Yield,
@@ -360,6 +366,10 @@ impl Body for Script {
             return Poll::Ready(match self.steps.pop_front() {
                 None => None,
                 Some(Step::Data(bytes)) => Some(Ok(Frame::data(bytes))),
+                Some(Step::Trailers) => {
+                    let sum = (HeaderName::from_static("sum"), HeaderValue::from_static("1"));
+                    Some(Ok(Frame::trailers(HeaderMap::from_iter([sum]))))
+                }
                 Some(Step::Fail) => Some(Err("the body fails".into())),
                 Some(Step::Panic) => panic!("the body panics"),
                 Some(Step::Wait(signal)) => {
