@@ -307,7 +307,8 @@ impl<M> Jobs<M> {
 
     /// Ends this request's jobs, as [`Job::close`] ends one: those that have not started never do,
     /// those of `spawn_with` have the scheduler's `close_timeout` to end, the others are dropped at
-    /// their next `await`. Gives the jobs that had not ended by then; they have been aborted.
+    /// their next `await`. Gives the jobs that had not ended by then; they have been aborted (a blocking
+    /// one that has started runs on).
     ///
     /// The scheduler stays open, for this request too.
     ///
@@ -322,7 +323,9 @@ impl<M> Jobs<M> {
     pub async fn close(&self) -> Vec<JobInfo> {
         let shared = self.scheduler.shared();
         let entries: Vec<Entry> = self.entries().into_iter().map(|(entry, _)| entry).collect();
-        entries.iter().for_each(|entry| shared.close_job(entry));
+        // First of all, so that none starts in the place of one that has been told to end.
+        let started: Vec<_> = entries.iter().filter(|entry| !shared.take_out(entry)).collect();
+        started.into_iter().for_each(|entry| shared.close_job(entry));
         let deadline = Instant::now() + self.scheduler.close_timeout();
         let all_ended = self.request.wait_until(|| entries.iter().all(|entry| entry.is_finished()));
         if clock::timeout_at(Some(deadline), all_ended).await.is_ok() {

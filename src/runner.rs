@@ -449,7 +449,7 @@ impl Shared {
     }
 
     /// Ends a job that has not started. Whether it had not.
-    fn take_out(self: &Arc<Self>, entry: &Entry) -> bool {
+    pub(crate) fn take_out(self: &Arc<Self>, entry: &Entry) -> bool {
         self.remove(entry, Outcome::Cancelled, JobError::cancelled())
     }
 

@@ -153,6 +153,29 @@ async fn closing_ends_this_requests_jobs_and_no_others() {
     jobs.try_spawn(async {}).unwrap().await.unwrap();
 }
 
+/// Where another thread starts the next job as soon as one has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_starts_none_of_the_jobs_that_wait_for_those_it_ends() {
+    for _ in 0..100 {
+        let scheduler = Scheduler::builder().limit(1).build();
+        let jobs = answered(&scheduler).await;
+        let runs = Arc::new(Notify::new());
+        let has_begun = runs.clone();
+        jobs.spawn(async move {
+            has_begun.notify_one();
+            pending::<()>().await;
+        })
+        .await
+        .unwrap();
+        let waiting: Vec<_> = (0..20).map(|_| jobs.try_spawn(async {}).unwrap()).collect();
+        runs.notified().await;
+        assert!(jobs.close().await.is_empty());
+        for job in waiting {
+            assert!(job.await.unwrap_err().is_cancelled());
+        }
+    }
+}
+
 #[tokio::test]
 async fn closing_ends_deferred_jobs_before_their_response_is_over() {
     let scheduler = Scheduler::new();
