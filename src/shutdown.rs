@@ -200,7 +200,7 @@ impl Shutdown {
         // Before the server, so that no signal is missed.
         let mut trigger = self.trigger.unwrap_or_else(Trigger::signals);
         let (stopping, stopped) = watch::channel(false);
-        let mut server = Server::new(serve(Stop::new(stopped)));
+        let mut server = Server::new(serve(Stop::new(stopped)), stopping);
         let signalled = first(trigger.next(), server.run()).await.is_some();
 
         let began = Instant::now();
@@ -219,7 +219,7 @@ impl Shutdown {
                 let delay = (began + self.readiness_delay).min(before_closing);
                 first(time::sleep_until(delay), server.run()).await;
                 phases.readiness = began.elapsed();
-                stopping.send_replace(true);
+                server.stop();
                 let connections = (Instant::now() + self.connection_grace).min(before_closing);
                 first(time::sleep_until(connections), server.run()).await;
                 phases.connections = began.elapsed() - phases.readiness;
@@ -302,8 +302,8 @@ async fn last<T>(event: impl Future, work: impl Future<Output = T>) -> Option<T>
     given
 }
 
-/// Resolves when the server must stop accepting: what `axum::serve(..).with_graceful_shutdown(..)`
-/// takes. Clones resolve together.
+/// Resolves when the server must stop accepting, or has ended: what
+/// `axum::serve(..).with_graceful_shutdown(..)` takes. Clones resolve together.
 pub struct Stop {
     stopped: watch::Receiver<bool>,
     waiting: BoxFuture,
@@ -312,7 +312,7 @@ pub struct Stop {
 impl Stop {
     fn new(stopped: watch::Receiver<bool>) -> Self {
         let mut receiver = stopped.clone();
-        // The sender goes only when `serve` does, and the server with it.
+        // The sender goes with the server, and that when all is over.
         let waiting = Box::pin(async move { drop(receiver.wait_for(|stopped| *stopped).await) });
         Self { stopped, waiting }
     }
@@ -404,12 +404,18 @@ impl Signals {
 /// The server, and how it ended.
 struct Server<S: Future> {
     future: Option<Pin<Box<S>>>,
+    stopping: watch::Sender<bool>,
     end: ServerEnd<S::Output>,
 }
 
 impl<S: Future> Server<S> {
-    fn new(future: S) -> Self {
-        Self { future: Some(Box::pin(future)), end: ServerEnd::Unfinished }
+    fn new(future: S, stopping: watch::Sender<bool>) -> Self {
+        Self { future: Some(Box::pin(future)), stopping, end: ServerEnd::Unfinished }
+    }
+
+    /// Tells it to stop accepting.
+    fn stop(&self) {
+        self.stopping.send_replace(true);
     }
 
     /// Resolves when the server has ended.
@@ -429,6 +435,8 @@ impl<S: Future> Server<S> {
     }
 
     fn drop_future(&mut self) {
+        // It may have tasks that go on without it.
+        self.stop();
         discard(self.future.take());
     }
 

@@ -520,6 +520,57 @@ async fn stop_can_be_cloned_and_sent_to_tasks() {
     assert_eq!((stopped - began).as_secs(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_tasks_of_a_server_that_ends_by_itself_are_told_to_stop() {
+    let scheduler = Scheduler::new();
+    scheduler.spawn(sleep(20 * SECOND)).await.unwrap();
+    let began = Instant::now();
+    let mut accepting = None;
+    let accepts = &mut accepting;
+    let serve = |stop: Stop| {
+        let accept = async move {
+            stop.await;
+            began.elapsed()
+        };
+        *accepts = Some(tokio::spawn(accept));
+        sleep(SECOND)
+    };
+    let report = Shutdown::new(&scheduler).on(pending()).serve(serve).await;
+    assert_eq!(report.phases.jobs, 19 * SECOND);
+    assert_eq!(accepting.unwrap().await.unwrap().as_secs(), 1);
+}
+
+/// The only one here that awaits real signals: they go to all of the process.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_second_signal_tells_the_servers_tasks_to_stop_before_jobs_have_ended() {
+    async fn terminate() {
+        let own = std::process::id().to_string();
+        let kill = tokio::process::Command::new("kill").args(["-TERM", &own]).status();
+        assert!(kill.await.unwrap().success());
+    }
+    let scheduler = Scheduler::builder().close_timeout(20 * SECOND).build();
+    let (tell, told) = oneshot::channel();
+    let job = scheduler.spawn_with(|context| async move {
+        context.cancelled().await;
+        told.await
+    });
+    job.await.unwrap();
+    let serving = Shutdown::new(&scheduler).readiness_delay(20 * SECOND).serve(|stop| async {
+        tokio::spawn(async {
+            stop.await;
+            tell.send(())
+        });
+        terminate().await;
+        scheduler.shutting_down().await;
+        terminate().await;
+        pending::<()>().await;
+    });
+    let report = serving.await;
+    assert!(matches!(report.server, ServerEnd::Unfinished), "{report}");
+    assert_eq!(report.jobs.completed, 1, "{report}");
+}
+
 // Jobs that hold threads: these need the real clock.
 
 /// The name of the one job that is left behind by a shutdown that must not take long.
