@@ -204,6 +204,15 @@ impl JobError {
         matches!(self.0, Kind::Skipped)
     }
 
+    /// What a panic said, if that was text.
+    #[cfg(feature = "shutdown")]
+    pub(crate) fn panic_text(&self) -> Option<&str> {
+        match &self.0 {
+            Kind::Panicked(panicked) => panicked.text.as_deref(),
+            _ => None,
+        }
+    }
+
     /// The job panicked.
     pub fn is_panic(&self) -> bool {
         matches!(self.0, Kind::Panicked(..))

@@ -112,6 +112,7 @@ mod job_span;
 mod jobs;
 mod lanes;
 mod layer;
+mod one_line;
 mod output;
 mod queue;
 mod record;

@@ -24,6 +24,7 @@ use crate::{
     clock::Moment,
     contain::{notify, wake},
     error::{BoxError, JobError},
+    one_line::OneLine,
     queue::{Entry, Unique},
     request::Request,
     slots::{Key, NONE},
@@ -66,14 +67,15 @@ fn serialize_display<S: serde::Serializer>(
 }
 
 impl fmt::Display for JobInfo {
-    /// `job 7 "welcome e-mail" of POST /signup (src/main.rs:12:5)`
+    /// `job 7 "welcome e-mail" of POST /signup (src/main.rs:12:5)`. In one line, as what would break
+    /// it is escaped; so it is with all that is shown of jobs in one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "job {}", self.id)?;
         if self.name != name_of(self.location) {
             write!(f, " {:?}", self.name)?;
         }
         if let Some(request) = &self.request {
-            write!(f, " of {request}")?;
+            write!(f, " of {}", OneLine(request))?;
         }
         write!(f, " ({})", self.location)
     }
@@ -104,7 +106,7 @@ impl Failure {
             }
             cause = error.source();
         }
-        chain
+        OneLine(chain).to_string()
     }
 }
 

@@ -56,7 +56,8 @@ pub struct Stats {
 ///
 /// Covers the time from the first [`start_draining`](crate::Scheduler::start_draining),
 /// [`wait_and_close`](crate::Scheduler::wait_and_close) or [`close`](crate::Scheduler::close) until
-/// no job was left to wait for, and names every job that ended otherwise than well in that time. `Display` is one line.
+/// no job was left to wait for, and names every job that ended otherwise than well in that time.
+/// `Display` is one line, with the first ten of those that ended in the same way.
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -120,6 +121,10 @@ impl DrainReport {
     }
 }
 
+/// How many jobs of each outcome are shown: a line of all that were pending would be cut up, or
+/// dropped, by what collects the logs.
+const SHOWN: usize = 10;
+
 impl fmt::Display for DrainReport {
     /// `drained in 1200 ms: 41 completed, 1 failed (job 7 "welcome e-mail" of POST /signup (src/main.rs:12:5))`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,8 +142,11 @@ impl fmt::Display for DrainReport {
                 _ => "abandoned",
             };
             write!(f, ", {} {outcome} (", jobs.len())?;
-            for (n, job) in jobs.infos().enumerate() {
+            for (n, job) in jobs.infos().take(SHOWN).enumerate() {
                 write!(f, "{}{job}", if n == 0 { "" } else { ", " })?;
+            }
+            if jobs.len() > SHOWN {
+                write!(f, ", and {} more", jobs.len() - SHOWN)?;
             }
             f.write_str(")")?;
         }

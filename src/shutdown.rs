@@ -16,6 +16,7 @@ use crate::{
     config,
     contain::{contain, discard, forget_panic, ignore_panic},
     error::JobError,
+    one_line::OneLine,
     output::JobOutput,
     record::JobInfo,
     report::DrainReport,
@@ -527,10 +528,15 @@ impl<T> ShutdownReport<T> {
 impl<T> fmt::Display for ShutdownReport<T> {
     /// `server finished; drained in 12 ms: 3 completed`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.server {
-            ServerEnd::Panicked(error) => write!(f, "server panicked ({error}); {}", self.jobs),
-            end => write!(f, "server {}; {}", end.as_str(), self.jobs),
+        write!(f, "server {}", self.server.as_str())?;
+        let panic = match &self.server {
+            ServerEnd::Panicked(error) => error.panic_text(),
+            _ => None,
+        };
+        if let Some(text) = panic {
+            write!(f, " ({})", OneLine(text))?;
         }
+        write!(f, "; {}", self.jobs)
     }
 }
 

@@ -523,6 +523,25 @@ async fn without_a_hook_a_panic_is_logged_with_its_text() {
     assert_eq!(event.field("job.request"), "");
 }
 
+#[tokio::test]
+async fn a_failure_is_told_in_one_line_whatever_the_text_of_its_error_and_its_request() {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let on_failure = move |failure: Failure| tell.send(failure.to_string()).expect("it waits");
+    let scheduler = Scheduler::builder().on_failure(on_failure).build();
+    let handler = tower::service_fn(async |request: http::Request<()>| {
+        let jobs = request.extensions().get::<Jobs>().expect("the layer is there");
+        let error = std::io::Error::other("refused\nERROR forged");
+        drop(jobs.try_spawn(async { Err::<(), _>(Undelivered(error)) }).expect("there is room"));
+        Ok::<_, Infallible>(http::Response::new(String::new()))
+    });
+    let layer = JobsLayer::new(scheduler).label(|_, _, _| Some("POST a\r\nb".to_owned()));
+    layer.layer(handler).oneshot(http::Request::new(())).await.unwrap();
+    let line = told.recv().await.expect("a failure");
+    assert!(line.contains(r" of POST a\r\nb ("), "{line}");
+    let text = r": the job failed: undelivered: refused\nERROR forged";
+    assert!(line.ends_with(text) && line.lines().count() == 1, "{line}");
+}
+
 /// Whatever `panics` does, the next job runs in the same place and the scheduler stays open.
 async fn assert_contained<F>(scheduler: Scheduler, panics: F, outcome: Outcome)
 where

@@ -660,6 +660,13 @@ async fn the_report_is_one_line_and_serializes() {
     assert_eq!(json["jobs"]["cancelled"][0]["name"], "endless", "{json}");
     assert_eq!(json["phases"]["readiness"]["secs"], 0, "{json}");
     assert!(json["server"].is_string(), "{json}");
+
+    let panics = async { assert_eq!(1, 2, "no port") };
+    let report = Shutdown::new(&Scheduler::new()).on(pending()).serve(|_| panics).await;
+    let line = report.to_string();
+    assert_eq!(line.lines().count(), 1, "{line}");
+    let begins = r"server panicked (assertion `left == right` failed: no port\n  left: 1\n";
+    assert!(line.starts_with(begins), "{line}");
 }
 
 /// Panics whenever something is logged in this thread: its output has gone, say.
