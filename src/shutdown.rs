@@ -218,11 +218,12 @@ impl Shutdown {
         let in_order = async {
             if signalled {
                 let delay = (began + self.readiness_delay).min(before_closing);
-                first(time::sleep_until(delay), server.run()).await;
+                first(server.run(), time::sleep_until(delay)).await;
                 phases.readiness = began.elapsed();
                 server.stop();
                 let connections = (Instant::now() + self.connection_grace).min(before_closing);
-                first(time::sleep_until(connections), server.run()).await;
+                // In this order: it is polled once, however late it is.
+                first(server.run(), time::sleep_until(connections)).await;
                 phases.connections = began.elapsed() - phases.readiness;
             }
             server.drop_future();
@@ -284,7 +285,7 @@ fn accept(setting: &str, value: Duration) -> Duration {
     value
 }
 
-/// What `event` gave, unless `other` came first.
+/// What `event` gave, unless `other` came first. (Of two that have come, it is `event`.)
 async fn first<T>(event: impl Future<Output = T>, other: impl Future) -> Option<T> {
     let (mut event, mut other) = (pin!(event), pin!(other));
     poll_fn(|cx| {

@@ -293,6 +293,16 @@ async fn a_grace_of_nothing_closes_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_ends_as_soon_as_it_is_told_has_finished_without_any_grace() {
+    for on in [0, 1, 1000].map(Duration::from_micros) {
+        let scheduler = Scheduler::new();
+        let shutdown = Shutdown::new(&scheduler).on(sleep(on)).connection_grace(Duration::ZERO);
+        let report = shutdown.serve(|stop| stop).await;
+        assert!(report.is_clean(), "{report}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_has_begun_to_close_before_does_not_put_off_the_end() {
     let scheduler = Scheduler::builder().close_timeout(10 * SECOND).build();
     scheduler.job("deaf").spawn_with(async |_context| pending::<()>().await).await.unwrap();
