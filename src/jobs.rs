@@ -69,7 +69,8 @@ impl<M> Jobs<M> {
     }
 
     /// What this request's jobs are labelled with: method and path. The path is axum's matched
-    /// path (`/users/{id}`) with the feature `matched-path`, else the request's own, unless
+    /// path (`/users/{id}`) with the feature `matched-path`, else the request's own (of a layer inside
+    /// a nested router, what that has left of it), unless
     /// [`JobsLayer::label`](crate::JobsLayer::label) says otherwise.
     pub fn label(&self) -> &str {
         self.request.label()

@@ -19,9 +19,9 @@
 //! # Where to begin
 //!
 //! ```no_run
-//! # #[cfg(feature = "axum")] mod example {
+//! # #[cfg(all(feature = "axum", feature = "shutdown"))] mod example {
 //! use axum::{Router, http::StatusCode, routing::post};
-//! use tower_jobs::{Jobs, JobsLayer, Scheduler, SpawnError};
+//! use tower_jobs::{Jobs, JobsLayer, Scheduler, Shutdown, SpawnError};
 //!
 //! # async fn send_welcome() -> std::io::Result<()> { Ok(()) }
 //! async fn signup(jobs: Jobs) -> Result<StatusCode, SpawnError> {
@@ -33,9 +33,10 @@
 //! let scheduler = Scheduler::builder().limit(20).build();
 //! let app = Router::new().route("/signup", post(signup)).layer(JobsLayer::new(scheduler.clone()));
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-//! let stop = async { drop(tokio::signal::ctrl_c().await) };
-//! axum::serve(listener, app).with_graceful_shutdown(stop).await?;
-//! println!("{}", scheduler.wait_and_close().await); // what became of the jobs
+//! let report = Shutdown::new(&scheduler) // with the feature `shutdown`
+//!     .serve(|stop| axum::serve(listener, app).with_graceful_shutdown(stop).into_future())
+//!     .await;
+//! println!("{report}"); // what became of the jobs, in one line
 //! # Ok(()) }
 //! # }
 //! ```

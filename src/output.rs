@@ -33,6 +33,10 @@ use crate::{error::BoxError, state::ResponseOutcome};
 ///     }
 /// }
 /// ```
+///
+/// Of a result in a result only the outer one counts. A job of `tokio::time::timeout(after, send())`
+/// whose `send` fails in time has completed, with `Ok(Err(..))`, and nobody is told. Give it
+/// [`timeout`](crate::JobBuilder::timeout) instead, or end it with `?`.
 #[diagnostic::on_unimplemented(
     message = "a job cannot return `{Self}`",
     note = "a job returns `()`, a plain value, or a `Result` whose error converts into \

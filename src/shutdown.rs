@@ -499,7 +499,8 @@ pub struct ShutdownReport<T> {
 
 impl<T: JobOutput> ShutdownReport<T> {
     /// Whether the server finished without an error and every job ended well. What an exit code of
-    /// 0 should mean.
+    /// 0 should mean. (Of a server in a task of its own the output is the `Result` of its `JoinHandle`:
+    /// an error inside that is none here.)
     pub fn is_clean(&self) -> bool {
         matches!(&self.server, ServerEnd::Finished(output) if !output.is_failure())
             && self.jobs.is_clean()
