@@ -42,7 +42,7 @@ type LabelFn = dyn Fn(&Method, &Uri, &Extensions) -> Option<String> + Send + Syn
 /// # Two schedulers on one route
 ///
 /// Give one a marker, for which any type will do: the layer is then `JobsLayer::<Mail>::marked(..)`
-/// and the extractor `Jobs<Mail>`, beside the plain `Jobs`.
+/// and the extractor `Jobs<Mail>`, beside the plain `Jobs`. `Shutdown::also` ends both.
 ///
 /// # Without axum
 ///

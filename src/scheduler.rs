@@ -134,6 +134,11 @@ impl Scheduler {
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.handle.shared
     }
+
+    #[cfg(feature = "shutdown")]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.handle, &other.handle)
+    }
 }
 
 /// Spawning.

@@ -63,14 +63,15 @@ type OnUnstarted = Box<dyn Fn(JobInfo) + Send + Sync>;
 /// 4. Jobs have what is left of the grace, less the scheduler's `close_timeout` and 20 ms:
 ///    [`Scheduler::wait_and_close_timeout`].
 /// 5. What then still runs is told to end, and dropped when it does not: [`Scheduler::close`].
+/// 6. With [`also`](Self::also), the next scheduler goes through 4 and 5.
 ///
 /// A second signal goes straight to 5. A server that ends by itself, fails or panics goes to 4,
 /// with the whole grace ahead of it; a first signal then changes nothing.
 ///
 /// # Guarantees
 ///
-/// [`serve`](Self::serve) comes back by the end of the grace (up to 20 ms later if what is left of
-/// that is shorter), whatever connections and jobs do, as long as something on this runtime can
+/// [`serve`](Self::serve) comes back by the end of the grace (up to 20 ms later for each scheduler if
+/// what is left of that is shorter), whatever connections and jobs do, as long as something on this runtime can
 /// run: on a current-thread runtime a job that never awaits stops this too. The
 /// [`ShutdownReport`] tells what became of everything.
 ///
@@ -104,7 +105,8 @@ type OnUnstarted = Box<dyn Fn(JobInfo) + Send + Sync>;
 /// `docker stop --timeout 30`, and `exec` in the entry point so that the signal arrives.
 #[must_use = "nothing is served until `serve` is awaited"]
 pub struct Shutdown {
-    scheduler: Scheduler,
+    /// In the order in which they are closed. There is one at least.
+    schedulers: Vec<Scheduler>,
     grace: Duration,
     connection_grace: Duration,
     readiness_delay: Duration,
@@ -116,13 +118,36 @@ impl Shutdown {
     /// A shutdown of `scheduler`, on SIGTERM or Ctrl-C.
     pub fn new(scheduler: &Scheduler) -> Self {
         Self {
-            scheduler: scheduler.clone(),
+            schedulers: vec![scheduler.clone()],
             grace: Duration::from_secs(25),
             connection_grace: Duration::from_secs(10),
             readiness_delay: Duration::ZERO,
             trigger: None,
             on_unstarted: None,
         }
+    }
+
+    /// Ends another scheduler, too: after the first, so that whose jobs may spawn jobs there to the
+    /// last. Its jobs run on until then, and its end is announced at the signal as well.
+    ///
+    /// Several are ended in the order in which they are given, within the one [`grace`](Self::grace):
+    /// each has what is left of that, less the time that closing those after it may take.
+    ///
+    /// ```
+    /// # use tower_jobs::{Scheduler, Shutdown};
+    /// let (scheduler, mail) = (Scheduler::new(), Scheduler::builder().limit(5).build());
+    /// let shutdown = Shutdown::new(&scheduler).also(&mail);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If it has been given before.
+    #[track_caller]
+    pub fn also(mut self, scheduler: &Scheduler) -> Self {
+        let is_known = self.schedulers.iter().any(|known| known.is_same(scheduler));
+        assert!(!is_known, "a Shutdown ends each scheduler once: {scheduler:?} was given before");
+        self.schedulers.push(scheduler.clone());
+        self
     }
 
     /// How long everything together may take, counted from the signal. Defaults to 25 s:
@@ -206,11 +231,11 @@ impl Shutdown {
 
         let began = Instant::now();
         let deadline = began + self.grace;
-        let shared = self.scheduler.shared();
+        let ends = ends(&self.schedulers, deadline);
         // The time that closing takes is the jobs', whatever else takes its time.
-        let before_closing = shared.latest_close(deadline);
-        self.scheduler.start_draining();
-        let jobs = || self.scheduler.len();
+        let before_closing = self.schedulers[0].shared().latest_close(ends[0]);
+        self.schedulers.iter().for_each(Scheduler::start_draining);
+        let jobs = || self.schedulers.iter().map(Scheduler::len).sum::<usize>();
         ignore_panic(
             || tracing::info!(target: "tower_jobs", signalled, jobs = jobs(), "shutting down"),
         );
@@ -228,7 +253,11 @@ impl Shutdown {
             }
             server.drop_future();
             ignore_panic(|| tracing::info!(target: "tower_jobs", jobs = jobs(), "draining jobs"));
-            shared.wait_and_close_by(deadline).await
+            let mut reports = Vec::new();
+            for (scheduler, end) in self.schedulers.iter().zip(&ends) {
+                reports.push(scheduler.shared().wait_and_close_by(*end).await);
+            }
+            reports
         };
         let hurry = async {
             if !signalled {
@@ -238,20 +267,26 @@ impl Shutdown {
             trigger.next().await;
         };
         let closed_in_order = last(hurry, in_order).await;
-        let jobs = match closed_in_order {
-            Some(report) => report,
+        let mut reports = match closed_in_order {
+            Some(reports) => reports,
             None => {
                 ignore_panic(
                     || tracing::warn!(target: "tower_jobs", "signalled again: closing now"),
                 );
                 server.drop_future();
-                shared.close_by(deadline).await
+                // All at once, so that none starts what waits while another ends.
+                self.schedulers.iter().for_each(|scheduler| scheduler.shared().close_now());
+                let mut reports = Vec::new();
+                for (scheduler, end) in self.schedulers.iter().zip(&ends) {
+                    reports.push(scheduler.shared().close_by(*end).await);
+                }
+                reports
             }
         };
         phases.jobs = began.elapsed() - phases.readiness - phases.connections;
 
         if let Some(hook) = &self.on_unstarted {
-            for job in jobs.never_started.infos() {
+            for job in reports.iter().flat_map(|jobs| jobs.never_started.infos()) {
                 if let Err(payload) = contain(|| hook(job.clone())) {
                     ignore_panic(
                         || tracing::error!(target: "tower_jobs", %job, "on_unstarted panicked"),
@@ -260,16 +295,29 @@ impl Shutdown {
                 }
             }
         }
-        let report = ShutdownReport { server: server.end(), jobs, phases };
+        let others = reports.split_off(1);
+        let jobs = reports.remove(0);
+        let report = ShutdownReport { server: server.end(), jobs, others, phases };
         ignore_panic(|| report.log());
         report
     }
 }
 
+/// When each scheduler is to be done, so that closing the last is over by `deadline`.
+fn ends(schedulers: &[Scheduler], mut deadline: Instant) -> Vec<Instant> {
+    let mut ends = Vec::new();
+    for scheduler in schedulers.iter().rev() {
+        ends.push(deadline);
+        deadline = scheduler.shared().latest_close(deadline);
+    }
+    ends.reverse();
+    ends
+}
+
 impl fmt::Debug for Shutdown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shutdown")
-            .field("scheduler", &self.scheduler)
+            .field("schedulers", &self.schedulers)
             .field("grace", &self.grace)
             .field("connection_grace", &self.connection_grace)
             .field("readiness_delay", &self.readiness_delay)
@@ -493,6 +541,8 @@ pub struct ShutdownReport<T> {
     pub server: ServerEnd<T>,
     /// What became of the jobs, from the signal on.
     pub jobs: DrainReport,
+    /// What became of those of the schedulers given to [`Shutdown::also`], in that order.
+    pub others: Vec<DrainReport>,
     /// How long it took.
     pub phases: Phases,
 }
@@ -503,11 +553,15 @@ impl<T: JobOutput> ShutdownReport<T> {
     /// an error inside that is none here.)
     pub fn is_clean(&self) -> bool {
         matches!(&self.server, ServerEnd::Finished(output) if !output.is_failure())
-            && self.jobs.is_clean()
+            && self.ended_well()
     }
 }
 
 impl<T> ShutdownReport<T> {
+    fn ended_well(&self) -> bool {
+        self.jobs.is_clean() && self.others.iter().all(DrainReport::is_clean)
+    }
+
     fn log(&self) {
         let Phases { readiness, connections, jobs } = self.phases;
         macro_rules! event {
@@ -522,7 +576,7 @@ impl<T> ShutdownReport<T> {
                 )
             };
         }
-        let well = matches!(self.server, ServerEnd::Finished(_)) && self.jobs.is_clean();
+        let well = matches!(self.server, ServerEnd::Finished(_)) && self.ended_well();
         if well { event!(info) } else { event!(warn) }
     }
 }
@@ -538,7 +592,8 @@ impl<T> fmt::Display for ShutdownReport<T> {
         if let Some(text) = panic {
             write!(f, " ({})", OneLine(text))?;
         }
-        write!(f, "; {}", self.jobs)
+        write!(f, "; {}", self.jobs)?;
+        self.others.iter().try_for_each(|jobs| write!(f, "; {jobs}"))
     }
 }
 
@@ -546,9 +601,10 @@ impl<T> fmt::Display for ShutdownReport<T> {
 impl<T> serde::Serialize for ShutdownReport<T> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;
-        let mut report = serializer.serialize_struct("ShutdownReport", 3)?;
+        let mut report = serializer.serialize_struct("ShutdownReport", 4)?;
         report.serialize_field("server", self.server.as_str())?;
         report.serialize_field("jobs", &self.jobs)?;
+        report.serialize_field("others", &self.others)?;
         report.serialize_field("phases", &self.phases)?;
         report.end()
     }

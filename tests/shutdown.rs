@@ -222,6 +222,16 @@ async fn nothing_pending_starts_once_jobs_are_told_to_end() {
 
 // The deadline.
 
+/// A scheduler with a job that never ends, one that is told and never ends, and one that waits.
+async fn stubborn(close_timeout: Duration) -> Scheduler {
+    let scheduler = Scheduler::builder().limit(2).close_timeout(close_timeout).build();
+    scheduler.job("endless").spawn(pending::<()>()).await.unwrap();
+    scheduler.job("deaf").spawn_with(async |_context| pending::<()>().await).await.unwrap();
+    scheduler.job("waiting").spawn(async {}).await.unwrap();
+    yield_now().await;
+    scheduler
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_phases_share_one_deadline() {
     // grace, readiness_delay, connection_grace, and what each phase then takes, in ms
@@ -235,12 +245,7 @@ async fn the_phases_share_one_deadline() {
         ([0, 1_000, 1_000], [0, 0, 0]),
     ] {
         let [grace, delay, connections] = settings.map(|ms| ms * MS);
-        let scheduler = Scheduler::builder().limit(2).close_timeout(SECOND).build();
-        scheduler.job("endless").spawn(pending::<()>()).await.unwrap();
-        let deaf = async |_context| pending::<()>().await;
-        scheduler.job("deaf").spawn_with(deaf).await.unwrap();
-        scheduler.job("waiting").spawn(async {}).await.unwrap();
-        yield_now().await;
+        let scheduler = stubborn(SECOND).await;
         let began = Instant::now();
         let report = at_once(&scheduler)
             .grace(grace)
@@ -256,6 +261,73 @@ async fn the_phases_share_one_deadline() {
         assert_eq!(names(&report.jobs.timed_out), ["deaf"], "{report}");
         assert_eq!(names(&report.jobs.never_started), ["waiting"], "{report}");
     }
+}
+
+// Several schedulers.
+
+#[tokio::test(start_paused = true)]
+async fn jobs_of_the_first_scheduler_may_spawn_jobs_of_the_next_to_the_last() {
+    let (scheduler, mail) = (Scheduler::new(), Scheduler::new());
+    let outbox = mail.clone();
+    let job = scheduler.spawn(async move {
+        sleep(2 * SECOND).await;
+        assert!(outbox.is_draining());
+        outbox.spawn(sleep(3 * SECOND)).await.map(drop)
+    });
+    job.await.unwrap();
+    mail.spawn(sleep(SECOND)).await.unwrap();
+    let report = at_once(&scheduler).also(&mail).serve(async |stop| stop.await).await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.phases.jobs, 5 * SECOND);
+    assert_eq!((report.jobs.completed, report.others[0].completed), (1, 2));
+    assert_eq!(
+        report.to_string(),
+        "server finished; drained in 2000 ms: 1 completed; drained in 5000 ms: 2 completed"
+    );
+    assert!(scheduler.is_closed() && mail.is_closed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_schedulers_are_closed_by_the_end_of_the_one_grace() {
+    let (scheduler, mail) = (stubborn(2 * SECOND).await, stubborn(SECOND).await);
+    let unstarted = Arc::new(AtomicU32::new(0));
+    let counted = unstarted.clone();
+    let began = Instant::now();
+    let report = at_once(&scheduler)
+        .also(&mail)
+        .grace(10 * SECOND)
+        .connection_grace(10 * SECOND)
+        .on_unstarted(move |_| _ = counted.fetch_add(1, Ordering::Relaxed))
+        .serve(|_| pending::<()>())
+        .await;
+    // What the jobs that are told do not use of their 20 ms is nobody's.
+    assert_eq!(began.elapsed(), 10 * SECOND - LANDING, "{report}");
+    assert_eq!(report.phases.connections, 7 * SECOND - 2 * LANDING);
+    for jobs in [&report.jobs, &report.others[0]] {
+        assert_eq!(names(&jobs.cancelled), ["endless"], "{report}");
+        assert_eq!(names(&jobs.timed_out), ["deaf"], "{report}");
+        assert_eq!(names(&jobs.never_started), ["waiting"], "{report}");
+    }
+    assert_eq!(unstarted.load(Ordering::Relaxed), 2);
+    assert!(!report.is_clean());
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["others"][0]["cancelled"][0]["name"], "endless", "{json}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_is_clean_if_it_is_for_all_schedulers() {
+    let (scheduler, mail) = (Scheduler::new(), Scheduler::new());
+    mail.job("failing").spawn(async { Err::<(), _>("no mail today") }).await.unwrap();
+    let report = at_once(&scheduler).also(&mail).serve(async |stop| stop.await).await;
+    assert!(report.jobs.is_clean() && !report.is_clean(), "{report}");
+    assert_eq!(names(&report.others[0].failed), ["failing"], "{report}");
+}
+
+#[test]
+#[should_panic(expected = "ends each scheduler once")]
+fn the_same_scheduler_again_is_refused() {
+    let scheduler = Scheduler::new();
+    let _shutdown = Shutdown::new(&scheduler).also(&scheduler.clone());
 }
 
 #[tokio::test(start_paused = true)]
@@ -553,20 +625,27 @@ async fn the_tasks_of_a_server_that_ends_by_itself_are_told_to_stop() {
 /// The only one here that awaits real signals: they go to all of the process.
 #[cfg(unix)]
 #[tokio::test]
-async fn a_second_signal_tells_the_servers_tasks_to_stop_before_jobs_have_ended() {
+async fn a_second_signal_stops_the_servers_tasks_and_closes_all_before_jobs_have_ended() {
     async fn terminate() {
         let own = std::process::id().to_string();
         let kill = tokio::process::Command::new("kill").args(["-TERM", &own]).status();
         assert!(kill.await.unwrap().success());
     }
     let scheduler = Scheduler::builder().close_timeout(20 * SECOND).build();
+    let mail = Scheduler::builder().limit(1).build();
+    let (go, goes) = oneshot::channel();
+    let runs = mail.spawn(goes).await.unwrap();
+    drop(mail.job("waiting").spawn(async {}).await.unwrap());
     let (tell, told) = oneshot::channel();
     let job = scheduler.spawn_with(|context| async move {
         context.cancelled().await;
+        go.send(()).unwrap();
+        runs.await.unwrap();
         told.await
     });
     job.await.unwrap();
-    let serving = Shutdown::new(&scheduler).readiness_delay(20 * SECOND).serve(|stop| async {
+    let shutdown = Shutdown::new(&scheduler).also(&mail).readiness_delay(20 * SECOND);
+    let serving = shutdown.serve(|stop| async {
         tokio::spawn(async {
             stop.await;
             tell.send(())
@@ -578,7 +657,8 @@ async fn a_second_signal_tells_the_servers_tasks_to_stop_before_jobs_have_ended(
     });
     let report = serving.await;
     assert!(matches!(report.server, ServerEnd::Unfinished), "{report}");
-    assert_eq!(report.jobs.completed, 1, "{report}");
+    assert_eq!((report.jobs.completed, report.others[0].completed), (1, 1), "{report}");
+    assert_eq!(names(&report.others[0].never_started), ["waiting"], "{report}");
 }
 
 // Jobs that hold threads: these need the real clock.
