@@ -4,7 +4,7 @@ use crate::state::JobId;
 
 /// Any error, as jobs return it.
 pub type BoxError = Box<dyn Error + Send + Sync>;
-type Panic = Box<dyn Any + Send>;
+pub(crate) type Panic = Box<dyn Any + Send>;
 
 /// Why a job was not accepted. Its future has been dropped, unrun.
 ///

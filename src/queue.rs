@@ -184,11 +184,13 @@ pub(crate) struct More<R, W> {
     pub(crate) replaced: Option<(R, W)>,
     /// To be dropped: rows of the table.
     pub(crate) surplus: Vec<Chunk<Slot<R, W>>>,
+    /// The step has closed the queue (8).
+    pub(crate) has_closed: bool,
 }
 
 impl<R, W> Default for More<R, W> {
     fn default() -> Self {
-        Self { wake: Vec::new(), replaced: None, surplus: Vec::new() }
+        Self { wake: Vec::new(), replaced: None, surplus: Vec::new(), has_closed: false }
     }
 }
 
@@ -1021,12 +1023,13 @@ impl<R: Entry, W> Queue<R, W> {
     #[cold]
     fn more(&mut self, open: bool, idle: bool) -> Option<Box<More<R, W>>> {
         let wake = if open { self.grant() } else { Vec::new() };
-        if idle && self.phase == Phase::Draining {
+        let has_closed = idle && self.phase == Phase::Draining;
+        if has_closed {
             self.phase = Phase::Closed; // 8
         }
         let surplus = if idle { self.slots.surplus() } else { Vec::new() };
-        let has_more = !wake.is_empty() || !surplus.is_empty();
-        has_more.then(|| Box::new(More { wake, surplus, ..More::default() }))
+        let has_more = !wake.is_empty() || !surplus.is_empty() || has_closed;
+        has_more.then(|| Box::new(More { wake, surplus, has_closed, ..More::default() }))
     }
 
     #[inline(always)]

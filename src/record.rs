@@ -100,8 +100,8 @@ impl Failure {
         let mut cause = self.error.source();
         while let Some(error) = cause {
             let text = error.to_string();
-            // Many errors repeat their cause in their own text.
-            if !chain.ends_with(&text) {
+            // Many errors repeat their cause at the end of their own text.
+            if !chain.ends_with(&format!(": {text}")) {
                 chain = format!("{chain}: {text}");
             }
             cause = error.source();
@@ -415,10 +415,6 @@ impl Record {
     pub(crate) fn take_up(&self) -> bool {
         let before = self.told.fetch_or(told::TAKEN_UP, Ordering::AcqRel);
         before & told::TAKEN_UP == 0
-    }
-
-    pub(crate) fn is_taken_up(&self) -> bool {
-        self.was_told(told::TAKEN_UP)
     }
 
     pub(crate) fn must_stop(&self) -> bool {

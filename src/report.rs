@@ -57,7 +57,7 @@ pub struct Stats {
 /// Covers the time from the first [`start_draining`](crate::Scheduler::start_draining),
 /// [`wait_and_close`](crate::Scheduler::wait_and_close) or [`close`](crate::Scheduler::close) until
 /// no job was left to wait for, and names every job that ended otherwise than well in that time.
-/// `Display` is one line, with the first ten of those that ended in the same way.
+/// `Display` is one line, with the first 250 of those that ended in the same way.
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -121,9 +121,9 @@ impl DrainReport {
     }
 }
 
-/// How many jobs of each outcome are shown: a line of all that were pending would be cut up, or
-/// dropped, by what collects the logs.
-const SHOWN: usize = 10;
+/// How many jobs of each outcome are shown, in some 20 KB: what collects the logs would cut up a line of
+/// all that may be pending, or drop it.
+const SHOWN: usize = 250;
 
 impl fmt::Display for DrainReport {
     /// `drained in 1200 ms: 41 completed, 1 failed (job 7 "welcome e-mail" of POST /signup (src/main.rs:12:5))`

@@ -10,7 +10,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -26,7 +26,7 @@ use crate::{
     clock::Moment,
     config::SchedulerConfig,
     contain::{contain, discard, forget_panic, ignore_panic, notify, wake},
-    error::{JobError, SpawnError},
+    error::{JobError, Panic, SpawnError},
     inbox::SharedQueue,
     job_list::Drained,
     job_span::{Entered, JobSpan, SpanLink, in_span},
@@ -190,7 +190,10 @@ impl Shared {
 
     fn do_more(self: &Arc<Self>, idle: bool, more: Option<Box<More<Entry, Work>>>) {
         if let Some(more) = more {
-            let More { wake: wakers, replaced, mut surplus } = *more;
+            let More { wake: wakers, replaced, mut surplus, has_closed } = *more;
+            if has_closed {
+                self.retire();
+            }
             let piece = || {
                 let rest = surplus.len().saturating_sub(PIECE);
                 (!surplus.is_empty()).then(|| surplus.split_off(rest))
@@ -519,6 +522,8 @@ struct Occupied {
     seat: Option<SeatKey>,
     /// That seat, while it waits in it.
     waits: Option<SeatKey>,
+    /// How the job ended although its runtime goes away, if it did.
+    ended: Option<Outcome>,
 }
 
 impl Occupied {
@@ -585,17 +590,18 @@ impl Occupied {
 }
 
 impl Drop for Occupied {
-    /// Only a runtime that goes away drops a runner with a job in it, or before it has come, and
-    /// nothing can run there any more: the scheduler closes.
+    /// Only a runtime that goes away drops a runner with a job in it, or one that waits, or before it
+    /// has come, and nothing can run there any more: the scheduler closes.
     fn drop(&mut self) {
-        let missed = self.waits.is_some_and(|seat| !self.shared.spare.0.leave(seat));
-        let was_called = missed || self.called.is_some();
-        if self.entry.is_none() && !was_called {
+        if let Some(seat) = self.waits {
+            self.shared.spare.0.leave(seat);
+        }
+        if self.entry.is_none() && self.waits.is_none() && self.called.is_none() {
             return;
         }
         self.shared.close_now();
         if let Some(entry) = self.entry.take() {
-            self.shared.lose(&entry);
+            self.shared.lose(&entry, self.ended);
         }
         // No runner comes any more, not for those that are ready either.
         loop {
@@ -604,19 +610,22 @@ impl Drop for Occupied {
             let (entry, span) = work.as_mut().unpack();
             in_span(span.as_ref(), || discard(work));
             drop(span);
-            self.shared.lose(&entry);
+            self.shared.lose(&entry, None);
         }
     }
 }
 
 impl Shared {
-    /// The end of an active job whose runner has gone.
-    fn lose(&self, entry: &Entry) {
-        let outcome = match entry.kind() {
-            Kind::Blocking if entry.is_taken_up() => Outcome::Abandoned,
-            _ => Outcome::Cancelled,
-        };
-        discard(entry.fail(JobError::cancelled()));
+    /// The end of an active job whose runner has gone, and how it ended by itself, if it did.
+    fn lose(&self, entry: &Entry, ended: Option<Outcome>) {
+        let outcome = ended.unwrap_or_else(|| {
+            discard(entry.fail(JobError::cancelled()));
+            match entry.kind() {
+                // Else no thread will.
+                Kind::Blocking if !entry.take_up() => Outcome::Abandoned,
+                _ => Outcome::Cancelled,
+            }
+        });
         self.settle(entry);
         let now = Moment::now();
         let (effects, _ended, _work) = self.queue().finish(entry.slot(), entry.id(), outcome, now);
@@ -646,7 +655,8 @@ struct Runner {
 
 impl Runner {
     fn new(shared: Arc<Shared>, reach: Reach, is_on_one_thread: bool) -> Self {
-        let place = Occupied { shared, entry: None, called: Some(reach), seat: None, waits: None };
+        let (called, entry) = (Some(reach), None);
+        let place = Occupied { shared, entry, called, seat: None, waits: None, ended: None };
         Self {
             work: None,
             span: None,
@@ -708,10 +718,7 @@ impl Runner {
                     self.parked = true;
                     return Poll::Pending;
                 }
-                Err(payload) => {
-                    discard(entry.fail(JobError::panicked(payload)));
-                    Outcome::Panicked
-                }
+                Err(payload) => panicked(entry, payload),
             }
         } else if entry.is_overdue() {
             discard(entry.fail(JobError::close_timeout(shared.config.close_timeout)));
@@ -725,8 +732,7 @@ impl Runner {
                 // What went wrong first is told.
                 discard(work);
             } else if let Err(payload) = contain(|| drop(work)) {
-                discard(entry.fail(JobError::panicked(payload)));
-                outcome = Outcome::Panicked;
+                outcome = panicked(entry, payload);
             }
         }
         shared.settle(entry);
@@ -820,7 +826,30 @@ impl Future for Runner {
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        let Some(work) = self.work.take() else { return };
-        in_span(self.span.as_ref(), || discard(work));
+        let (Some(work), Some(entry)) = (self.work.take(), &self.place.entry) else { return };
+        self.place.ended = in_span(self.span.as_ref(), || last_look(entry, work));
     }
+}
+
+/// Drops a job that has started, as its runtime goes away. How it has ended, if it has by itself.
+fn last_look(entry: &Entry, mut work: Work) -> Option<Outcome> {
+    let mut ended = None;
+    if entry.kind() == Kind::Blocking {
+        // Its thread may be through with it, and nobody has looked since.
+        let mut cx = Context::from_waker(Waker::noop());
+        ended = match contain(|| work.as_mut().poll(entry, &mut cx)) {
+            Ok(Poll::Ready(outcome)) => Some(outcome),
+            Ok(Poll::Pending) => None,
+            Err(payload) => Some(panicked(entry, payload)),
+        };
+    }
+    match contain(|| drop(work)) {
+        Ok(()) => ended,
+        Err(payload) => Some(panicked(entry, payload)),
+    }
+}
+
+fn panicked(entry: &Entry, payload: Panic) -> Outcome {
+    discard(entry.fail(JobError::panicked(payload)));
+    Outcome::Panicked
 }

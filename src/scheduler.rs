@@ -49,7 +49,8 @@ use crate::{
 /// [`runtime`](crate::SchedulerBuilder::runtime), else the one in which its first job is spawned.
 /// Spawning from another runtime or from a plain thread afterwards runs the job there. When that
 /// runtime goes away the scheduler closes, and accounts for its jobs as for any others. (What a
-/// blocking closure that still runs then returns, nobody hears of.)
+/// blocking closure that still runs then returns, nobody hears of. And one that has had no job yet
+/// does not notice: its first is accepted, and cancelled.)
 ///
 /// # Tasks
 ///
@@ -328,7 +329,8 @@ impl Scheduler {
 impl Scheduler {
     /// Resolves when no job runs or waits, and no spawner waits for a place. Closes nothing; jobs
     /// may come again at once. Awaited by a job of this scheduler, it waits for that job, and so for
-    /// ever.
+    /// ever. (All that the jobs did has been done by then, but where there are several threads the
+    /// handle of the last may say so an instant later: await it.)
     ///
     /// # Cancel safety
     ///
@@ -340,7 +342,8 @@ impl Scheduler {
     /// Closes now, giving running jobs the close timeout to end.
     ///
     /// New jobs are refused from here on, and so are spawners that wait for a place. Pending jobs,
-    /// and those that wait for their response, are dropped and reported as never started. Running
+    /// and those that wait for their response, are reported as never started, and dropped piece by
+    /// piece in a task, which may go on when this has returned. Running
     /// jobs are told to end: those of [`spawn_with`](Self::spawn_with) have
     /// [`close_timeout`](Self::close_timeout) to do so, all others are dropped at their next
     /// `await`. What has not ended at the deadline is dropped too, and has some 20 ms to be so; a
@@ -372,7 +375,11 @@ impl Scheduler {
     ///
     /// Until then the scheduler *drains*: it still accepts jobs, of running jobs, of requests
     /// still being served, of anyone, and waits for them too. It closes in the very step that
-    /// leaves it idle, so no job slips in between; or when the time is over.
+    /// leaves it idle, so no job slips in between; or when the time is over. A spawner that has been
+    /// granted a place, and is not polled, is waited for like a job.
+    ///
+    /// Returns after `wait_timeout` and [`close_timeout`](Self::close_timeout) at the latest, and the
+    /// 20 ms of [`close`](Self::close) where jobs do not let themselves be dropped.
     ///
     /// # Panics
     ///

@@ -513,6 +513,34 @@ async fn without_a_hook_a_failure_is_logged_with_all_that_is_known_of_the_job() 
 }
 
 #[tokio::test]
+async fn of_causes_only_those_are_left_out_that_have_been_told_in_full() {
+    #[derive(Debug)]
+    struct Step(&'static str, Option<Box<Step>>);
+    impl fmt::Display for Step {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+    impl Error for Step {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            self.1.as_deref().map(|cause| cause as _)
+        }
+    }
+    let (scheduler, mut failures) = watched();
+    let refused = || Some(Box::new(Step("refused", None)));
+    for (error, told) in [
+        (Step("failed", None), "the job failed: failed"),
+        (Step("connection refused", refused()), "the job failed: connection refused: refused"),
+        (Step("no mail: refused", refused()), "the job failed: no mail: refused"),
+        (Step("refused", refused()), "the job failed: refused"),
+    ] {
+        drop(scheduler.spawn(async { Err::<(), _>(error) }).await.expect("open"));
+        let failure = failures.recv().await.expect("told").to_string();
+        assert!(failure.ends_with(&format!(": {told}")), "{failure}");
+    }
+}
+
+#[tokio::test]
 async fn without_a_hook_a_panic_is_logged_with_its_text() {
     let logs = logs::capture();
     let scheduler = Scheduler::new();

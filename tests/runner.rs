@@ -185,6 +185,17 @@ async fn a_closed_scheduler_has_no_tasks() {
     drop(drained.spawn(yield_now()).await.expect("open"));
     assert!(drained.wait_and_close().await.is_clean());
     assert_eq!(alive_tasks().await, 0);
+    // It closes by itself, as nobody waits for it any more.
+    let left = idle_scheduler().await;
+    let (open, opened) = oneshot::channel::<()>();
+    let job = left.spawn(opened).await.expect("open");
+    let mut draining = tokio_test::task::spawn(left.wait_and_close());
+    tokio_test::assert_pending!(draining.poll());
+    drop(draining);
+    open.send(()).expect("the job waits");
+    job.await.expect("no failure");
+    assert_eq!(alive_tasks().await, 0);
+    assert!(left.is_closed());
 }
 
 /// A large one would hold up its thread for milliseconds.

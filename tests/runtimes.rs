@@ -22,7 +22,9 @@ use tokio::{
 };
 use tokio_test::{assert_pending, assert_ready_err, task};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_jobs::{Job, JobError, Jobs, JobsLayer, Outcome, Scheduler, SpawnError, TrySpawnError};
+use tower_jobs::{
+    Failure, Job, JobError, Jobs, JobsLayer, Outcome, Scheduler, SpawnError, TrySpawnError,
+};
 
 const SHORT: Duration = Duration::from_millis(20);
 /// What real threads are given to do what they do at once, before a test fails.
@@ -383,6 +385,97 @@ fn a_blocking_job_whose_runtime_goes_away_is_abandoned() {
 }
 
 #[test]
+fn a_blocking_job_that_no_thread_has_come_to_never_runs_once_its_runtime_has_gone() {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(1)
+        .build()
+        .expect("a runtime");
+    let (begun, begins) = threads::channel();
+    let (release, released) = threads::channel::<()>();
+    let only_thread = runtime.spawn_blocking(move || {
+        begun.send(()).expect("heard");
+        released.recv_timeout(PLENTY).expect("released");
+    });
+    begins.recv_timeout(PLENTY).unwrap();
+    let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
+    let (tell, told) = threads::channel();
+    let job = block_on(scheduler.spawn_blocking(move || tell.send("it ran"))).unwrap();
+    // tokio has it by then: another job has run after it.
+    block_on(async { scheduler.spawn(async {}).await.unwrap().await }).unwrap();
+    runtime.shutdown_background();
+    assert_cancelled(block_on(job));
+    release.send(()).unwrap();
+    block_on(only_thread).unwrap();
+    assert_eq!(told.recv_timeout(PLENTY), Err(threads::RecvTimeoutError::Disconnected));
+    assert_eq!(scheduler.stats().cancelled, 1);
+    assert_accounted_for(&scheduler);
+}
+
+/// A scheduler, and what is told of its jobs' failures.
+fn watched() -> (Scheduler, threads::Receiver<String>) {
+    let (tell, told) = threads::channel();
+    let on_failure = move |failure: Failure| tell.send(failure.to_string()).expect("heard");
+    (Scheduler::builder().on_failure(on_failure).build(), told)
+}
+
+#[test]
+fn a_blocking_job_that_failed_just_before_its_runtime_went_away_has_failed() {
+    let runtime = Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    let (scheduler, told) = watched();
+    runtime.block_on(async {
+        let (begun, begins) = threads::channel();
+        let (release, released) = threads::channel::<()>();
+        let failing = move || {
+            begun.send(()).expect("heard");
+            released.recv_timeout(PLENTY).expect("released");
+            Err::<(), _>("no mail today")
+        };
+        drop(scheduler.spawn_blocking(failing).await.unwrap());
+        while begins.try_recv().is_err() {
+            yield_now().await;
+        }
+        // Comes to the one thread when the job is through, and this thread looks at no task until then.
+        let (through, goes_on) = threads::channel();
+        let after = tokio::task::spawn_blocking(move || through.send(()));
+        release.send(()).unwrap();
+        goes_on.recv_timeout(PLENTY).unwrap();
+        drop(after);
+    });
+    drop(runtime);
+    assert_eq!(scheduler.stats().failed, 1);
+    assert!(told.try_recv().unwrap().ends_with("no mail today"));
+    assert_accounted_for(&scheduler);
+}
+
+#[test]
+fn a_job_whose_drop_panics_as_its_runtime_goes_away_has_panicked() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("went off");
+        }
+    }
+    for runtime in [multi("jobs"), single()] {
+        let (scheduler, told) = watched();
+        runtime.block_on(async {
+            let (begun, begins) = oneshot::channel();
+            let job = scheduler.spawn(async {
+                let _bomb = Bomb;
+                begun.send(()).expect("heard");
+                pending::<()>().await;
+            });
+            drop(job.await.unwrap());
+            begins.await.unwrap();
+        });
+        drop(runtime);
+        assert_eq!(scheduler.stats().panicked, 1);
+        assert!(told.try_recv().unwrap().ends_with("went off"));
+        assert_accounted_for(&scheduler);
+    }
+}
+
+#[test]
 fn closing_outside_ends_though_nobody_drives_the_runtime() {
     let runtime = single();
     let scheduler =
@@ -408,9 +501,8 @@ fn a_job_spawned_after_the_runtime_has_gone_is_cancelled() {
     }
 }
 
-/// The task that ran the first job would have run the second.
 #[test]
-fn a_job_spawned_around_the_end_of_a_runtime_that_had_one_before_is_cancelled() {
+fn a_scheduler_that_has_had_a_job_closes_with_its_runtime() {
     let used = |runtime: &Runtime| {
         let scheduler = Scheduler::new();
         runtime.block_on(async { scheduler.spawn(async {}).await.unwrap().await.unwrap() });
@@ -418,10 +510,10 @@ fn a_job_spawned_around_the_end_of_a_runtime_that_had_one_before_is_cancelled() 
     };
     for runtime in [multi("jobs"), single()] {
         let scheduler = used(&runtime);
+        assert!(!scheduler.is_closed());
         drop(runtime);
-        let job = block_on(scheduler.spawn(async {})).unwrap();
-        assert_cancelled(block_on(job));
         assert!(scheduler.is_closed());
+        assert_eq!(block_on(scheduler.spawn(async {})).unwrap_err(), SpawnError::Closed);
         assert_accounted_for(&scheduler);
     }
     // Nobody drives this one any more, so the job has not begun.
