@@ -5,11 +5,16 @@
 //! falls out of the difference between a long one and a short one.
 //!
 //! Counted is all that runs in user space, the allocator of libc too (which takes no locks while
-//! there is one thread, and whose fast bins are off), but nothing of the kernel: to read the clock is
-//! a system call under valgrind. Time goes on as it does: a runner's turn, which is short, holds
-//! fewer jobs than in life.
+//! there is one thread, and whose fast bins are off), but nothing of the kernel.
+//!
+//! The clock is one of our own (`clock.c`), as how long a runner's turn is depends on it: by that of the
+//! machine, under valgrind, a turn holds fewer jobs than in life, and on a busy one fewer still.
 
-use std::{collections::HashMap, path::Path, process::Command};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// The allocator does not treat every wave of a backlog alike.
 const SHORT: usize = 10_000;
@@ -29,6 +34,7 @@ type Code = HashMap<u64, bool>;
 
 /// The tools, and the code that they have seen.
 pub(crate) struct Machine {
+    clock: PathBuf,
     /// By the path of its file.
     code: HashMap<String, Code>,
 }
@@ -39,12 +45,16 @@ impl Machine {
         if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
             return Err("only x86-64 code on Linux is understood".into());
         }
-        for (tool, package) in [("valgrind", "valgrind"), ("objdump", "binutils")] {
+        let tools = [("valgrind", "valgrind"), ("objdump", "binutils"), ("cc", "gcc")];
+        for (tool, package) in tools {
             if Command::new(tool).arg("--version").output().is_err() {
                 return Err(format!("there is no {tool} here: apt-get install {package}"));
             }
         }
-        Ok(Self { code: HashMap::new() })
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/counts/clock.c");
+        let clock = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clock.so");
+        output(Command::new("cc").args(["-O2", "-shared", "-fPIC", source, "-o"]).arg(&clock));
+        Ok(Self { clock, code: HashMap::new() })
     }
 
     /// Puts a contender through a load.
@@ -65,9 +75,10 @@ impl Machine {
                 .args(["--compress-strings=no", "--compress-pos=no"])
                 .arg("--callgrind-out-file=/dev/stdout")
                 .arg(this)
-                // When glibc empties its fast bins is chance, and 4 % of a backlog's count. Without
-                // them, two runs differ by 0.2 %; the counts are up to 8 % higher or lower.
+                // When glibc empties its fast bins hangs on trifles, and is a quarter of a backlog's
+                // count. Without them a job takes up to a fifth more.
                 .env("GLIBC_TUNABLES", "glibc.malloc.mxfast=0")
+                .env("LD_PRELOAD", &self.clock)
                 .args(["--run", load, contender, &jobs.to_string()]),
         );
         self.add_up(&profile)
