@@ -5,7 +5,7 @@ use std::mem;
 
 use tracing::{Level, Span, level_filters::LevelFilter, span};
 
-use crate::{contain::ignore_panic, record::Record};
+use crate::{contain::ignore_panic, one_line::OneLine, record::Record};
 
 /// How the span of a job is tied to the span in which it was spawned.
 ///
@@ -39,7 +39,7 @@ impl JobSpan {
         macro_rules! job_span {
             ($($parent:tt)*) => {
                 tracing::info_span!(
-                    target: "tower_jobs", $($parent)* "job", id = %job.id(), name = %job.name(),
+                    target: "tower_jobs", $($parent)* "job", id = %job.id(), name = %OneLine(job.name()),
                     request = job.request_label().map(|label| &**label)
                 )
             };

@@ -326,7 +326,7 @@ impl<M> Jobs<M> {
         let entries: Vec<Entry> = self.entries().into_iter().map(|(entry, _)| entry).collect();
         // First of all, so that none starts in the place of one that has been told to end.
         let started: Vec<_> = entries.iter().filter(|entry| !shared.take_out(entry)).collect();
-        started.into_iter().for_each(|entry| shared.close_job(entry));
+        started.into_iter().for_each(|entry| shared.tell_to_end(entry));
         let deadline = Instant::now() + self.scheduler.close_timeout();
         let all_ended = self.request.wait_until(|| entries.iter().all(|entry| entry.is_finished()));
         if clock::timeout_at(Some(deadline), all_ended).await.is_ok() {

@@ -70,8 +70,8 @@
 //! comes and nothing else does. By then it is *complete* if the body gave its end or trailers, said
 //! that it had reached its end, or, over HTTP/1, gave as many bytes as it had declared; or if such a
 //! response has no body (`HEAD`, 101, 204, 304, a `CONNECT` that succeeds). Else, if it failed, or if it
-//! ended short of what it had declared, it was aborted. (So is a status 1xx other than 101: that is not
-//! a response, and hyper sends a 500 instead.) hyper 1.12 was seen to do this with bodies:
+//! ended short of what it had declared, it was aborted. (So is a status 1xx other than 101: that is no
+//! response, and over HTTP/1 hyper sends a 500 instead.) hyper 1.12 was seen to do this with bodies:
 //!
 //! | response | frames polled: HTTP/1.1, HTTP/2 | polled to `None` | at its end when dropped |
 //! |---|---|---|---|

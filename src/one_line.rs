@@ -15,12 +15,8 @@ struct Escape<'a, 'f>(&'a mut fmt::Formatter<'f>);
 impl Write for Escape<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for part in text.split_inclusive(char::is_control) {
-            match part.char_indices().next_back() {
-                Some((at, last)) if last.is_control() => {
-                    write!(self.0, "{}{}", &part[..at], last.escape_default())?;
-                }
-                _ => self.0.write_str(part)?,
-            }
+            let plain = part.trim_end_matches(char::is_control);
+            write!(self.0, "{plain}{}", part[plain.len()..].escape_default())?;
         }
         Ok(())
     }

@@ -101,7 +101,7 @@ impl Failure {
         while let Some(error) = cause {
             let text = error.to_string();
             // Many errors repeat their cause at the end of their own text.
-            if !chain.ends_with(&format!(": {text}")) {
+            if !text.is_empty() && !chain.ends_with(&format!(": {text}")) {
                 chain = format!("{chain}: {text}");
             }
             cause = error.source();

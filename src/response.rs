@@ -131,21 +131,18 @@ enum Left {
 impl Left {
     fn of<B: Body>(response: &Response<B>, asked: Asked) -> Self {
         let status = response.status();
-        let has_no_body = match asked {
-            Asked::Head => true,
+        let has_no_body = match (status, asked) {
+            (StatusCode::SWITCHING_PROTOCOLS, _) => true,
+            // It only announces a response.
+            (status, _) if status.is_informational() => return Self::Lost,
+            (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) | (_, Asked::Head) => true,
             // What follows is the tunnel.
-            Asked::Connect => status.is_success(),
-            Asked::Other => false,
+            (status, Asked::Connect) => status.is_success(),
+            (_, Asked::Other) => false,
         };
-        match status {
+        if has_no_body {
             // What is declared for a body that is not sent says nothing.
-            _ if has_no_body => return Self::NoBody,
-            StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => {
-                return Self::NoBody;
-            }
-            // It only announces a response: hyper sends a 500 instead.
-            status if status.is_informational() => return Self::Lost,
-            _ => {}
+            return Self::NoBody;
         }
         let declared = declared_length(response.headers());
         declared.or_else(|| response.body().size_hint().exact()).map_or(Self::Unknown, Self::Bytes)

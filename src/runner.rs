@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     iter, mem,
     panic::Location,
     pin::{Pin, pin},
@@ -31,6 +31,7 @@ use crate::{
     job_list::Drained,
     job_span::{Entered, JobSpan, SpanLink, in_span},
     lanes::Ticket,
+    one_line::OneLine,
     queue::{Admit, Advance, Call, Effects, More, Next, Queue, Reach, Refusal},
     record::{Extras, Failure, Kind, Record},
     request::Request,
@@ -393,9 +394,13 @@ impl fmt::Debug for Shared {
 impl Shared {
     /// Tells the job to end; drops it if it has not started, or cannot be told.
     pub(crate) fn close_job(self: &Arc<Self>, job: &Entry) {
-        if self.take_out(job) {
-            return;
+        if !self.take_out(job) {
+            self.tell_to_end(job);
         }
+    }
+
+    /// The same, of one that has started.
+    pub(crate) fn tell_to_end(&self, job: &Entry) {
         match job.kind() {
             Kind::Cooperative => job.cancel(),
             _ => job.stop(false),
@@ -429,6 +434,7 @@ impl Shared {
             let error = JobError::panicked(payload);
             let job = info();
             ignore_panic(|| {
+                let error = OneLine(&error);
                 tracing::error!(%job, %error, "on_failure, or the error it was called with, panicked");
             });
             if let Ok(payload) = error.into_panic() {
@@ -485,7 +491,7 @@ fn log_failure(failure: &Failure) {
         target: "tower_jobs",
         {
             job.id = %job.id,
-            job.name = %job.name,
+            job.name = %OneLine(&job.name),
             job.request = job.request.as_deref(),
             job.location = %job.location,
         },
@@ -608,14 +614,30 @@ impl Drop for Occupied {
             let ready = self.shared.queue().take();
             let Some(mut work) = ready else { break };
             let (entry, span) = work.as_mut().unpack();
-            in_span(span.as_ref(), || discard(work));
+            let ended = in_span(span.as_ref(), || self.shared.let_go(&entry, work, None));
             drop(span);
-            self.shared.lose(&entry, None);
+            self.shared.lose(&entry, ended);
         }
     }
 }
 
 impl Shared {
+    /// Drops an active job whose runner goes, and says how it has ended, if it has by itself: it was
+    /// `seen` to, or by that.
+    fn let_go(&self, entry: &Entry, work: Work, seen: Option<Outcome>) -> Option<Outcome> {
+        let ended = match contain(|| drop(work)) {
+            Ok(()) => seen,
+            // What went wrong first is told.
+            Err(payload) if seen == Some(Outcome::Panicked) => {
+                forget_panic(payload);
+                seen
+            }
+            Err(payload) => Some(panicked(entry, payload)),
+        };
+        self.settle(entry);
+        ended
+    }
+
     /// The end of an active job whose runner has gone, and how it ended by itself, if it did.
     fn lose(&self, entry: &Entry, ended: Option<Outcome>) {
         let outcome = ended.unwrap_or_else(|| {
@@ -826,25 +848,23 @@ impl Future for Runner {
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        let (Some(work), Some(entry)) = (self.work.take(), &self.place.entry) else { return };
-        self.place.ended = in_span(self.span.as_ref(), || last_look(entry, work));
+        let (Some(mut work), Some(entry)) = (self.work.take(), &self.place.entry) else { return };
+        let shared = &self.place.shared;
+        self.place.ended = in_span(self.span.as_ref(), || {
+            // Its thread may be through with a blocking one, and nobody has looked since.
+            let seen = if entry.kind() == Kind::Blocking { look(entry, &mut work) } else { None };
+            shared.let_go(entry, work, seen)
+        });
     }
 }
 
-/// Drops a job that has started, as its runtime goes away. How it has ended, if it has by itself.
-fn last_look(entry: &Entry, mut work: Work) -> Option<Outcome> {
-    let mut ended = None;
-    if entry.kind() == Kind::Blocking {
-        // Its thread may be through with it, and nobody has looked since.
-        let mut cx = Context::from_waker(Waker::noop());
-        ended = match contain(|| work.as_mut().poll(entry, &mut cx)) {
-            Ok(Poll::Ready(outcome)) => Some(outcome),
-            Ok(Poll::Pending) => None,
-            Err(payload) => Some(panicked(entry, payload)),
-        };
-    }
-    match contain(|| drop(work)) {
-        Ok(()) => ended,
+/// How the job has ended, if it has.
+fn look(entry: &Entry, work: &mut Work) -> Option<Outcome> {
+    let poll = poll_fn(|cx| work.as_mut().poll(entry, cx));
+    let mut cx = Context::from_waker(Waker::noop());
+    match contain(|| pin!(coop::unconstrained(poll)).poll(&mut cx)) {
+        Ok(Poll::Ready(outcome)) => Some(outcome),
+        Ok(Poll::Pending) => None,
         Err(payload) => Some(panicked(entry, payload)),
     }
 }

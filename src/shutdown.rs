@@ -65,7 +65,8 @@ type OnUnstarted = Box<dyn Fn(JobInfo) + Send + Sync>;
 /// 5. What then still runs is told to end, and dropped when it does not: [`Scheduler::close`].
 /// 6. With [`also`](Self::also), the next scheduler goes through 4 and 5.
 ///
-/// A second signal goes straight to 5. A server that ends by itself, fails or panics goes to 4,
+/// A second signal goes straight to 5, for one scheduler after the other; none of them starts a job from
+/// then on. A server that ends by itself, fails or panics goes to 4,
 /// with the whole grace ahead of it; a first signal then changes nothing.
 ///
 /// # Guarantees
@@ -131,7 +132,8 @@ impl Shutdown {
     /// last. Its jobs run on until then, and its end is announced at the signal as well.
     ///
     /// Several are ended in the order in which they are given, within the one [`grace`](Self::grace):
-    /// each has what is left of that, less the time that closing those after it may take.
+    /// each has what is left of that, less the time that closing those after it may take, which is their
+    /// `close_timeout` and 20 ms. (All of it together is taken off what connections have.)
     ///
     /// ```
     /// # use tower_jobs::{Scheduler, Shutdown};
@@ -243,12 +245,12 @@ impl Shutdown {
         let in_order = async {
             if signalled {
                 let delay = (began + self.readiness_delay).min(before_closing);
-                first(server.run(), time::sleep_until(delay)).await;
+                drop(time::timeout_at(delay, server.run()).await);
                 phases.readiness = began.elapsed();
                 server.stop();
                 let connections = (Instant::now() + self.connection_grace).min(before_closing);
-                // In this order: it is polled once, however late it is.
-                first(server.run(), time::sleep_until(connections)).await;
+                // However late it is, it is polled once.
+                drop(time::timeout_at(connections, server.run()).await);
                 phases.connections = began.elapsed() - phases.readiness;
             }
             server.drop_future();

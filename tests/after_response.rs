@@ -585,18 +585,20 @@ async fn a_body_that_failed_is_aborted_although_its_end_is_asked_for_after_that(
 }
 
 #[tokio::test]
-async fn what_opens_a_tunnel_has_no_body() {
-    for (status, expected) in [
-        (OK, Complete(OK)),
-        (StatusCode::FORBIDDEN, Aborted(StatusCode::FORBIDDEN)),
-        (StatusCode::EARLY_HINTS, Aborted(StatusCode::EARLY_HINTS)),
+async fn what_opens_a_tunnel_has_no_body_and_what_only_announces_a_response_is_none() {
+    for (method, status, expected) in [
+        ("CONNECT", OK, Complete(OK)),
+        ("CONNECT", StatusCode::FORBIDDEN, Aborted(StatusCode::FORBIDDEN)),
+        ("CONNECT", StatusCode::EARLY_HINTS, Aborted(StatusCode::EARLY_HINTS)),
+        ("HEAD", StatusCode::EARLY_HINTS, Aborted(StatusCode::EARLY_HINTS)),
+        ("HEAD", StatusCode::FORBIDDEN, Complete(StatusCode::FORBIDDEN)),
     ] {
         let stage = Stage::default();
         let inner = service_fn(move |_: Request<Body>| {
             let body = Body::new(Script::new([data("hel"), data("lo")]));
             ready(Ok::<_, wire::Never>((status, body).into_response()))
         });
-        drop(call(&stage, inner, "CONNECT").await.await.unwrap());
+        drop(call(&stage, inner, method).await.await.unwrap());
         check(&stage, expected).await;
     }
 }

@@ -570,6 +570,16 @@ async fn a_failure_is_told_in_one_line_whatever_the_text_of_its_error_and_its_re
     assert!(line.ends_with(text) && line.lines().count() == 1, "{line}");
 }
 
+#[tokio::test]
+async fn a_failure_is_logged_in_one_line_whatever_the_name_of_its_job() {
+    let logs = logs::capture();
+    let scheduler = Scheduler::new();
+    let job = scheduler.job("to a\nERROR forged").spawn(async { Err::<(), _>("no mail today") });
+    drop(job.await.expect("open"));
+    scheduler.wait_idle().await;
+    logged_failure(logs, r"to a\nERROR forged");
+}
+
 /// Whatever `panics` does, the next job runs in the same place and the scheduler stays open.
 async fn assert_contained<F>(scheduler: Scheduler, panics: F, outcome: Outcome)
 where

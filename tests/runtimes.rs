@@ -473,6 +473,17 @@ fn a_job_whose_drop_panics_as_its_runtime_goes_away_has_panicked() {
         assert!(told.try_recv().unwrap().ends_with("went off"));
         assert_accounted_for(&scheduler);
     }
+    // One that has its place, and that nobody has come to.
+    let runtime = single();
+    let (scheduler, told) = watched();
+    runtime.block_on(async { scheduler.spawn(async {}).await.unwrap().await }).unwrap();
+    let bomb = Bomb;
+    let job = block_on(scheduler.spawn(async move { drop(bomb) })).unwrap();
+    assert!(job.is_active());
+    drop((runtime, job));
+    assert_eq!(scheduler.stats().panicked, 1);
+    assert!(told.try_recv().unwrap().ends_with("went off"));
+    assert_accounted_for(&scheduler);
 }
 
 #[test]

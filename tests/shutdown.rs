@@ -374,6 +374,20 @@ async fn a_server_that_ends_as_soon_as_it_is_told_has_finished_without_any_grace
     }
 }
 
+/// As one under a flood of connections, whose every accept takes of the task's budget.
+#[tokio::test]
+async fn a_server_that_is_never_idle_does_not_put_off_the_end() {
+    let scheduler = Scheduler::new();
+    let busy = async {
+        loop {
+            tokio::task::consume_budget().await;
+        }
+    };
+    let serving = at_once(&scheduler).readiness_delay(MS).connection_grace(MS).serve(|_| busy);
+    let report: ShutdownReport<()> = within("the end", serving).await;
+    assert!(matches!(report.server, ServerEnd::Unfinished), "{report}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_has_begun_to_close_before_does_not_put_off_the_end() {
     let scheduler = Scheduler::builder().close_timeout(10 * SECOND).build();
