@@ -7,8 +7,6 @@ const GAP: f64 = 10.0;
 const WIDTH: f64 = 820.0;
 const HEAD: f64 = 50.0;
 const FOOT: f64 = 46.0;
-/// For a value, at the right of its bar.
-const VALUE: f64 = 110.0;
 /// About the width of a letter.
 const LETTER: f64 = 6.7;
 /// One shade for each figure of a group.
@@ -68,7 +66,11 @@ impl Chart {
         let largest = self.rows.iter().flat_map(|(_, values)| values).copied().fold(0.0, f64::max);
         let ticks = ticks(largest);
         let end = largest.max(ticks.last().copied().unwrap_or(0.0)).max(f64::MIN_POSITIVE);
-        let x = |value: f64| left + value / end * (WIDTH - left - VALUE);
+        let labels = self.rows.iter().flat_map(|(_, values)| values.iter().zip(&self.series));
+        let longest = labels.map(|(value, series)| label(*value, series).chars().count()).max();
+        // At the right of its bar.
+        let room = longest.unwrap_or(0) as f64 * LETTER + 24.0;
+        let x = |value: f64| left + value / end * (WIDTH - left - room);
 
         let mut svg = Svg(String::new());
         svg.line(format_args!(
@@ -87,7 +89,7 @@ impl Chart {
                 grouped(&tick.to_string()),
             ));
         }
-        let (middle, below) = (f64::midpoint(left, WIDTH - VALUE), bottom + 34.0);
+        let (middle, below) = (f64::midpoint(left, WIDTH - room), bottom + 34.0);
         svg.line(format_args!(
             r#"<text x="{middle:.1}" y="{below}" text-anchor="middle" font-size="11">{}</text>"#,
             escaped(&plain(&self.unit)),
@@ -113,7 +115,7 @@ impl Chart {
                     r##"<text x="{:.1}" y="{}" font-weight="{weight}" font-size="12" stroke="#ffffff" stroke-width="3" paint-order="stroke">{}</text>"##,
                     left + width + 6.0,
                     top + BAR / 2.0 + 3.5,
-                    escaped(format!("{} {series}", figure(*value)).trim()),
+                    escaped(&label(*value, series)),
                 ));
             }
         }
@@ -128,6 +130,11 @@ impl Svg {
     fn line(&mut self, element: std::fmt::Arguments<'_>) {
         writeln!(self.0, "{element}").expect("a string has room");
     }
+}
+
+/// A value of a series, which may have no name.
+fn label(value: f64, series: &str) -> String {
+    format!("{} {series}", figure(value)).trim_end().to_owned()
 }
 
 /// A figure with about three digits that say something, or all of a large one.
@@ -222,6 +229,18 @@ mod tests {
         let svg = Chart::groups("", "ms", &["p50", "p99"], rows).svg();
         for label in ["1.00 p50", "20.0 p99", "1.50 p50", "300 p99"] {
             assert!(svg.contains(&format!(">{label}</text>")), "{label} in {svg}");
+        }
+    }
+
+    #[test]
+    fn the_longest_label_has_room_beside_the_longest_bar() {
+        for series in ["", "p99", "beside jobs that compute"] {
+            let svg = Chart::groups("", "µs", &[series], [("theirs", vec![510_854.0])]).svg();
+            let text = label(510_854.0, series);
+            let line = svg.lines().find(|line| line.ends_with(&format!(">{text}</text>")));
+            let x = line.and_then(|line| line.split('"').nth(1)).expect("a label");
+            let x: f64 = x.parse().expect("where it begins");
+            assert!(x + text.chars().count() as f64 * LETTER < WIDTH, "{series}: {x}");
         }
     }
 
