@@ -65,15 +65,15 @@ type OnUnstarted = Box<dyn Fn(JobInfo) + Send + Sync>;
 /// 5. What then still runs is told to end, and dropped when it does not: [`Scheduler::close`].
 /// 6. With [`also`](Self::also), the next scheduler goes through 4 and 5.
 ///
-/// A second signal goes straight to 5, for one scheduler after the other; none of them starts a job from
-/// then on. A server that ends by itself, fails or panics goes to 4,
-/// with the whole grace ahead of it; a first signal then changes nothing.
+/// A second signal goes straight to 5, for one scheduler after the other; none of them starts a job
+/// from then on. A server that ends by itself, fails or panics goes to 4, with the whole grace ahead
+/// of it; a first signal then changes nothing.
 ///
 /// # Guarantees
 ///
 /// [`serve`](Self::serve) comes back by the end of the grace (up to 20 ms later for each scheduler if
-/// what is left of that is shorter), whatever connections and jobs do, as long as something on this runtime can
-/// run: on a current-thread runtime a job that never awaits stops this too. The
+/// what is left of that is shorter), whatever connections and jobs do, as long as something on this
+/// runtime can run: on a current-thread runtime a job that never awaits stops this too. The
 /// [`ShutdownReport`] tells what became of everything.
 ///
 /// # What it does not do
