@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::Future,
     iter, mem,
     panic::Location,
     pin::{Pin, pin},
@@ -614,7 +614,7 @@ impl Drop for Occupied {
             let ready = self.shared.queue().take();
             let Some(mut work) = ready else { break };
             let (entry, span) = work.as_mut().unpack();
-            let ended = in_span(span.as_ref(), || self.shared.let_go(&entry, work, None));
+            let ended = in_span(span.as_ref(), || self.shared.let_go(&entry, work));
             drop(span);
             self.shared.lose(&entry, ended);
         }
@@ -622,18 +622,9 @@ impl Drop for Occupied {
 }
 
 impl Shared {
-    /// Drops an active job whose runner goes, and says how it has ended, if it has by itself: it was
-    /// `seen` to, or by that.
-    fn let_go(&self, entry: &Entry, work: Work, seen: Option<Outcome>) -> Option<Outcome> {
-        let ended = match contain(|| drop(work)) {
-            Ok(()) => seen,
-            // What went wrong first is told.
-            Err(payload) if seen == Some(Outcome::Panicked) => {
-                forget_panic(payload);
-                seen
-            }
-            Err(payload) => Some(panicked(entry, payload)),
-        };
+    /// Drops an active job whose runner goes. How that has ended it, if it panicked.
+    fn let_go(&self, entry: &Entry, work: Work) -> Option<Outcome> {
+        let ended = contain(|| drop(work)).err().map(|payload| panicked(entry, payload));
         self.settle(entry);
         ended
     }
@@ -717,6 +708,7 @@ impl Runner {
 
     /// Polls the job once. When it ends, its future has been dropped, its result is stored and a
     /// failure that nobody awaits is reported, all while it still holds its place.
+    #[inline(always)]
     fn poll_job(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         let Occupied { shared, entry: Some(entry), .. } = &self.place else {
             unreachable!("a runner without a job is finished");
@@ -848,24 +840,18 @@ impl Future for Runner {
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        let (Some(mut work), Some(entry)) = (self.work.take(), &self.place.entry) else { return };
-        let shared = &self.place.shared;
-        self.place.ended = in_span(self.span.as_ref(), || {
-            // Its thread may be through with a blocking one, and nobody has looked since.
-            let seen = if entry.kind() == Kind::Blocking { look(entry, &mut work) } else { None };
-            shared.let_go(entry, work, seen)
-        });
-    }
-}
-
-/// How the job has ended, if it has.
-fn look(entry: &Entry, work: &mut Work) -> Option<Outcome> {
-    let poll = poll_fn(|cx| work.as_mut().poll(entry, cx));
-    let mut cx = Context::from_waker(Waker::noop());
-    match contain(|| pin!(coop::unconstrained(poll)).poll(&mut cx)) {
-        Ok(Poll::Ready(outcome)) => Some(outcome),
-        Ok(Poll::Pending) => None,
-        Err(payload) => Some(panicked(entry, payload)),
+        let is_blocking = |entry: &Entry| entry.kind() == Kind::Blocking;
+        if self.work.is_some() && self.place.entry.as_ref().is_some_and(is_blocking) {
+            // Its thread may be through with it, and nobody has looked since.
+            let seen = self.poll_job(&mut Context::from_waker(Waker::noop()));
+            if let Poll::Ready(outcome) = seen {
+                self.place.ended = Some(outcome);
+            }
+        }
+        if let (Some(work), Some(entry)) = (self.work.take(), &self.place.entry) {
+            let shared = &self.place.shared;
+            self.place.ended = in_span(self.span.as_ref(), || shared.let_go(entry, work));
+        }
     }
 }
 
