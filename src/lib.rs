@@ -93,65 +93,50 @@
     allow(rustdoc::broken_intra_doc_links)
 )]
 
-mod atomic;
-mod body;
-mod builder;
-mod clock;
-mod config;
-mod contain;
 #[cfg(any(doc, doctest))]
 pub mod docs;
-mod drain;
-mod ending;
-mod error;
-#[cfg(feature = "axum")]
-mod extract;
-mod inbox;
+mod http;
 mod job;
-mod job_list;
-mod job_span;
-mod jobs;
-mod lanes;
-mod layer;
-mod one_line;
-mod output;
-mod queue;
-mod record;
 mod report;
-mod request;
-mod response;
-mod runner;
+mod rules;
+mod run;
 mod scheduler;
 #[cfg(feature = "shutdown")]
 mod shutdown;
-mod slots;
-mod spare;
-mod spawn;
-mod state;
-mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod util;
 
-pub use atomic::{Atomic, AtomicFuture, AtomicLayer};
-pub use builder::SchedulerBuilder;
-pub use config::SchedulerConfig;
-pub use error::{BoxError, ConfigError, JobError, SpawnError, TrySpawnError};
 #[cfg(feature = "axum")]
-pub use extract::{MissingJobs, liveness, readiness};
-pub use job::{Job, JobContext};
-pub use job_list::JobList;
-pub use job_span::SpanLink;
-pub use jobs::Jobs;
-pub use layer::{JobsLayer, JobsService};
-pub use output::JobOutput;
-pub use record::{Failure, JobInfo};
-pub use report::{DrainReport, Stats};
-pub use response::{ResponseBody, ResponseFuture};
-pub use scheduler::Scheduler;
+pub use crate::http::axum::{MissingJobs, liveness, readiness};
+pub use crate::http::{
+    atomic::{Atomic, AtomicFuture, AtomicLayer},
+    body::{ResponseBody, ResponseFuture},
+    jobs::Jobs,
+    layer::{JobsLayer, JobsService},
+};
+pub use job::{
+    error::{BoxError, ConfigError, JobError, SpawnError, TrySpawnError},
+    output::JobOutput,
+    record::{Failure, JobInfo},
+    span::SpanLink,
+};
+pub use report::{
+    drain_report::{DrainReport, Stats},
+    job_list::JobList,
+};
+pub use rules::{
+    config::SchedulerConfig,
+    state::{JobId, JobState, Outcome, ResponseOutcome},
+};
+pub use scheduler::{
+    Scheduler,
+    builder::SchedulerBuilder,
+    handle::{Job, JobContext},
+    spawn::{JobBuilder, RequestScope, Spawn},
+};
 #[cfg(feature = "shutdown")]
 pub use shutdown::{Phases, ServerEnd, Shutdown, ShutdownReport, Stop};
-pub use spawn::{JobBuilder, RequestScope, Spawn};
-pub use state::{JobId, JobState, Outcome, ResponseOutcome};
 
 /// The README's code, compiled.
 #[cfg(all(doctest, feature = "axum", feature = "shutdown"))]

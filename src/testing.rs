@@ -8,12 +8,12 @@
 use std::{fmt::Write, mem, panic::resume_unwind, sync::Arc, thread};
 
 use crate::{
-    clock::Moment,
-    record::{Failure, JobInfo},
-    runner::{Mode, Shared},
+    job::record::{Failure, JobInfo},
+    rules::state::JobState,
+    run::runner::{Mode, Shared},
     scheduler::Scheduler,
-    state::JobState,
-    sync::{Mutex, lock},
+    util::clock::Moment,
+    util::sync::{Mutex, lock},
 };
 
 /// A scheduler that accepts jobs and does not run them, until it is told to.

@@ -1,0 +1,112 @@
+use std::{any::type_name, convert::Infallible, fmt, marker::PhantomData};
+
+use axum_core::{
+    extract::{FromRequestParts, OptionalFromRequestParts},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, StatusCode, header::RETRY_AFTER, request::Parts};
+
+use crate::{
+    http::jobs::Jobs,
+    job::error::{SpawnError, TrySpawnError},
+};
+
+/// There is no [`JobsLayer`](crate::JobsLayer) around this route. A response of status 500, whose
+/// text says what to do.
+pub struct MissingJobs<M = ()>(PhantomData<fn() -> M>);
+
+impl<M> fmt::Display for MissingJobs<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (jobs, layer) = match type_name::<M>() {
+            "()" => ("Jobs".to_owned(), "JobsLayer::new(scheduler)".to_owned()),
+            marker => {
+                (format!("Jobs<{marker}>"), format!("JobsLayer::<{marker}>::marked(scheduler)"))
+            }
+        };
+        write!(
+            f,
+            "`{jobs}` is not among the request's extensions: add `.layer({layer})` to the router, \
+             after this route; a route that is added after `.layer` does not see the layer"
+        )
+    }
+}
+
+impl<M> fmt::Debug for MissingJobs<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MissingJobs")
+    }
+}
+
+impl<M> std::error::Error for MissingJobs<M> {}
+
+impl<M> IntoResponse for MissingJobs<M> {
+    fn into_response(self) -> Response {
+        let text = self.to_string();
+        tracing::error!("{text}");
+        (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+    }
+}
+
+impl<S: Send + Sync, M: 'static> FromRequestParts<S> for Jobs<M> {
+    type Rejection = MissingJobs<M>;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        parts.extensions.get::<Self>().cloned().ok_or(MissingJobs(PhantomData))
+    }
+}
+
+impl<S: Send + Sync, M: 'static> OptionalFromRequestParts<S> for Jobs<M> {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
+        Ok(parts.extensions.get::<Self>().cloned())
+    }
+}
+
+/// A handler for readiness probes: 200, and 503 from the beginning of the end on, so that load
+/// balancers send no more requests here. Needs a [`JobsLayer`](crate::JobsLayer) around it.
+///
+/// ```
+/// # use axum::{Router, routing::get};
+/// # let scheduler = tower_jobs::Scheduler::new();
+/// let app: Router = Router::new()
+///     .route("/ready", get(tower_jobs::readiness))
+///     .route("/live", get(tower_jobs::liveness))
+///     .layer(tower_jobs::JobsLayer::new(scheduler));
+/// ```
+pub async fn readiness(jobs: Jobs) -> Response {
+    if jobs.scheduler().is_draining() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "shutting down").into_response();
+    }
+    "ready".into_response()
+}
+
+/// A handler for liveness probes: 200, also while the server shuts down. A process that drains its
+/// jobs must not be restarted for it.
+pub async fn liveness() -> &'static str {
+    "alive"
+}
+
+impl IntoResponse for SpawnError {
+    fn into_response(self) -> Response {
+        match self {
+            Self::NoRuntime => {
+                (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+            }
+            Self::Duplicate(_) => (StatusCode::CONFLICT, self.to_string()).into_response(),
+            // A second is about as long as a full queue, or the next instance, takes.
+            Self::Closed | Self::Full | Self::TimedOut => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                [(RETRY_AFTER, HeaderValue::from_static("1"))],
+                self.to_string(),
+            )
+                .into_response(),
+        }
+    }
+}
+
+impl<F> IntoResponse for TrySpawnError<F> {
+    fn into_response(self) -> Response {
+        SpawnError::from(self).into_response()
+    }
+}

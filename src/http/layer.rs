@@ -1,0 +1,180 @@
+use std::{
+    fmt,
+    marker::PhantomData,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Extensions, Method, Request, Response, Uri};
+use http_body::Body;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    http::body::{Asked, ResponseBody, ResponseFuture, ResponseGuard},
+    http::jobs::Jobs,
+    http::request::{self, Origin},
+    scheduler::Scheduler,
+};
+
+type LabelFn = dyn Fn(&Method, &Uri, &Extensions) -> Option<String> + Send + Sync;
+
+/// Puts a [`Jobs`] into the extensions of every request.
+///
+/// ```
+/// # #[cfg(feature = "axum")] {
+/// use axum::{Router, routing::post};
+/// use tower_jobs::{Jobs, JobsLayer, Scheduler};
+///
+/// # async fn signup(jobs: Jobs) {}
+/// let scheduler = Scheduler::new();
+/// let app: Router = Router::new()
+///     .route("/signup", post(signup))
+///     .layer(JobsLayer::new(scheduler.clone()));
+/// # }
+/// ```
+///
+/// A route sees the layers that are added *after* it: add this one after the routes that need it;
+/// what belongs outside it is added later still. Where layers are nested the innermost wins, so a
+/// nested router may have a scheduler of its own, and has its parent's otherwise. Which side other
+/// middleware belongs on is told in [Middleware order](crate::docs::middleware_order).
+///
+/// # Two schedulers on one route
+///
+/// Give one a marker, for which any type will do: the layer is then `JobsLayer::<Mail>::marked(..)`
+/// and the extractor `Jobs<Mail>`, beside the plain `Jobs`. `Shutdown::also` ends both.
+///
+/// # Without axum
+///
+/// It works under any tower HTTP stack:
+///
+/// ```
+/// # use std::convert::Infallible;
+/// # use http::{Request, Response};
+/// use tower::{ServiceBuilder, service_fn};
+/// use tower_jobs::{Jobs, JobsLayer, Scheduler};
+///
+/// # let scheduler = Scheduler::new();
+/// let service = ServiceBuilder::new()
+///     .layer(JobsLayer::new(scheduler))
+///     .service(service_fn(|request: Request<String>| async move {
+///         let jobs: &Jobs = request.extensions().get().expect("the layer is there");
+///         jobs.try_spawn(async { /* .. */ }).ok();
+///         Ok::<_, Infallible>(Response::new(String::new()))
+///     }));
+/// # fn check(_: impl tower::Service<Request<String>>) {}
+/// # check(service);
+/// ```
+pub struct JobsLayer<M = ()> {
+    scheduler: Scheduler,
+    label: Option<Arc<LabelFn>>,
+    marker: PhantomData<fn() -> M>,
+}
+
+impl JobsLayer {
+    /// A layer whose requests find `scheduler` in [`Jobs`].
+    pub fn new(scheduler: Scheduler) -> Self {
+        Self::marked(scheduler)
+    }
+}
+
+impl<M> JobsLayer<M> {
+    /// A layer whose requests find `scheduler` in `Jobs<M>`.
+    ///
+    /// (A `new` for every `M` would leave `JobsLayer::new(..)` without a type: defaults of type
+    /// parameters do not guide inference.)
+    pub fn marked(scheduler: Scheduler) -> Self {
+        Self { scheduler, label: None, marker: PhantomData }
+    }
+
+    /// How jobs are labelled with their request, called once for every request; `None` leaves it
+    /// at the default. Defaults to the method and axum's matched path (with the feature
+    /// `matched-path`), else the method and the path of the URI.
+    ///
+    /// A path may hold what does not belong in logs; a label of one's own need not.
+    #[must_use]
+    pub fn label(
+        mut self,
+        label: impl Fn(&Method, &Uri, &Extensions) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
+        self.label = Some(Arc::new(label));
+        self
+    }
+}
+
+impl<M> JobsLayer<M> {
+    fn origin<B>(&self, request: &Request<B>) -> Origin {
+        let (method, uri, extensions) = (request.method(), request.uri(), request.extensions());
+        match self.label.as_ref().and_then(|label| label(method, uri, extensions)) {
+            Some(label) => Origin::Label(label.into()),
+            None => Origin::new(method, uri, extensions),
+        }
+    }
+}
+
+impl<S, M> Layer<S> for JobsLayer<M> {
+    type Service = JobsService<S, M>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        JobsService { inner, layer: self.clone() }
+    }
+}
+
+impl<M> Clone for JobsLayer<M> {
+    fn clone(&self) -> Self {
+        Self { scheduler: self.scheduler.clone(), label: self.label.clone(), marker: PhantomData }
+    }
+}
+
+impl<M> fmt::Debug for JobsLayer<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobsLayer").field("scheduler", &self.scheduler).finish_non_exhaustive()
+    }
+}
+
+/// The service of [`JobsLayer`].
+pub struct JobsService<S, M = ()> {
+    inner: S,
+    layer: JobsLayer<M>,
+}
+
+impl<S: fmt::Debug, M> fmt::Debug for JobsService<S, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobsService")
+            .field("inner", &self.inner)
+            .field("layer", &self.layer)
+            .finish()
+    }
+}
+
+impl<S: Clone, M> Clone for JobsService<S, M> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), layer: self.layer.clone() }
+    }
+}
+
+impl<S, M, ReqBody, ResBody> Service<Request<ReqBody>> for JobsService<S, M>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: Body,
+    M: 'static,
+{
+    type Response = Response<ResponseBody<ResBody>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, M>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        let asked = Asked::from(request.method());
+        let origin = self.layer.origin(&request);
+        let scope = Arc::new(request::Request::new(origin, request.version()));
+        // From here on the response ends somehow, even if the inner service panics in `call`.
+        let guard = ResponseGuard::new(scope.clone());
+        let jobs = Jobs::<M>::new(self.layer.scheduler.clone(), scope);
+        request.extensions_mut().insert(jobs.clone());
+        ResponseFuture::new(self.inner.call(request), jobs, guard, asked)
+    }
+}

@@ -1,0 +1,173 @@
+use std::{
+    fmt,
+    ops::Deref,
+    slice,
+    sync::{Arc, OnceLock},
+    time::Duration,
+    vec,
+};
+
+use crate::{
+    job::record::{JobInfo, Record},
+    rules::queue::{Ended, Totals},
+    rules::state::{JobState, Outcome},
+    util::clock::Moment,
+};
+
+/// What all reports of one scheduler are made of.
+pub(crate) struct Drained {
+    pub(crate) totals: Totals,
+    pub(crate) ended: Ended<Arc<Record>>,
+    pub(crate) elapsed: Duration,
+    pub(crate) at: Moment,
+}
+
+impl Drained {
+    /// As many as `totals` has of that outcome: they are kept in the step that counts them.
+    fn jobs(&self, outcome: Outcome) -> impl Iterator<Item = JobInfo> {
+        let Ended { never_started, others } = &self.ended;
+        let pages = if outcome == Outcome::NeverStarted { &never_started[..] } else { &[] };
+        let others = others.iter().flatten().filter(move |(_, other)| *other == outcome);
+        let never_started = pages.iter().flat_map(|page| page.iter());
+        never_started
+            .chain(others.map(|(record, _)| record))
+            .map(|record| record.info(JobState::Finished, self.at))
+    }
+}
+
+/// Jobs that a [`DrainReport`](crate::DrainReport) names, in the order in which they ended.
+///
+/// It reads like a slice of [`JobInfo`], all of the moment of the report. Each list makes its infos
+/// (about 100 bytes each) when they are first looked at, and keeps them. [`len`](Self::len) and
+/// [`is_empty`](Self::is_empty) do not need them; `Debug`, and the `Display` and `Serialize` of a
+/// report, make one at a time.
+///
+/// A clone shares what there is, and costs little. Until the last is dropped, along with the
+/// scheduler, it keeps what these knew of all the jobs that the report names: about 100 bytes each,
+/// and the method and the path of their requests.
+///
+/// ```
+/// # use tower_jobs::Scheduler;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let scheduler = Scheduler::new();
+/// let report = scheduler.close().await;
+/// println!("{} jobs never started", report.never_started.len());
+/// for job in &report.never_started {
+///     println!("{job}");
+/// }
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct JobList {
+    /// None if there are no jobs.
+    of: Option<(Arc<Drained>, Outcome)>,
+    len: usize,
+    infos: OnceLock<Arc<Vec<JobInfo>>>,
+}
+
+impl JobList {
+    pub(crate) fn new(drained: &Arc<Drained>, outcome: Outcome) -> Self {
+        match usize::try_from(drained.totals.of(outcome)).unwrap_or(usize::MAX) {
+            0 => Self::default(),
+            len => Self { of: Some((drained.clone(), outcome)), len, infos: OnceLock::new() },
+        }
+    }
+
+    /// How many jobs there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// One after the other: none is kept.
+    pub(crate) fn infos(&self) -> impl Iterator<Item = JobInfo> {
+        self.of.iter().flat_map(|(drained, outcome)| drained.jobs(*outcome))
+    }
+
+    fn collect(&self) -> Vec<JobInfo> {
+        let mut infos = Vec::with_capacity(self.len);
+        infos.extend(self.infos());
+        infos
+    }
+}
+
+impl Deref for JobList {
+    type Target = [JobInfo];
+
+    fn deref(&self) -> &[JobInfo] {
+        self.infos.get_or_init(|| Arc::new(self.collect()))
+    }
+}
+
+impl<'a> IntoIterator for &'a JobList {
+    type Item = &'a JobInfo;
+    type IntoIter = slice::Iter<'a, JobInfo>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl IntoIterator for JobList {
+    type Item = JobInfo;
+    type IntoIter = vec::IntoIter<JobInfo>;
+
+    fn into_iter(mut self) -> Self::IntoIter {
+        let infos = self.infos.take().map(Arc::unwrap_or_clone);
+        infos.unwrap_or_else(|| self.collect()).into_iter()
+    }
+}
+
+impl From<JobList> for Vec<JobInfo> {
+    fn from(jobs: JobList) -> Self {
+        jobs.into_iter().collect()
+    }
+}
+
+impl fmt::Debug for JobList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.infos()).finish()
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for JobList {
+    /// A sequence of [`JobInfo`]s.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeSeq;
+        let mut jobs = serializer.serialize_seq(Some(self.len))?;
+        self.infos().try_for_each(|job| jobs.serialize_element(&job))?;
+        jobs.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Scheduler;
+
+    #[tokio::test]
+    async fn infos_are_made_when_they_are_looked_at_and_shared_from_then_on() {
+        let scheduler = Scheduler::builder().limit(1).build();
+        for _ in 0..3 {
+            scheduler.spawn(std::future::pending::<()>()).await.expect("open");
+        }
+        let report = scheduler.close().await;
+        let jobs = &report.never_started;
+        let is_made = |jobs: &JobList| jobs.infos.get().is_some();
+        assert!(!report.is_clean() && jobs.len() == 2 && !jobs.is_empty());
+        assert!(!format!("{report} {report:?}").is_empty());
+        #[cfg(feature = "serde")]
+        assert!(serde_json::to_value(&report).is_ok());
+        assert!(!is_made(jobs) && !is_made(&report.clone().never_started));
+
+        assert!(jobs[0].id < jobs[1].id);
+        assert!(is_made(jobs) && std::ptr::eq(&jobs[0], &report.clone().never_started[0]));
+        assert!(!is_made(&report.cancelled) && !is_made(&scheduler.close().await.never_started));
+    }
+}

@@ -1,0 +1,4 @@
+//! Data about jobs that have ended.
+
+pub(crate) mod drain_report;
+pub(crate) mod job_list;

@@ -1,0 +1,7 @@
+//! The rules, pure and synchronous: which job starts, waits or is refused.
+
+pub(crate) mod config;
+pub(crate) mod keys;
+pub(crate) mod queue;
+pub(crate) mod state;
+pub(crate) mod table;
