@@ -108,7 +108,7 @@ pub mod testing;
 mod util;
 
 #[cfg(feature = "axum")]
-pub use crate::http::axum::{MissingJobs, liveness, readiness};
+pub use crate::http::axum::{JobsRejection, liveness, readiness};
 pub use crate::http::{
     atomic::{Atomic, AtomicFuture, AtomicLayer},
     body::{ResponseBody, ResponseFuture},
@@ -118,7 +118,7 @@ pub use crate::http::{
 pub use job::{
     error::{BoxError, ConfigError, JobError, SpawnError, TrySpawnError},
     output::JobOutput,
-    record::{Failure, JobInfo},
+    record::{JobFailure, JobInfo},
     span::SpanLink,
 };
 pub use report::{
@@ -133,10 +133,10 @@ pub use scheduler::{
     Scheduler,
     builder::SchedulerBuilder,
     handle::{Job, JobContext},
-    spawn::{JobBuilder, RequestScope, Spawn},
+    spawn::{JobBuilder, RequestScope, SpawnFuture},
 };
 #[cfg(feature = "shutdown")]
-pub use shutdown::{Phases, ServerEnd, Shutdown, ShutdownReport, Stop};
+pub use shutdown::{PhaseTimings, ServerOutcome, Shutdown, ShutdownReport, StopSignal};
 
 /// The README's code, compiled.
 #[cfg(all(doctest, feature = "axum", feature = "shutdown"))]

@@ -8,7 +8,7 @@
 use std::{fmt::Write, mem, panic::resume_unwind, sync::Arc, thread};
 
 use crate::{
-    job::record::{Failure, JobInfo},
+    job::record::{JobFailure, JobInfo},
     rules::state::JobState,
     run::runner::{Mode, Shared},
     scheduler::Scheduler,
@@ -37,7 +37,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Recorder {
     scheduler: Scheduler,
-    failures: Arc<Mutex<Vec<Failure>>>,
+    failures: Arc<Mutex<Vec<JobFailure>>>,
     ran: Mutex<Vec<JobInfo>>,
 }
 
@@ -104,7 +104,7 @@ impl Recorder {
     /// # Panics
     ///
     /// If a job panics and nobody awaits its handle, so does this, at once.
-    pub async fn run_all(&self) -> Vec<Failure> {
+    pub async fn run_all(&self) -> Vec<JobFailure> {
         let shared = self.scheduler.shared();
         loop {
             let started = shared.queue().start_one(Moment::now());
@@ -139,7 +139,7 @@ impl Default for Recorder {
     }
 }
 
-/// A scheduler that runs a job to its end before `spawn`, `spawn_with`, `spawn_timeout` or
+/// A scheduler that runs a job to its end before `spawn`, `spawn_with`, `spawn_within` or
 /// `spawn_blocking` gives its handle. No limit holds.
 ///
 /// What does not wait cannot run inline: jobs of `try_spawn` run as ever, those of

@@ -139,7 +139,7 @@ fn drain_timeout(seconds: u64) -> u64 {
     seconds * 1000 + 200
 }
 
-fn spawn_timeout(seconds: u64) -> u64 {
+fn spawn_within(seconds: u64) -> u64 {
     if seconds == 0 { 0 } else { seconds * 1000 + 600 }
 }
 
@@ -324,7 +324,7 @@ impl Oracle {
             Verb::SpawnTimeout(0) => Seen::TimedOut,
             verb => {
                 let deadline = match verb {
-                    Verb::SpawnTimeout(seconds) => Some(self.now + spawn_timeout(seconds)),
+                    Verb::SpawnTimeout(seconds) => Some(self.now + spawn_within(seconds)),
                     _ => None,
                 };
                 self.jobs[job].holder = Holder::Spawner { deadline };
@@ -865,8 +865,8 @@ impl Real {
                 job.spawn_with(move |context| puppet.heeding(context, plan.heeds)),
             )),
             Verb::SpawnTimeout(seconds) => {
-                let timeout = Duration::from_millis(spawn_timeout(seconds));
-                Held::Spawner(boxed(job.spawn_timeout(timeout, puppet)))
+                let timeout = Duration::from_millis(spawn_within(seconds));
+                Held::Spawner(boxed(job.spawn_within(timeout, puppet)))
             }
             Verb::Shield => Held::Shield(boxed(job.shield(puppet))),
             Verb::TrySpawn => return self.have(number, plan, job.try_spawn(puppet)),
@@ -996,7 +996,7 @@ impl Real {
         self.drains.push(Some(boxed(async move {
             match timeout {
                 Some(timeout) => {
-                    scheduler.wait_and_close_timeout(Duration::from_millis(timeout)).await
+                    scheduler.wait_and_close_within(Duration::from_millis(timeout)).await
                 }
                 None => scheduler.close().await,
             }

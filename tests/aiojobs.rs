@@ -56,7 +56,7 @@ use tokio::{
 };
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
 use tower_jobs::{
-    Failure, Job, JobState, Outcome, Scheduler, SchedulerBuilder, SpanLink, SpawnError,
+    Job, JobFailure, JobState, Outcome, Scheduler, SchedulerBuilder, SpanLink, SpawnError,
     TrySpawnError,
 };
 
@@ -68,7 +68,7 @@ fn limited(limit: usize, pending_limit: usize) -> Scheduler {
 }
 
 /// A scheduler to be whose failures come out of the channel.
-fn watched() -> (SchedulerBuilder, mpsc::UnboundedReceiver<Failure>) {
+fn watched() -> (SchedulerBuilder, mpsc::UnboundedReceiver<JobFailure>) {
     let (tell, failures) = mpsc::unbounded_channel();
     let builder = Scheduler::builder().on_failure(move |failure| drop(tell.send(failure)));
     (builder, failures)
@@ -224,7 +224,7 @@ async fn a_closed_scheduler_refuses_jobs() {
     scheduler.close().await;
     assert_eq!(scheduler.spawn(async {}).await.unwrap_err(), SpawnError::Closed);
     assert!(matches!(scheduler.try_spawn(async {}), Err(TrySpawnError::Closed(_))));
-    let refused = scheduler.spawn_timeout(SECOND, async {}).await.unwrap_err();
+    let refused = scheduler.spawn_within(SECOND, async {}).await.unwrap_err();
     assert_eq!(refused, SpawnError::Closed);
     assert!(scheduler.shield(async {}).await.unwrap_err().is_cancelled());
     assert_eq!(scheduler.stats().accepted, 0);
@@ -395,7 +395,7 @@ async fn closing_a_job_gives_up_after_its_timeout() {
     let began = Instant::now();
     assert!(deaf().await.unwrap().close().await.unwrap_err().is_close_timeout());
     assert_eq!(began.elapsed().as_secs(), 1);
-    let error = deaf().await.unwrap().close_timeout(5 * SECOND).await.unwrap_err();
+    let error = deaf().await.unwrap().close_within(5 * SECOND).await.unwrap_err();
     assert!(error.is_close_timeout() && error.is_timeout(), "{error}");
     assert_eq!(began.elapsed().as_secs(), 6);
 }

@@ -36,7 +36,7 @@ use tokio_test::{assert_pending, assert_ready, assert_ready_err, task};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 use tower_jobs::{
-    AtomicLayer, Failure, Jobs, JobsLayer, ResponseOutcome, Scheduler, SchedulerBuilder,
+    AtomicLayer, JobFailure, Jobs, JobsLayer, ResponseOutcome, Scheduler, SchedulerBuilder,
 };
 use tracing::Instrument;
 
@@ -142,12 +142,12 @@ async fn text(response: Response<Body>) -> String {
 }
 
 /// The failures that nobody else was told of.
-fn reporting(builder: SchedulerBuilder) -> (Scheduler, mpsc::UnboundedReceiver<Failure>) {
+fn reporting(builder: SchedulerBuilder) -> (Scheduler, mpsc::UnboundedReceiver<JobFailure>) {
     let (failures, receiver) = mpsc::unbounded_channel();
     (builder.on_failure(move |failure| failures.send(failure).unwrap()).build(), receiver)
 }
 
-fn all(failures: &mut mpsc::UnboundedReceiver<Failure>) -> Vec<String> {
+fn all(failures: &mut mpsc::UnboundedReceiver<JobFailure>) -> Vec<String> {
     std::iter::from_fn(|| failures.try_recv().ok()).map(|failure| failure.to_string()).collect()
 }
 
@@ -767,7 +767,7 @@ async fn shielded_work_whose_caller_is_dropped_goes_on_as_a_job_of_its_request()
     assert_eq!(events.next().await, Entered);
     assert_eq!((jobs.len(), scheduler.active_count()), (2, 2), "outside the limit of 1");
     drop(call);
-    let mut drain = task::spawn(scheduler.wait_and_close_timeout(SECOND));
+    let mut drain = task::spawn(scheduler.wait_and_close_within(SECOND));
     assert_pending!(drain.poll());
     handler.go_on();
     assert_eq!(events.next().await, Ended);

@@ -148,7 +148,7 @@ async fn wait_and_close_returns_by_both_its_timeouts() {
         let began = Instant::now();
         let report = match given {
             None => scheduler.wait_and_close().await,
-            Some(given) => scheduler.wait_and_close_timeout(given).await,
+            Some(given) => scheduler.wait_and_close_within(given).await,
         };
         assert_eq!(began.elapsed().as_secs(), waits + 1);
         assert_eq!(names(&report.timed_out), ["deaf"]);
@@ -161,7 +161,7 @@ async fn no_time_to_wait_is_too_long() {
     for long in [Duration::MAX, Duration::from_secs(i64::MAX as u64), years(1_000_000), years(3)] {
         let scheduler = paused_times().build();
         scheduler.spawn(async { sleep(SECOND).await }).await.unwrap();
-        let report = scheduler.wait_and_close_timeout(long).await;
+        let report = scheduler.wait_and_close_within(long).await;
         assert_eq!((report.completed, report.elapsed), (1, SECOND));
     }
     let year = Duration::from_secs(365 * 24 * 60 * 60);
@@ -246,7 +246,7 @@ async fn all_callers_of_close_get_the_same_report() {
             tokio::spawn(async move {
                 match n % 3 {
                     0 => scheduler.wait_and_close().await,
-                    1 => scheduler.wait_and_close_timeout(SECOND).await,
+                    1 => scheduler.wait_and_close_within(SECOND).await,
                     _ => scheduler.close().await,
                 }
             })
@@ -276,7 +276,7 @@ async fn a_close_overrides_one_that_waits() {
 async fn a_report_tells_of_the_moment_it_was_made_whenever_and_however_it_is_read() {
     let scheduler = paused_times().limit(1).build();
     for name in ["first", "second", "third"] {
-        scheduler.job(name).key("a key").spawn(pending::<()>()).await.unwrap();
+        scheduler.job(name).concurrency_key("a key").spawn(pending::<()>()).await.unwrap();
         advance(SECOND).await;
     }
     let (report, other) = (scheduler.close().await, scheduler.close().await);

@@ -23,8 +23,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio_test::{assert_pending, assert_ready, task::spawn as poll_by_hand};
 use tower::{ServiceExt, service_fn};
 use tower_jobs::{
-    Failure, Job, JobState, Jobs, JobsLayer, ResponseBody, ResponseOutcome, Scheduler, SpawnError,
-    Stats, TrySpawnError,
+    Job, JobFailure, JobState, Jobs, JobsLayer, ResponseBody, ResponseOutcome, Scheduler,
+    SpawnError, Stats, TrySpawnError,
 };
 
 const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
@@ -324,7 +324,7 @@ async fn a_drain_that_runs_out_of_time_never_starts_what_still_waits_for_its_res
     let scheduler = Scheduler::new();
     let open = respond(&scheduler).await;
     open.jobs.after_response(async {}).unwrap();
-    let report = scheduler.wait_and_close_timeout(Duration::from_secs(5)).await;
+    let report = scheduler.wait_and_close_within(Duration::from_secs(5)).await;
     assert_eq!(report.never_started.len(), 1);
     assert_eq!(report.elapsed, Duration::from_secs(5));
     drop(open);
@@ -427,7 +427,7 @@ impl Drop for Trap {
 
 #[tokio::test]
 async fn a_skipped_job_that_panics_when_it_is_dropped_harms_no_other() {
-    let (tell, mut failures) = mpsc::unbounded_channel::<Failure>();
+    let (tell, mut failures) = mpsc::unbounded_channel::<JobFailure>();
     let scheduler = Scheduler::builder().on_failure(move |failure| tell.send(failure).unwrap());
     let scheduler = scheduler.build();
     let open = respond_unread(&scheduler).await;

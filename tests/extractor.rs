@@ -136,7 +136,7 @@ fn plain_and_marked() -> Router {
 }
 
 const NEW: &str = "JobsLayer::new(scheduler)";
-const MARKED: &str = "JobsLayer::<extractor::Mail>::marked(scheduler)";
+const MARKED: &str = "JobsLayer::<extractor::Mail>::with_marker(scheduler)";
 
 #[tokio::test]
 async fn without_the_layer_the_answer_names_the_cure() {
@@ -149,7 +149,7 @@ async fn a_route_added_after_the_layer_is_told_of_the_order() {
     let app = Router::new()
         .route("/in-time", get(plain))
         .layer(JobsLayer::new(Scheduler::new()))
-        .layer(JobsLayer::<Mail>::marked(Scheduler::new()))
+        .layer(JobsLayer::<Mail>::with_marker(Scheduler::new()))
         .merge(plain_and_marked());
     assert_eq!(call(app.clone(), "/in-time").await.status(), StatusCode::OK);
     assert_names_the_cure(app.clone(), "/plain", NEW).await;
@@ -160,7 +160,7 @@ async fn a_route_added_after_the_layer_is_told_of_the_order() {
 async fn a_layer_of_another_marker_is_none() {
     let plain_only = plain_and_marked().layer(JobsLayer::new(Scheduler::new()));
     assert_names_the_cure(plain_only, "/marked", MARKED).await;
-    let marked_only = plain_and_marked().layer(JobsLayer::<Mail>::marked(Scheduler::new()));
+    let marked_only = plain_and_marked().layer(JobsLayer::<Mail>::with_marker(Scheduler::new()));
     assert_names_the_cure(marked_only, "/plain", NEW).await;
 }
 
@@ -168,7 +168,7 @@ async fn a_layer_of_another_marker_is_none() {
 async fn optional_jobs_are_none_without_the_layer_and_some_with_it() {
     let route = || Router::new().route("/", get(optional));
     let layer = JobsLayer::new(Scheduler::new());
-    let marked = JobsLayer::<Mail>::marked(Scheduler::new());
+    let marked = JobsLayer::<Mail>::with_marker(Scheduler::new());
 
     assert_eq!(text(call(route(), "/").await).await, "false false");
     assert_eq!(text(call(route().layer(layer.clone()), "/").await).await, "true false");
@@ -219,7 +219,7 @@ async fn spawn(jobs: Jobs) -> Result<StatusCode, SpawnError> {
 }
 
 async fn spawn_in_time(jobs: Jobs) -> Result<StatusCode, SpawnError> {
-    jobs.spawn_timeout(Duration::from_secs(5), pending::<()>()).await?;
+    jobs.spawn_within(Duration::from_secs(5), pending::<()>()).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

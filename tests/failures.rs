@@ -23,13 +23,13 @@ use tokio::{
 use tokio_test::{assert_pending, task};
 use tower::{Layer, ServiceExt};
 use tower_jobs::{
-    BoxError, Failure, Job, JobError, JobOutput, Jobs, JobsLayer, Outcome, Scheduler,
+    BoxError, Job, JobError, JobFailure, JobOutput, Jobs, JobsLayer, Outcome, Scheduler,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A scheduler whose failures come out of the channel.
-fn watched() -> (Scheduler, mpsc::UnboundedReceiver<Failure>) {
+fn watched() -> (Scheduler, mpsc::UnboundedReceiver<JobFailure>) {
     let (tell, failures) = mpsc::unbounded_channel();
     let hook = move |failure| drop(tell.send(failure));
     (Scheduler::builder().close_timeout(SECOND).on_failure(hook).build(), failures)
@@ -108,14 +108,14 @@ impl How {
 
 /// Asserts that the hook heard of the one failure, and only once.
 #[track_caller]
-fn assert_told(how: How, failures: &mut mpsc::UnboundedReceiver<Failure>) {
+fn assert_told(how: How, failures: &mut mpsc::UnboundedReceiver<JobFailure>) {
     let failure = failures.try_recv().unwrap_or_else(|_| panic!("{how:?} was not told"));
     assert!(how.is(&failure.error), "{how:?}: {failure}");
     assert_not_told(how, failures);
 }
 
 #[track_caller]
-fn assert_not_told(how: How, failures: &mut mpsc::UnboundedReceiver<Failure>) {
+fn assert_not_told(how: How, failures: &mut mpsc::UnboundedReceiver<JobFailure>) {
     if let Ok(failure) = failures.try_recv() {
         panic!("{how:?} was told once too often: {failure}");
     }
@@ -434,7 +434,7 @@ async fn shielded_work_tells_its_caller_or_else_the_hook() {
 async fn a_hook_that_panics_harms_nothing_and_is_logged() {
     let logs = logs::capture();
     let (tell, mut told) = mpsc::unbounded_channel();
-    let hook = move |failure: Failure| {
+    let hook = move |failure: JobFailure| {
         tell.send(failure.job.id).expect("heard");
         panic_any(Grenade)
     };
@@ -554,7 +554,7 @@ async fn without_a_hook_a_panic_is_logged_with_its_text() {
 #[tokio::test]
 async fn a_failure_is_told_in_one_line_whatever_the_text_of_its_error_and_its_request() {
     let (tell, mut told) = mpsc::unbounded_channel();
-    let on_failure = move |failure: Failure| tell.send(failure.to_string()).expect("it waits");
+    let on_failure = move |failure: JobFailure| tell.send(failure.to_string()).expect("it waits");
     let scheduler = Scheduler::builder().on_failure(on_failure).build();
     let handler = tower::service_fn(async |request: http::Request<()>| {
         let jobs = request.extensions().get::<Jobs>().expect("the layer is there");

@@ -21,7 +21,8 @@ use tokio::{
 };
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok, task};
 use tower_jobs::{
-    BoxError, Failure, Job, JobContext, JobInfo, JobOutput, JobState, Scheduler, SchedulerBuilder,
+    BoxError, Job, JobContext, JobFailure, JobInfo, JobOutput, JobState, Scheduler,
+    SchedulerBuilder,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -31,7 +32,7 @@ fn one_at_a_time() -> Scheduler {
 }
 
 /// A scheduler to be whose failures come out of the channel.
-fn watched() -> (SchedulerBuilder, mpsc::UnboundedReceiver<Failure>) {
+fn watched() -> (SchedulerBuilder, mpsc::UnboundedReceiver<JobFailure>) {
     let (tell, failures) = mpsc::unbounded_channel();
     let builder = Scheduler::builder().on_failure(move |failure| drop(tell.send(failure)));
     (builder, failures)
@@ -140,17 +141,17 @@ async fn no_time_to_wait_is_too_long_or_too_short() {
         assert_eq!(job.wait_or_close(long).await.unwrap(), 7);
         let mut job = scheduler.spawn_with(|context| slow_to_end(context, ())).await.unwrap();
         turn().await;
-        job.close_timeout(long).await.unwrap();
-        assert!(scheduler.spawn_timeout(long, async {}).await.unwrap().await.is_ok());
+        job.close_within(long).await.unwrap();
+        assert!(scheduler.spawn_within(long, async {}).await.unwrap().await.is_ok());
     }
     let mut job = scheduler.spawn(pending::<()>()).await.unwrap();
     assert!(job.wait_or_close(Duration::ZERO).await.unwrap_err().is_timeout());
     let mut job = scheduler.spawn_with(|_| pending::<()>()).await.unwrap();
-    assert!(job.close_timeout(Duration::ZERO).await.unwrap_err().is_close_timeout());
+    assert!(job.close_within(Duration::ZERO).await.unwrap_err().is_close_timeout());
     let mut ended = scheduler.spawn(async { 7 }).await.unwrap();
     scheduler.wait_idle().await;
     assert_eq!(ended.wait_or_close(Duration::ZERO).await.unwrap(), 7);
-    assert!(scheduler.spawn_timeout(Duration::ZERO, async {}).await.unwrap().await.is_ok());
+    assert!(scheduler.spawn_within(Duration::ZERO, async {}).await.unwrap().await.is_ok());
 }
 
 #[tokio::test]
@@ -337,7 +338,7 @@ async fn a_job_is_named_after_the_place_where_its_verb_was_written() {
     let s = &scheduler;
     assert_place(&s.spawn(async {}).await.unwrap().info(), "spawn(");
     assert_place(&s.try_spawn(async {}).unwrap().info(), "try_spawn(");
-    assert_place(&s.spawn_timeout(SECOND, async {}).await.unwrap().info(), "spawn_timeout(");
+    assert_place(&s.spawn_within(SECOND, async {}).await.unwrap().info(), "spawn_within(");
     assert_place(&s.spawn_with(|_| async {}).await.unwrap().info(), "spawn_with(");
     assert_place(&s.spawn_blocking(|| ()).await.unwrap().info(), "spawn_blocking(");
     s.wait_idle().await;
@@ -353,7 +354,7 @@ async fn a_job_with_options_has_the_place_of_its_verb_too() {
     let s = || scheduler.job("x").timeout(SECOND);
     assert_place(&place(s().spawn(async {}).await.unwrap().info()), "spawn(");
     assert_place(&place(s().try_spawn(async {}).unwrap().info()), "try_spawn(");
-    assert_place(&place(s().spawn_timeout(SECOND, async {}).await.unwrap().info()), "spawn_timeout(");
+    assert_place(&place(s().spawn_within(SECOND, async {}).await.unwrap().info()), "spawn_within(");
     assert_place(&place(s().spawn_with(|_| async {}).await.unwrap().info()), "spawn_with(");
     assert_place(&place(s().spawn_blocking(|| ()).await.unwrap().info()), "spawn_blocking(");
     scheduler.wait_idle().await;

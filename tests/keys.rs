@@ -35,7 +35,7 @@ fn start_of(
     key: &str,
     job: impl Future<Output = ()> + Send + 'static,
 ) -> Job<()> {
-    scheduler.job("test").key(key).try_spawn(job).unwrap()
+    scheduler.job("test").concurrency_key(key).try_spawn(job).unwrap()
 }
 
 fn states<const N: usize>(jobs: [&Job<()>; N]) -> [JobState; N] {
@@ -110,7 +110,7 @@ async fn jobs_of_a_key_start_in_the_order_they_were_spawned() {
     let order = Arc::new(Mutex::new(Vec::new()));
     let spawners = (0..9).map(|n| {
         let order = order.clone();
-        poll_by_hand(scheduler.job("test").key("a").spawn(async move {
+        poll_by_hand(scheduler.job("test").concurrency_key("a").spawn(async move {
             order.lock().unwrap().push(n);
             sleep(SECOND).await;
         }))
@@ -133,7 +133,7 @@ async fn jobs_of_a_key_start_in_the_order_they_were_spawned() {
 async fn spawners_of_a_hot_key_in_line_keep_no_cold_key_from_running() {
     let scheduler = per_key(1).limit(3).pending_limit(1).build();
     let spawn = |key: &'static str| {
-        let spawn = scheduler.job("test").key(key).spawn(pending::<()>());
+        let spawn = scheduler.job("test").concurrency_key(key).spawn(pending::<()>());
         poll_by_hand(spawn)
     };
     let first = assert_ready!(spawn("hot").poll()).unwrap();
@@ -253,7 +253,7 @@ async fn without_limit_per_key_a_key_limits_nothing_and_is_shown() {
     assert!(jobs.iter().all(Job::is_active));
     assert_eq!(jobs[0].info().key.as_deref(), Some("tenant 7"));
     assert_eq!(scheduler.jobs()[8].key.as_deref(), Some("tenant 7"));
-    let plain = scheduler.job("test").unique("u").try_spawn(async {}).unwrap();
+    let plain = scheduler.job("test").unique_key("u").try_spawn(async {}).unwrap();
     assert_eq!(plain.info().key, None, "a unique key is another thing");
     let report = scheduler.close().await;
     assert_eq!(report.cancelled[0].key.as_deref(), Some("tenant 7"));
@@ -263,7 +263,7 @@ async fn without_limit_per_key_a_key_limits_nothing_and_is_shown() {
 async fn shielded_work_is_outside_the_limit_of_its_key() {
     let scheduler = per_key(1).build();
     let _runs = start_of(&scheduler, "a", pending::<()>());
-    assert_eq!(scheduler.job("test").key("a").shield(async { 7 }).await.unwrap(), 7);
+    assert_eq!(scheduler.job("test").concurrency_key("a").shield(async { 7 }).await.unwrap(), 7);
     assert!(start_of(&scheduler, "a", async {}).is_pending(), "nor does its end let one in");
 }
 
@@ -271,7 +271,7 @@ async fn shielded_work_is_outside_the_limit_of_its_key() {
 async fn with_no_queue_a_job_whose_key_is_at_its_limit_is_refused() {
     let scheduler = per_key(1).pending_limit(0).build();
     let _runs = start_of(&scheduler, "a", pending::<()>());
-    let job = || scheduler.job("test").key("a");
+    let job = || scheduler.job("test").concurrency_key("a");
     let refused = job().try_spawn(async { 7 }).unwrap_err();
     assert!(refused.is_full());
     assert_eq!(refused.into_inner().await, 7);
@@ -284,7 +284,7 @@ async fn a_deferred_job_waits_for_its_key_when_its_response_is_over() {
     for pending_limit in [0, 9] {
         let scheduler = per_key(1).pending_limit(pending_limit).build();
         let (jobs, response) = respond(&scheduler).await;
-        let deferred = jobs.job("test").key("a").after_response(async {}).unwrap();
+        let deferred = jobs.job("test").concurrency_key("a").after_response(async {}).unwrap();
         let runs = start_of(&scheduler, "a", pending::<()>());
         assert_eq!(states([&deferred, &runs]), [Deferred, Active], "it does not count before");
         drop(response);
@@ -314,10 +314,10 @@ async fn a_second_unique_job_is_refused_with_the_firsts_id_in_every_state() {
         let go = go.clone();
         async move { go.notified().await }
     };
-    let first = jobs.job("first").unique("u").after_response(job).unwrap();
+    let first = jobs.job("first").unique_key("u").after_response(job).unwrap();
     let try_all = async |state| {
         assert_eq!(first.state(), state);
-        let job = || jobs.job("second").unique("u");
+        let job = || jobs.job("second").unique_key("u");
         assert_refused(job().try_spawn(ready(())), first.id());
         assert_refused(job().after_response(ready(())), first.id());
         assert_refused(job().after_success(ready(())), first.id());
@@ -331,7 +331,7 @@ async fn a_second_unique_job_is_refused_with_the_firsts_id_in_every_state() {
         assert_eq!(job().spawn(async {}).await.unwrap_err(), duplicate);
         assert_eq!(job().spawn_with(|_| async {}).await.unwrap_err(), duplicate);
         assert_eq!(job().spawn_blocking(|| ()).await.unwrap_err(), duplicate);
-        assert_eq!(job().spawn_timeout(SECOND, async {}).await.unwrap_err(), duplicate);
+        assert_eq!(job().spawn_within(SECOND, async {}).await.unwrap_err(), duplicate);
         let refused = job().shield(async {}).await.unwrap_err();
         let source = std::error::Error::source(&refused).unwrap();
         assert_eq!(source.downcast_ref(), Some(&duplicate));
@@ -345,19 +345,19 @@ async fn a_second_unique_job_is_refused_with_the_firsts_id_in_every_state() {
     go.notify_one();
     first.await.unwrap();
     assert_eq!(scheduler.stats().accepted, 2);
-    jobs.job("second").unique("u").try_spawn(ready(())).unwrap().await.unwrap();
+    jobs.job("second").unique_key("u").try_spawn(ready(())).unwrap().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_refused_unique_job_comes_back_unrun() {
     let scheduler = Scheduler::new();
-    let first = scheduler.job("first").unique("u").try_spawn(pending::<()>()).unwrap();
-    let refused = scheduler.job("second").unique("u").try_spawn(async { 7 }).unwrap_err();
+    let first = scheduler.job("first").unique_key("u").try_spawn(pending::<()>()).unwrap();
+    let refused = scheduler.job("second").unique_key("u").try_spawn(async { 7 }).unwrap_err();
     assert!(!refused.is_full() && !refused.is_closed());
     assert_eq!(refused.to_string(), format!("job {} has the same unique key", first.id()));
     assert_eq!(refused.into_inner().await, 7);
-    scheduler.job("other").unique("v").try_spawn(async {}).unwrap().await.unwrap();
-    scheduler.job("other").key("u").try_spawn(async {}).unwrap().await.unwrap();
+    scheduler.job("other").unique_key("v").try_spawn(async {}).unwrap().await.unwrap();
+    scheduler.job("other").concurrency_key("u").try_spawn(async {}).unwrap().await.unwrap();
 }
 
 #[cfg(feature = "axum")]
@@ -366,8 +366,8 @@ async fn a_duplicate_is_a_409() {
     use axum::response::IntoResponse;
 
     let scheduler = Scheduler::new();
-    let first = scheduler.job("first").unique("u").try_spawn(pending::<()>()).unwrap();
-    let job = || scheduler.job("second").unique("u");
+    let first = scheduler.job("first").unique_key("u").try_spawn(pending::<()>()).unwrap();
+    let job = || scheduler.job("second").unique_key("u");
     let refusals = [
         job().spawn(async {}).await.unwrap_err().into_response(),
         job().try_spawn(async {}).unwrap_err().into_response(),
@@ -383,7 +383,7 @@ async fn a_duplicate_is_a_409() {
 #[tokio::test(start_paused = true)]
 async fn a_unique_key_is_free_again_however_its_job_ended() {
     let scheduler = Scheduler::builder().limit(1).on_failure(drop).build();
-    let job = || scheduler.job("test").unique("u");
+    let job = || scheduler.job("test").unique_key("u");
     job().try_spawn(async {}).unwrap().await.unwrap();
     job().try_spawn(async { Err::<(), _>("failed") }).unwrap().await.unwrap_err();
     let panics = job().try_spawn(async { assert_eq!(1, 2, "on purpose") }).unwrap();
@@ -399,9 +399,9 @@ async fn a_unique_key_is_free_again_however_its_job_ended() {
     assert!(pending_one.is_pending());
     pending_one.abort();
     let (jobs, response) = respond(&scheduler).await;
-    let deferred = jobs.job("test").unique("u").after_response(async {}).unwrap();
+    let deferred = jobs.job("test").unique_key("u").after_response(async {}).unwrap();
     deferred.abort();
-    let mut last = jobs.job("test").unique("u").after_response(async {}).unwrap();
+    let mut last = jobs.job("test").unique_key("u").after_response(async {}).unwrap();
     last.close().await.unwrap();
     drop(response);
     place.abort();
@@ -431,7 +431,7 @@ async fn a_replaced_job_is_cancelled_and_dropped_once() {
     let place = scheduler.try_spawn(pending::<()>()).unwrap();
     let drops = Arc::new(AtomicUsize::new(0));
     let (jobs, response) = respond(&scheduler).await;
-    let job = || jobs.job("test").unique_or_replace("u");
+    let job = || jobs.job("test").unique_key_or_replace("u");
 
     let deferred = job().after_response(unrun(&drops)).unwrap();
     let pending_one = job().try_spawn(unrun(&drops)).unwrap();
@@ -458,8 +458,8 @@ async fn a_replaced_job_is_cancelled_and_dropped_once() {
 #[tokio::test]
 async fn an_active_job_is_not_replaced() {
     let scheduler = Scheduler::new();
-    let first = scheduler.job("first").unique("u").try_spawn(pending::<()>()).unwrap();
-    let job = || scheduler.job("second").unique_or_replace("u");
+    let first = scheduler.job("first").unique_key("u").try_spawn(pending::<()>()).unwrap();
+    let job = || scheduler.job("second").unique_key_or_replace("u");
     assert_refused(job().try_spawn(ready(())), first.id());
     assert_eq!(job().spawn(async {}).await.unwrap_err(), SpawnError::Duplicate(first.id()));
     assert!(first.is_active());
@@ -478,8 +478,8 @@ async fn a_replaced_job_whose_drop_panics_has_panicked_and_harms_nobody() {
     let place = scheduler.try_spawn(pending::<()>()).unwrap();
     let bomb = Bomb;
     let job = async move { drop(bomb) };
-    let replaced = scheduler.job("first").unique("u").try_spawn(job).unwrap();
-    let second = scheduler.job("second").unique_or_replace("u").try_spawn(async { 7 }).unwrap();
+    let replaced = scheduler.job("first").unique_key("u").try_spawn(job).unwrap();
+    let second = scheduler.job("second").unique_key_or_replace("u").try_spawn(async { 7 }).unwrap();
     assert!(replaced.await.unwrap_err().is_panic());
     place.abort();
     assert_eq!(second.await.unwrap(), 7);
@@ -489,7 +489,7 @@ async fn a_replaced_job_whose_drop_panics_has_panicked_and_harms_nobody() {
 async fn a_replaced_job_lets_the_next_of_its_key_have_its_turn() {
     let scheduler = per_key(1).limit(2).build();
     let [runs, other] = ["a", "b"].map(|key| start_of(&scheduler, key, pending::<()>()));
-    let job = |key| scheduler.job("test").key(key).unique_or_replace("u");
+    let job = |key| scheduler.job("test").concurrency_key(key).unique_key_or_replace("u");
     let replaced = job("a").try_spawn(ready(())).unwrap();
     let next = start_of(&scheduler, "a", pending::<()>());
     let newer = job("b").try_spawn(pending::<()>()).unwrap();
@@ -506,7 +506,7 @@ async fn a_waiting_spawner_whose_turn_finds_a_duplicate_gives_its_place_on() {
     let scheduler = Scheduler::builder().limit(1).pending_limit(1).build();
     let runs = scheduler.try_spawn(pending::<()>()).unwrap();
     let pending_one = scheduler.try_spawn(pending::<()>()).unwrap();
-    let unique = || poll_by_hand(scheduler.job("test").unique("u").spawn(pending::<()>()));
+    let unique = || poll_by_hand(scheduler.job("test").unique_key("u").spawn(pending::<()>()));
     let [mut first, mut second] = [unique(), unique()];
     let mut last = poll_by_hand(scheduler.spawn(async { 7 }));
     assert_pending!(first.poll());
@@ -533,12 +533,12 @@ async fn a_waiting_spawner_whose_turn_finds_a_duplicate_gives_its_place_on() {
 async fn a_unique_job_that_is_skipped_frees_its_key() {
     let scheduler = Scheduler::new();
     let (jobs, response) = respond_with(&scheduler, StatusCode::BAD_REQUEST).await;
-    let first = jobs.job("first").unique("u").after_success(async {}).unwrap();
-    assert_refused(jobs.job("second").unique("u").after_response(ready(())), first.id());
+    let first = jobs.job("first").unique_key("u").after_success(async {}).unwrap();
+    assert_refused(jobs.job("second").unique_key("u").after_response(ready(())), first.id());
     drop(response);
     assert!(first.await.unwrap_err().is_skipped());
     let (jobs, response) = respond(&scheduler).await;
-    let second = jobs.job("second").unique("u").after_response(async { 2 }).unwrap();
+    let second = jobs.job("second").unique_key("u").after_response(async { 2 }).unwrap();
     drop(response);
     assert_eq!(second.await.unwrap(), 2);
 }

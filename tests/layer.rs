@@ -153,7 +153,7 @@ async fn a_marker_tells_two_schedulers_on_one_route_apart() {
     let (plain, mail) = (Scheduler::new(), Scheduler::new());
     let app = Router::new()
         .route("/signup", get(handler))
-        .layer(JobsLayer::<Mail>::marked(mail.clone()))
+        .layer(JobsLayer::<Mail>::with_marker(mail.clone()))
         .layer(JobsLayer::new(plain.clone()));
 
     assert_eq!(respond(app, "GET", "/signup").await.status(), StatusCode::ACCEPTED);
@@ -172,7 +172,7 @@ async fn a_marker_has_a_label_and_an_innermost_layer_of_its_own() {
         format!("{} {}", plain.label(), mail.label())
     }
     let mail = |name: &'static str| {
-        let layer = JobsLayer::<Mail>::marked(Scheduler::new());
+        let layer = JobsLayer::<Mail>::with_marker(Scheduler::new());
         layer.label(move |_, _, _| Some(name.to_owned()))
     };
     let inner = Router::new().route("/jobs", get(seen)).layer(mail("inner mail"));

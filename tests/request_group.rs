@@ -260,7 +260,7 @@ async fn a_marked_layers_jobs_are_in_the_response_beside_the_plain_ones() {
     let app = Router::new()
         .route("/", get(handler))
         .layer(JobsLayer::new(plain.clone()))
-        .layer(JobsLayer::<Mail>::marked(mail.clone()));
+        .layer(JobsLayer::<Mail>::with_marker(mail.clone()));
     let response = fetch(&app).await;
     assert_eq!(response.extensions().get::<Jobs>().unwrap().len(), 1);
     let mails = response.extensions().get::<Jobs<Mail>>().unwrap().clone();

@@ -154,8 +154,8 @@ fn verbs() -> Router<Ends> {
         jobs.try_spawn(ends.job("try_spawn"))?;
         Ok(StatusCode::ACCEPTED)
     }
-    async fn spawn_timeout(jobs: Jobs, State(ends): State<Ends>) -> Answer {
-        jobs.spawn_timeout(Duration::from_secs(1), ends.job("spawn_timeout")).await?;
+    async fn spawn_within(jobs: Jobs, State(ends): State<Ends>) -> Answer {
+        jobs.spawn_within(Duration::from_secs(1), ends.job("spawn_within")).await?;
         Ok(StatusCode::ACCEPTED)
     }
     async fn spawn_with(jobs: Jobs, State(ends): State<Ends>) -> Answer {
@@ -177,7 +177,7 @@ fn verbs() -> Router<Ends> {
     Router::new()
         .route("/spawn", get(spawn))
         .route("/try_spawn", get(try_spawn))
-        .route("/spawn_timeout", get(spawn_timeout))
+        .route("/spawn_within", get(spawn_within))
         .route("/spawn_with", get(spawn_with))
         .route("/spawn_blocking", get(spawn_blocking))
         .route("/job", get(job))
@@ -188,7 +188,7 @@ async fn every_verb_runs_its_job_after_the_response() {
     let mut test = Test::new(Scheduler::new());
     let server = test.serve(verbs()).await;
 
-    for verb in ["spawn", "try_spawn", "spawn_timeout", "spawn_with", "spawn_blocking", "job"] {
+    for verb in ["spawn", "try_spawn", "spawn_within", "spawn_with", "spawn_blocking", "job"] {
         let (status, _) = fetch(server.address, &format!("/{verb}")).await;
         assert_eq!(status, StatusCode::ACCEPTED);
 

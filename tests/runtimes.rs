@@ -23,7 +23,7 @@ use tokio::{
 use tokio_test::{assert_pending, assert_ready_err, task};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_jobs::{
-    Failure, Job, JobError, Jobs, JobsLayer, Outcome, Scheduler, SpawnError, TrySpawnError,
+    Job, JobError, JobFailure, Jobs, JobsLayer, Outcome, Scheduler, SpawnError, TrySpawnError,
 };
 
 const SHORT: Duration = Duration::from_millis(20);
@@ -100,7 +100,7 @@ fn spawning_without_a_runtime_is_an_error_that_names_the_cure() {
         block_on(scheduler.spawn(async {})).unwrap_err(),
         block_on(scheduler.spawn_with(|_| async {})).unwrap_err(),
         block_on(scheduler.spawn_blocking(|| ())).unwrap_err(),
-        block_on(scheduler.spawn_timeout(SHORT, async {})).unwrap_err(),
+        block_on(scheduler.spawn_within(SHORT, async {})).unwrap_err(),
         block_on(scheduler.job("named").spawn(async {})).unwrap_err(),
     ];
     assert_eq!(refused, [SpawnError::NoRuntime; 5]);
@@ -138,12 +138,12 @@ fn who_waits_up_to_a_time_is_told_that_the_runtime_has_no_timer() {
     let texts = [
         without_a_timer(async { jobs().close().await }),
         without_a_timer(async { jobs().wait_and_close().await }),
-        without_a_timer(async { jobs().wait_and_close_timeout(Duration::MAX).await }),
-        without_a_timer(async { jobs().spawn_timeout(SHORT, async {}).await }),
-        without_a_timer(async { jobs().job("mail").spawn_timeout(SHORT, async {}).await }),
+        without_a_timer(async { jobs().wait_and_close_within(Duration::MAX).await }),
+        without_a_timer(async { jobs().spawn_within(SHORT, async {}).await }),
+        without_a_timer(async { jobs().job("mail").spawn_within(SHORT, async {}).await }),
         without_a_timer(async { jobs().try_spawn(pending::<()>()).unwrap().close().await }),
         without_a_timer(async {
-            jobs().try_spawn(pending::<()>()).unwrap().close_timeout(SHORT).await
+            jobs().try_spawn(pending::<()>()).unwrap().close_within(SHORT).await
         }),
         without_a_timer(async {
             jobs().try_spawn(pending::<()>()).unwrap().wait_or_close(SHORT).await
@@ -159,7 +159,7 @@ fn who_waits_up_to_a_time_is_told_that_the_runtime_has_no_timer() {
         }),
         #[cfg(feature = "shutdown")]
         // At once, not at the end.
-        without_a_timer(tower_jobs::Shutdown::new(&jobs()).on(pending()).serve(|stop| stop)),
+        without_a_timer(tower_jobs::Shutdown::with_trigger(&jobs(), pending()).serve(|stop| stop)),
     ];
     let runtime = Builder::new_current_thread().build().expect("a runtime");
     let job = async { jobs().job("mail").timeout(SHORT).try_spawn(pending::<()>()).unwrap().await };
@@ -213,7 +213,7 @@ fn a_plain_thread_can_do_all_that_a_task_can() {
     block_on(async {
         let mut active = stuck().await.unwrap();
         let mut queued = scheduler.spawn(async { 7 }).await.unwrap();
-        let refused = scheduler.spawn_timeout(SHORT, async {}).await.unwrap_err();
+        let refused = scheduler.spawn_within(SHORT, async {}).await.unwrap_err();
         assert_eq!(refused, SpawnError::TimedOut);
         assert!(active.wait_or_close(SHORT).await.unwrap_err().is_timeout());
         assert_eq!(queued.wait_or_close(PLENTY).await.unwrap(), 7);
@@ -224,7 +224,7 @@ fn a_plain_thread_can_do_all_that_a_task_can() {
         assert!(timed.await.unwrap_err().is_timeout());
         scheduler.wait_idle().await;
         stuck().await.unwrap();
-        let report = scheduler.wait_and_close_timeout(SHORT).await;
+        let report = scheduler.wait_and_close_within(SHORT).await;
         assert_eq!((report.timed_out.len(), report.jobs().count()), (1, 1), "{report}");
     });
     assert_accounted_for(&scheduler);
@@ -341,12 +341,12 @@ fn whoever_waits_outside_is_told_when_the_runtime_goes_away() {
                 second.await.is_err_and(|error| error.is_cancelled())
             }))),
             wait_outside(task::spawn(Box::pin(async move {
-                let report = closes.wait_and_close_timeout(PLENTY * 60).await;
+                let report = closes.wait_and_close_within(PLENTY * 60).await;
                 (report.cancelled.len(), report.jobs().count()) == (3, 5)
             }))),
             wait_outside(task::spawn(Box::pin(async move {
                 spawns
-                    .spawn_timeout(PLENTY * 60, async {})
+                    .spawn_within(PLENTY * 60, async {})
                     .await
                     .is_err_and(|e| e == SpawnError::Closed)
             }))),
@@ -415,7 +415,7 @@ fn a_blocking_job_that_no_thread_has_come_to_never_runs_once_its_runtime_has_gon
 /// A scheduler, and what is told of its jobs' failures.
 fn watched() -> (Scheduler, threads::Receiver<String>) {
     let (tell, told) = threads::channel();
-    let on_failure = move |failure: Failure| tell.send(failure.to_string()).expect("heard");
+    let on_failure = move |failure: JobFailure| tell.send(failure.to_string()).expect("heard");
     (Scheduler::builder().on_failure(on_failure).build(), told)
 }
 
@@ -493,7 +493,7 @@ fn closing_outside_ends_though_nobody_drives_the_runtime() {
         Scheduler::builder().close_timeout(SHORT).runtime(runtime.handle().clone()).build();
     let mut job = block_on(scheduler.spawn(async {})).unwrap();
     assert!(block_on(job.wait_or_close(SHORT)).unwrap_err().is_timeout());
-    let report = block_on(scheduler.wait_and_close_timeout(SHORT));
+    let report = block_on(scheduler.wait_and_close_within(SHORT));
     assert_eq!((report.abandoned.len(), report.jobs().count()), (1, 1), "{report}");
     drop(runtime);
     assert_accounted_for(&scheduler);

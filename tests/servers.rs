@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 use tower_jobs::{
-    Jobs, JobsLayer, Scheduler, ServerEnd, Shutdown, ShutdownReport, SpawnError, Stop,
+    Jobs, JobsLayer, Scheduler, ServerOutcome, Shutdown, ShutdownReport, SpawnError, StopSignal,
 };
 
 type Client = Connection<Empty<Bytes>>;
@@ -37,7 +37,7 @@ enum Go {
 
 /// Signals with one job under way and one request that will spawn another.
 async fn shut_down<S>(
-    serve: impl FnOnce(TcpListener, Router, Stop) -> S + Send + 'static,
+    serve: impl FnOnce(TcpListener, Router, StopSignal) -> S + Send + 'static,
     connect: impl AsyncFn(SocketAddr) -> Result<Client, BoxError>,
 ) -> ShutdownReport<io::Result<()>>
 where
@@ -69,7 +69,7 @@ where
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (signal, signalled) = oneshot::channel::<()>();
-    let shutdown = Shutdown::new(&scheduler).on(async { drop(signalled.await) });
+    let shutdown = Shutdown::with_trigger(&scheduler, async { drop(signalled.await) });
     let serving = tokio::spawn(shutdown.serve(|stop| serve(listener, app, stop)));
 
     let request = |path| Request::post(path).body(Empty::new()).unwrap();
@@ -93,13 +93,13 @@ where
 }
 
 fn is_clean(report: &ShutdownReport<io::Result<()>>) {
-    assert!(matches!(report.server, ServerEnd::Finished(Ok(()))), "{report}");
+    assert!(matches!(report.server, ServerOutcome::Finished(Ok(()))), "{report}");
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.jobs.completed, 2, "{report}");
 }
 
 /// As in hyper's examples, for HTTP/1.
-async fn accept_loop(listener: TcpListener, app: Router, stop: Stop) -> io::Result<()> {
+async fn accept_loop(listener: TcpListener, app: Router, stop: StopSignal) -> io::Result<()> {
     let mut connections = JoinSet::new();
     let mut stopped = pin!(stop.clone());
     loop {
@@ -141,7 +141,7 @@ async fn axum_server_with_tls() {
         .with_no_client_auth()
         .with_single_cert(vec![certificate.clone()], key.into())
         .unwrap();
-    let serve = move |listener: TcpListener, app: Router, stop: Stop| async move {
+    let serve = move |listener: TcpListener, app: Router, stop: StopSignal| async move {
         let handle = axum_server::Handle::new();
         let server = axum_server::from_tcp_rustls(
             listener.into_std()?,

@@ -34,8 +34,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tower_jobs::{
-    BoxError, JobOutput, Jobs, JobsLayer, Scheduler, ServerEnd, Shutdown, ShutdownReport,
-    SpawnError, Stop, liveness, readiness,
+    BoxError, JobOutput, Jobs, JobsLayer, Scheduler, ServerOutcome, Shutdown, ShutdownReport,
+    SpawnError, StopSignal, liveness, readiness,
 };
 use tracing_subscriber::{
     Layer, Registry,
@@ -50,7 +50,7 @@ const LANDING: Duration = Duration::from_millis(20);
 
 /// A shutdown that begins now.
 fn at_once(scheduler: &Scheduler) -> Shutdown {
-    Shutdown::new(scheduler).on(ready(()))
+    Shutdown::with_trigger(scheduler, ready(()))
 }
 
 /// The jobs of that outcome, by name.
@@ -105,8 +105,8 @@ async fn readiness_goes_off_while_the_server_still_accepts_and_requests_under_wa
     let (listener, address) = listener().await;
     let (signal, signalled) = oneshot::channel::<()>();
     let (told, stopping) = oneshot::channel();
-    let shutdown =
-        Shutdown::new(&scheduler).readiness_delay(5 * SECOND).on(async { drop(signalled.await) });
+    let shutdown = Shutdown::with_trigger(&scheduler, async { drop(signalled.await) })
+        .readiness_delay(5 * SECOND);
     let serving = tokio::spawn(shutdown.serve(|stop| {
         let stop = async move {
             stop.await;
@@ -180,8 +180,7 @@ async fn each_step_comes_at_its_time() {
             self.0.send(("server dropped", self.1.elapsed().as_secs())).unwrap();
         }
     }
-    let report = Shutdown::new(&scheduler)
-        .on(sleep(SECOND))
+    let report = Shutdown::with_trigger(&scheduler, sleep(SECOND))
         .readiness_delay(2 * SECOND)
         .connection_grace(4 * SECOND)
         .serve(|stop| async move {
@@ -191,7 +190,7 @@ async fn each_step_comes_at_its_time() {
             pending::<()>().await;
         })
         .await;
-    assert!(matches!(report.server, ServerEnd::Unfinished));
+    assert!(matches!(report.server, ServerOutcome::Unfinished));
     let mut order = Vec::new();
     while let Some(event) = seen.recv().await {
         order.push(event);
@@ -256,7 +255,7 @@ async fn the_phases_share_one_deadline() {
         let took = report.phases;
         assert_eq!([took.readiness, took.connections, took.jobs], phases.map(|ms| ms * MS));
         assert_eq!(took.readiness + took.connections + took.jobs, began.elapsed());
-        assert!(matches!(report.server, ServerEnd::Unfinished), "{report}");
+        assert!(matches!(report.server, ServerOutcome::Unfinished), "{report}");
         assert_eq!(names(&report.jobs.cancelled), ["endless"], "{report}");
         assert_eq!(names(&report.jobs.timed_out), ["deaf"], "{report}");
         assert_eq!(names(&report.jobs.never_started), ["waiting"], "{report}");
@@ -276,7 +275,7 @@ async fn jobs_of_the_first_scheduler_may_spawn_jobs_of_the_next_to_the_last() {
     });
     job.await.unwrap();
     mail.spawn(sleep(SECOND)).await.unwrap();
-    let report = at_once(&scheduler).also(&mail).serve(async |stop| stop.await).await;
+    let report = at_once(&scheduler).and_scheduler(&mail).serve(async |stop| stop.await).await;
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.phases.jobs, 5 * SECOND);
     assert_eq!((report.jobs.completed, report.others[0].completed), (1, 2));
@@ -294,7 +293,7 @@ async fn all_schedulers_are_closed_by_the_end_of_the_one_grace() {
     let counted = unstarted.clone();
     let began = Instant::now();
     let report = at_once(&scheduler)
-        .also(&mail)
+        .and_scheduler(&mail)
         .grace(10 * SECOND)
         .connection_grace(10 * SECOND)
         .on_unstarted(move |_| _ = counted.fetch_add(1, Ordering::Relaxed))
@@ -318,7 +317,7 @@ async fn all_schedulers_are_closed_by_the_end_of_the_one_grace() {
 async fn a_shutdown_is_clean_if_it_is_for_all_schedulers() {
     let (scheduler, mail) = (Scheduler::new(), Scheduler::new());
     mail.job("failing").spawn(async { Err::<(), _>("no mail today") }).await.unwrap();
-    let report = at_once(&scheduler).also(&mail).serve(async |stop| stop.await).await;
+    let report = at_once(&scheduler).and_scheduler(&mail).serve(async |stop| stop.await).await;
     assert!(report.jobs.is_clean() && !report.is_clean(), "{report}");
     assert_eq!(names(&report.others[0].failed), ["failing"], "{report}");
 }
@@ -327,7 +326,7 @@ async fn a_shutdown_is_clean_if_it_is_for_all_schedulers() {
 #[should_panic(expected = "ends each scheduler once")]
 fn the_same_scheduler_again_is_refused() {
     let scheduler = Scheduler::new();
-    let _shutdown = Shutdown::new(&scheduler).also(&scheduler.clone());
+    let _shutdown = Shutdown::new(&scheduler).and_scheduler(&scheduler.clone());
 }
 
 #[tokio::test(start_paused = true)]
@@ -368,7 +367,8 @@ async fn a_grace_of_nothing_closes_at_once() {
 async fn a_server_that_ends_as_soon_as_it_is_told_has_finished_without_any_grace() {
     for on in [0, 1, 1000].map(Duration::from_micros) {
         let scheduler = Scheduler::new();
-        let shutdown = Shutdown::new(&scheduler).on(sleep(on)).connection_grace(Duration::ZERO);
+        let shutdown =
+            Shutdown::with_trigger(&scheduler, sleep(on)).connection_grace(Duration::ZERO);
         let report = shutdown.serve(|stop| stop).await;
         assert!(report.is_clean(), "{report}");
     }
@@ -385,7 +385,7 @@ async fn a_server_that_is_never_idle_does_not_put_off_the_end() {
     };
     let serving = at_once(&scheduler).readiness_delay(MS).connection_grace(MS).serve(|_| busy);
     let report: ShutdownReport<()> = within("the end", serving).await;
-    assert!(matches!(report.server, ServerEnd::Unfinished), "{report}");
+    assert!(matches!(report.server, ServerOutcome::Unfinished), "{report}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -421,7 +421,7 @@ async fn an_event_stream_that_heeds_shutting_down_lets_the_server_finish() {
     let app = Router::new().route("/events", get(events)).layer(JobsLayer::new(scheduler.clone()));
     let (listener, address) = listener().await;
     let (signal, signalled) = oneshot::channel::<()>();
-    let shutdown = Shutdown::new(&scheduler).on(async { drop(signalled.await) });
+    let shutdown = Shutdown::with_trigger(&scheduler, async { drop(signalled.await) });
     let serving = tokio::spawn(
         shutdown
             .serve(|stop| axum::serve(listener, app).with_graceful_shutdown(stop).into_future()),
@@ -460,12 +460,11 @@ async fn a_handler_that_never_returns_is_left_behind() {
     }));
     let (jobs, seen) = oneshot::channel();
     let trigger = async move { jobs.send(has_begun.recv().await.unwrap()).unwrap() };
-    let report = Shutdown::new(&scheduler)
+    let report = Shutdown::with_trigger(&scheduler, trigger)
         .connection_grace(2 * SECOND)
-        .on(trigger)
         .serve(|stop| axum::serve(listener, app).with_graceful_shutdown(stop).into_future())
         .await;
-    assert!(matches!(report.server, ServerEnd::Unfinished));
+    assert!(matches!(report.server, ServerOutcome::Unfinished));
     assert_eq!(report.phases.connections, 2 * SECOND);
     assert!(report.jobs.is_clean() && report.jobs.completed == 1, "{report}");
     let late = seen.await.unwrap().spawn(async {}).await.unwrap_err();
@@ -476,7 +475,7 @@ async fn a_handler_that_never_returns_is_left_behind() {
 async fn after<S: Future>(server: S) -> ShutdownReport<S::Output> {
     let scheduler = Scheduler::new();
     scheduler.spawn(sleep(20 * SECOND)).await.unwrap();
-    let report = Shutdown::new(&scheduler).on(pending()).serve(|_| server).await;
+    let report = Shutdown::with_trigger(&scheduler, pending()).serve(|_| server).await;
     assert_eq!(report.jobs.completed, 1, "its job has the whole grace: {report}");
     assert_eq!(report.phases.jobs, 20 * SECOND);
     report
@@ -489,14 +488,14 @@ async fn a_server_that_ends_fails_or_panics_still_drains_the_jobs() {
 
     let report = after(ready(Err::<(), _>(io::Error::other("no more files")))).await;
     assert!(!report.is_clean(), "{report}");
-    let ServerEnd::Finished(Err(error)) = report.server else { panic!("{report}") };
+    let ServerOutcome::Finished(Err(error)) = report.server else { panic!("{report}") };
     assert_eq!(error.to_string(), "no more files");
 
     let report = after(async { panic!("out of luck") }).await;
     let report: ShutdownReport<()> = report;
     assert!(!report.is_clean(), "{report}");
     assert!(report.to_string().contains("out of luck"), "{report}");
-    let ServerEnd::Panicked(error) = report.server else { panic!("{error:?}", error = report) };
+    let ServerOutcome::Panicked(error) = report.server else { panic!("{error:?}", error = report) };
     assert!(error.is_panic());
 }
 
@@ -504,7 +503,7 @@ async fn a_server_that_ends_fails_or_panics_still_drains_the_jobs() {
 async fn a_first_signal_after_the_servers_own_end_does_not_hurry_the_jobs() {
     let scheduler = Scheduler::new();
     scheduler.spawn(sleep(10 * SECOND)).await.unwrap();
-    let report = Shutdown::new(&scheduler).on(sleep(SECOND)).serve(|_| ready(())).await;
+    let report = Shutdown::with_trigger(&scheduler, sleep(SECOND)).serve(|_| ready(())).await;
     assert_eq!(report.jobs.completed, 1, "{report}");
     assert!(report.is_clean(), "{report}");
 }
@@ -512,12 +511,12 @@ async fn a_first_signal_after_the_servers_own_end_does_not_hurry_the_jobs() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_panics_when_told_or_when_dropped_is_contained() {
     let scheduler = Scheduler::new();
-    let stumbles = async |stop: Stop| {
+    let stumbles = async |stop: StopSignal| {
         stop.await;
         panic!("stumbled");
     };
     let report: ShutdownReport<()> = at_once(&scheduler).serve(stumbles).await;
-    assert!(matches!(report.server, ServerEnd::Panicked(_)), "{report}");
+    assert!(matches!(report.server, ServerOutcome::Panicked(_)), "{report}");
 
     struct Bomb;
     impl Drop for Bomb {
@@ -533,7 +532,7 @@ async fn a_server_that_panics_when_told_or_when_dropped_is_contained() {
             pending::<()>().await;
         })
         .await;
-    assert!(matches!(report.server, ServerEnd::Unfinished), "{report}");
+    assert!(matches!(report.server, ServerOutcome::Unfinished), "{report}");
     assert_eq!(report.jobs.completed, 1, "{report}");
 }
 
@@ -549,7 +548,7 @@ async fn a_signal_before_the_server_is_up_ends_it_in_order() {
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.jobs.completed, 1);
 
-    let starts_slowly = async |stop: Stop| {
+    let starts_slowly = async |stop: StopSignal| {
         sleep(3 * SECOND).await;
         stop.await;
     };
@@ -586,7 +585,7 @@ async fn the_server_may_be_any_future_and_give_anything() {
             Own(&text)
         })
         .await;
-    let ServerEnd::Finished(Own(text)) = report.server else { panic!("it ended") };
+    let ServerOutcome::Finished(Own(text)) = report.server else { panic!("it ended") };
     assert_eq!(text, "mine");
     assert!(report.jobs.is_clean());
 }
@@ -598,7 +597,7 @@ async fn stop_can_be_cloned_and_sent_to_tasks() {
         future
     }
     let scheduler = Scheduler::new();
-    let shutdown = Shutdown::new(&scheduler).on(sleep(SECOND));
+    let shutdown = Shutdown::with_trigger(&scheduler, sleep(SECOND));
     let serving = shutdown.serve(|stop| async move {
         can_be_shared(&stop);
         let early = stop.clone();
@@ -612,7 +611,7 @@ async fn stop_can_be_cloned_and_sent_to_tasks() {
     });
     let began = Instant::now();
     let report = can_be_sent(serving).await;
-    let ServerEnd::Finished(stopped) = report.server else { panic!("it ended") };
+    let ServerOutcome::Finished(stopped) = report.server else { panic!("it ended") };
     assert_eq!((stopped - began).as_secs(), 1);
 }
 
@@ -623,7 +622,7 @@ async fn the_tasks_of_a_server_that_ends_by_itself_are_told_to_stop() {
     let began = Instant::now();
     let mut accepting = None;
     let accepts = &mut accepting;
-    let serve = |stop: Stop| {
+    let serve = |stop: StopSignal| {
         let accept = async move {
             stop.await;
             began.elapsed()
@@ -631,7 +630,7 @@ async fn the_tasks_of_a_server_that_ends_by_itself_are_told_to_stop() {
         *accepts = Some(tokio::spawn(accept));
         sleep(SECOND)
     };
-    let report = Shutdown::new(&scheduler).on(pending()).serve(serve).await;
+    let report = Shutdown::with_trigger(&scheduler, pending()).serve(serve).await;
     assert_eq!(report.phases.jobs, 19 * SECOND);
     assert_eq!(accepting.unwrap().await.unwrap().as_secs(), 1);
 }
@@ -658,7 +657,7 @@ async fn a_second_signal_stops_the_servers_tasks_and_closes_all_before_jobs_have
         told.await
     });
     job.await.unwrap();
-    let shutdown = Shutdown::new(&scheduler).also(&mail).readiness_delay(20 * SECOND);
+    let shutdown = Shutdown::new(&scheduler).and_scheduler(&mail).readiness_delay(20 * SECOND);
     let serving = shutdown.serve(|stop| async {
         tokio::spawn(async {
             stop.await;
@@ -670,7 +669,7 @@ async fn a_second_signal_stops_the_servers_tasks_and_closes_all_before_jobs_have
         pending::<()>().await;
     });
     let report = serving.await;
-    assert!(matches!(report.server, ServerEnd::Unfinished), "{report}");
+    assert!(matches!(report.server, ServerOutcome::Unfinished), "{report}");
     assert_eq!((report.jobs.completed, report.others[0].completed), (1, 1), "{report}");
     assert_eq!(names(&report.others[0].never_started), ["waiting"], "{report}");
 }
@@ -766,7 +765,7 @@ async fn the_report_is_one_line_and_serializes() {
     assert!(json["server"].is_string(), "{json}");
 
     let panics = async { assert_eq!(1, 2, "no port") };
-    let report = Shutdown::new(&Scheduler::new()).on(pending()).serve(|_| panics).await;
+    let report = Shutdown::with_trigger(&Scheduler::new(), pending()).serve(|_| panics).await;
     let line = report.to_string();
     assert_eq!(line.lines().count(), 1, "{line}");
     let begins = r"server panicked (assertion `left == right` failed: no port\n  left: 1\n";

@@ -301,7 +301,7 @@ async fn shielded_work_is_not_recorded_but_runs() {
 async fn a_unique_job_is_refused_while_the_first_is_recorded() {
     let recorder = Recorder::new();
     let scheduler = recorder.scheduler();
-    let job = || scheduler.job("a").unique("u");
+    let job = || scheduler.job("a").unique_key("u");
     let first = job().spawn(async {}).await.unwrap().id();
     let refused = job().try_spawn(ready(())).unwrap_err();
     assert!(matches!(refused, TrySpawnError::Duplicate(_, id) if id == first));
@@ -336,11 +336,11 @@ async fn inline_a_spawn_gives_its_handle_when_the_job_has_ended() {
     let jobs = [
         scheduler.spawn(job("spawn")).await.unwrap(),
         scheduler.spawn_with(|_| with).await.unwrap(),
-        scheduler.spawn_timeout(Duration::from_millis(1), job("spawn_timeout")).await.unwrap(),
+        scheduler.spawn_within(Duration::from_millis(1), job("spawn_within")).await.unwrap(),
         scheduler.job("named").spawn(job("named")).await.unwrap(),
     ];
     assert!(jobs.iter().all(tower_jobs::Job::is_finished));
-    assert_eq!(log.take(), ["spawn", "spawn_with", "spawn_timeout", "named"]);
+    assert_eq!(log.take(), ["spawn", "spawn_with", "spawn_within", "named"]);
     let blocking = scheduler.spawn_blocking(|| 7).await.unwrap();
     assert!(blocking.is_finished());
     assert_eq!(blocking.await.unwrap(), 7);

@@ -13,15 +13,16 @@ use crate::{
 
 /// There is no [`JobsLayer`](crate::JobsLayer) around this route. A response of status 500, whose
 /// text says what to do.
-pub struct MissingJobs<M = ()>(PhantomData<fn() -> M>);
+pub struct JobsRejection<M = ()>(PhantomData<fn() -> M>);
 
-impl<M> fmt::Display for MissingJobs<M> {
+impl<M> fmt::Display for JobsRejection<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (jobs, layer) = match type_name::<M>() {
             "()" => ("Jobs".to_owned(), "JobsLayer::new(scheduler)".to_owned()),
-            marker => {
-                (format!("Jobs<{marker}>"), format!("JobsLayer::<{marker}>::marked(scheduler)"))
-            }
+            marker => (
+                format!("Jobs<{marker}>"),
+                format!("JobsLayer::<{marker}>::with_marker(scheduler)"),
+            ),
         };
         write!(
             f,
@@ -31,15 +32,15 @@ impl<M> fmt::Display for MissingJobs<M> {
     }
 }
 
-impl<M> fmt::Debug for MissingJobs<M> {
+impl<M> fmt::Debug for JobsRejection<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("MissingJobs")
+        f.write_str("JobsRejection")
     }
 }
 
-impl<M> std::error::Error for MissingJobs<M> {}
+impl<M> std::error::Error for JobsRejection<M> {}
 
-impl<M> IntoResponse for MissingJobs<M> {
+impl<M> IntoResponse for JobsRejection<M> {
     fn into_response(self) -> Response {
         let text = self.to_string();
         tracing::error!("{text}");
@@ -48,10 +49,10 @@ impl<M> IntoResponse for MissingJobs<M> {
 }
 
 impl<S: Send + Sync, M: 'static> FromRequestParts<S> for Jobs<M> {
-    type Rejection = MissingJobs<M>;
+    type Rejection = JobsRejection<M>;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        parts.extensions.get::<Self>().cloned().ok_or(MissingJobs(PhantomData))
+        parts.extensions.get::<Self>().cloned().ok_or(JobsRejection(PhantomData))
     }
 }
 

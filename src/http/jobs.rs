@@ -11,7 +11,7 @@ use crate::{
     run::runner::Entry,
     scheduler::Scheduler,
     scheduler::handle::{Job, JobContext},
-    scheduler::spawn::{JobBuilder, RequestScope, Spawn, Value},
+    scheduler::spawn::{JobBuilder, RequestScope, SpawnFuture, Value},
     util::clock::{self, Moment},
 };
 
@@ -98,7 +98,7 @@ impl<M> Jobs<M> {
     /// the job along. Spawned, the job stays, whatever becomes of the request.
     #[inline]
     #[track_caller]
-    pub fn spawn<F>(&self, future: F) -> Spawn<Value<F>>
+    pub fn spawn<F>(&self, future: F) -> SpawnFuture<Value<F>>
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
@@ -119,17 +119,17 @@ impl<M> Jobs<M> {
         self.builder().try_spawn(future)
     }
 
-    /// Spawns a job, waiting at most `timeout` for a place: like [`Scheduler::spawn_timeout`].
+    /// Spawns a job, waiting at most `timeout` for a place: like [`Scheduler::spawn_within`].
     ///
     /// # Errors
     ///
-    /// Like [`Scheduler::spawn_timeout`].
+    /// Like [`Scheduler::spawn_within`].
     ///
     /// # Panics
     ///
-    /// Like [`Scheduler::spawn_timeout`].
+    /// Like [`Scheduler::spawn_within`].
     #[track_caller]
-    pub fn spawn_timeout<F>(
+    pub fn spawn_within<F>(
         &self,
         timeout: Duration,
         future: F,
@@ -137,7 +137,7 @@ impl<M> Jobs<M> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.builder().spawn_timeout(timeout, future)
+        self.builder().spawn_within(timeout, future)
     }
 
     /// Spawns a job that can see when it is told to end: like [`Scheduler::spawn_with`].
@@ -146,7 +146,7 @@ impl<M> Jobs<M> {
     ///
     /// Like [`Scheduler::spawn_with`].
     #[track_caller]
-    pub fn spawn_with<C, F>(&self, make: C) -> Spawn<Value<F>>
+    pub fn spawn_with<C, F>(&self, make: C) -> SpawnFuture<Value<F>>
     where
         C: FnOnce(JobContext) -> F + Send + 'static,
         F: Future<Output: JobOutput> + Send + 'static,
@@ -160,7 +160,7 @@ impl<M> Jobs<M> {
     ///
     /// Like [`Scheduler::spawn_blocking`].
     #[track_caller]
-    pub fn spawn_blocking<C, R>(&self, closure: C) -> Spawn<R::Value>
+    pub fn spawn_blocking<C, R>(&self, closure: C) -> SpawnFuture<R::Value>
     where
         C: FnOnce() -> R + Send + 'static,
         R: JobOutput + Send + 'static,

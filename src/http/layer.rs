@@ -41,8 +41,8 @@ type LabelFn = dyn Fn(&Method, &Uri, &Extensions) -> Option<String> + Send + Syn
 ///
 /// # Two schedulers on one route
 ///
-/// Give one a marker, for which any type will do: the layer is then `JobsLayer::<Mail>::marked(..)`
-/// and the extractor `Jobs<Mail>`, beside the plain `Jobs`. `Shutdown::also` ends both.
+/// Give one a marker, for which any type will do: the layer is then `JobsLayer::<Mail>::with_marker(..)`
+/// and the extractor `Jobs<Mail>`, beside the plain `Jobs`. `Shutdown::and_scheduler` ends both.
 ///
 /// # Without axum
 ///
@@ -74,7 +74,7 @@ pub struct JobsLayer<M = ()> {
 impl JobsLayer {
     /// A layer whose requests find `scheduler` in [`Jobs`].
     pub fn new(scheduler: Scheduler) -> Self {
-        Self::marked(scheduler)
+        Self::with_marker(scheduler)
     }
 }
 
@@ -83,7 +83,7 @@ impl<M> JobsLayer<M> {
     ///
     /// (A `new` for every `M` would leave `JobsLayer::new(..)` without a type: defaults of type
     /// parameters do not guide inference.)
-    pub fn marked(scheduler: Scheduler) -> Self {
+    pub fn with_marker(scheduler: Scheduler) -> Self {
         Self { scheduler, label: None, marker: PhantomData }
     }
 

@@ -16,14 +16,14 @@ pub(crate) type Panic = Box<dyn Any + Send>;
 pub enum SpawnError {
     /// The scheduler is closed.
     Closed,
-    /// All running places, or those of its [key](crate::JobBuilder::key), are taken, and
+    /// All running places, or those of its [key](crate::JobBuilder::concurrency_key), are taken, and
     /// `pending_limit` is 0: there is no queue to wait in.
     Full,
-    /// No place came free within the time given to `spawn_timeout`.
+    /// No place came free within the time given to `spawn_within`.
     TimedOut,
     /// The scheduler knows no runtime to run jobs on.
     NoRuntime,
-    /// There is a job of the same [unique](crate::JobBuilder::unique) key: this one.
+    /// There is a job of the same [unique](crate::JobBuilder::unique_key) key: this one.
     Duplicate(JobId),
 }
 
@@ -52,14 +52,14 @@ impl Error for SpawnError {}
 pub enum TrySpawnError<F> {
     /// All places, running and waiting, are taken, or other spawners wait for one already. For a
     /// job that would have to wait although others could run, since its
-    /// [key](crate::JobBuilder::key) is at its limit or its response is not over: all places to wait
+    /// [key](crate::JobBuilder::concurrency_key) is at its limit or its response is not over: all places to wait
     /// in are taken.
     Full(F),
     /// The scheduler is closed.
     Closed(F),
     /// The scheduler knows no runtime to run jobs on.
     NoRuntime(F),
-    /// There is a job of the same [unique](crate::JobBuilder::unique) key: this one.
+    /// There is a job of the same [unique](crate::JobBuilder::unique_key) key: this one.
     Duplicate(F, JobId),
 }
 

@@ -49,7 +49,7 @@ pub struct JobInfo {
     pub state: JobState,
     /// The request that spawned it, as `METHOD /path`; none if it was spawned on the scheduler.
     pub request: Option<Arc<str>>,
-    /// The key it shares with others: see [`JobBuilder::key`](crate::JobBuilder::key).
+    /// The key it shares with others: see [`JobBuilder::concurrency_key`](crate::JobBuilder::key).
     pub key: Option<Arc<str>>,
     /// Where in the source it was spawned, as `file:line:column`.
     #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_display"))]
@@ -86,14 +86,14 @@ impl fmt::Display for JobInfo {
 /// [`on_failure`]: crate::SchedulerBuilder::on_failure
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Failure {
+pub struct JobFailure {
     /// The job.
     pub job: JobInfo,
     /// How it failed.
     pub error: JobError,
 }
 
-impl Failure {
+impl JobFailure {
     /// The error and what caused it, in one line.
     pub(crate) fn chain(&self) -> String {
         let mut chain = self.error.to_string();
@@ -110,7 +110,7 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for JobFailure {
     /// The job, its error and what caused that, in one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.job, self.chain())

@@ -25,7 +25,7 @@ use crate::{
     http::request::Request,
     job::body::{Unpacked, Work},
     job::error::{JobError, Panic, SpawnError},
-    job::record::{Extras, Failure, Kind, Record},
+    job::record::{Extras, JobFailure, Kind, Record},
     job::span::{Entered, JobSpan, SpanLink, in_span},
     report::job_list::Drained,
     rules::config::SchedulerConfig,
@@ -65,7 +65,7 @@ const WITHOUT_IO: Duration = Duration::from_micros(50);
 const PIECE: usize = 32;
 
 pub(crate) type Entry = Arc<Record>;
-pub(crate) type Hook = Box<dyn Fn(Failure) + Send + Sync>;
+pub(crate) type Hook = Box<dyn Fn(JobFailure) + Send + Sync>;
 
 /// How a scheduler of the module `testing` differs from a real one.
 #[cfg(feature = "testing")]
@@ -420,7 +420,7 @@ impl Shared {
 
     pub(crate) fn report(&self, job: &Record, error: JobError) {
         let info = || job.info(self.state(job), Moment::now());
-        let failure = Failure { job: info(), error };
+        let failure = JobFailure { job: info(), error };
         // The hook is not ours, nor is the error: showing it, or dropping it, may panic.
         let told = match &self.on_failure {
             Some(hook) => contain(|| hook(failure)),
@@ -485,7 +485,7 @@ impl Shared {
     }
 }
 
-fn log_failure(failure: &Failure) {
+fn log_failure(failure: &JobFailure) {
     let job = &failure.job;
     tracing::error!(
         target: "tower_jobs",

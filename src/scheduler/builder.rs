@@ -4,7 +4,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     job::error::ConfigError,
-    job::record::Failure,
+    job::record::JobFailure,
     job::span::SpanLink,
     rules::config::{self, SchedulerConfig},
     run::runner::{Hook, Shared},
@@ -44,7 +44,7 @@ impl SchedulerBuilder {
         self
     }
 
-    /// How many jobs of one [key](crate::JobBuilder::key) run at once; `None` = any number.
+    /// How many jobs of one [key](crate::JobBuilder::concurrency_key) run at once; `None` = any number.
     /// Defaults to `None`.
     ///
     /// # Panics
@@ -102,7 +102,7 @@ impl SchedulerBuilder {
     /// where the job's handle is dropped if that is held until after the failure. It should not
     /// block. If it panics, that is logged, and nothing else happens.
     #[doc(alias = "exception_handler")]
-    pub fn on_failure(mut self, hook: impl Fn(Failure) + Send + Sync + 'static) -> Self {
+    pub fn on_failure(mut self, hook: impl Fn(JobFailure) + Send + Sync + 'static) -> Self {
         self.on_failure = Some(Box::new(hook));
         self
     }

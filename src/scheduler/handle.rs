@@ -171,7 +171,7 @@ impl<T: Send + 'static> Job<T> {
     /// Dropped early, it has told the job to end, and nothing else: one that does not listen runs
     /// on.
     pub async fn close(&mut self) -> Result<(), JobError> {
-        self.close_timeout(self.shared.config.close_timeout).await
+        self.close_within(self.shared.config.close_timeout).await
     }
 
     /// [Closes](Self::close) the job, giving it `timeout` to end.
@@ -187,7 +187,8 @@ impl<T: Send + 'static> Job<T> {
     /// # Cancel safety
     ///
     /// Like [`close`](Self::close).
-    pub async fn close_timeout(&mut self, timeout: Duration) -> Result<(), JobError> {
+    #[doc(alias = "close_timeout")]
+    pub async fn close_within(&mut self, timeout: Duration) -> Result<(), JobError> {
         self.shared.close_job(&self.record);
         if self.ended_within(timeout).await {
             return self.record.take_failure().map_or(Ok(()), Err);

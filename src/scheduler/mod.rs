@@ -15,7 +15,7 @@ use crate::{
     rules::state::Outcome,
     run::runner::Shared,
     scheduler::handle::{Job, JobContext},
-    scheduler::spawn::{JobBuilder, Spawn, Value},
+    scheduler::spawn::{JobBuilder, SpawnFuture, Value},
     util::clock::Moment,
     util::panics::ignore_panic,
 };
@@ -173,7 +173,7 @@ impl Scheduler {
     /// in the line.
     #[inline(always)]
     #[track_caller]
-    pub fn spawn<F>(&self, future: F) -> Spawn<Value<F>>
+    pub fn spawn<F>(&self, future: F) -> SpawnFuture<Value<F>>
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
@@ -209,8 +209,9 @@ impl Scheduler {
     /// # Cancel safety
     ///
     /// Like [`spawn`](Self::spawn).
+    #[doc(alias = "spawn_timeout")]
     #[track_caller]
-    pub fn spawn_timeout<F>(
+    pub fn spawn_within<F>(
         &self,
         timeout: Duration,
         future: F,
@@ -218,7 +219,7 @@ impl Scheduler {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.with_options(Options::default()).spawn_timeout(timeout, future)
+        self.with_options(Options::default()).spawn_within(timeout, future)
     }
 
     /// Spawns a job that can see when it is told to end, and its id and name.
@@ -253,7 +254,7 @@ impl Scheduler {
     ///
     /// Like [`spawn`](Self::spawn).
     #[track_caller]
-    pub fn spawn_with<C, F>(&self, make: C) -> Spawn<Value<F>>
+    pub fn spawn_with<C, F>(&self, make: C) -> SpawnFuture<Value<F>>
     where
         C: FnOnce(JobContext) -> F + Send + 'static,
         F: Future<Output: JobOutput> + Send + 'static,
@@ -277,7 +278,7 @@ impl Scheduler {
     ///
     /// Like [`spawn`](Self::spawn).
     #[track_caller]
-    pub fn spawn_blocking<C, R>(&self, closure: C) -> Spawn<R::Value>
+    pub fn spawn_blocking<C, R>(&self, closure: C) -> SpawnFuture<R::Value>
     where
         C: FnOnce() -> R + Send + 'static,
         R: JobOutput + Send + 'static,
@@ -296,7 +297,7 @@ impl Scheduler {
     /// A [`JobError`] that [`is_cancelled`](JobError::is_cancelled) if the scheduler is closed, or
     /// closes before the future has ended; or if the work was not accepted for another reason, which
     /// is then its [`source`](std::error::Error::source): no runtime, or a
-    /// [unique](JobBuilder::unique) key that is taken. One that
+    /// [unique](JobBuilder::unique_key) key that is taken. One that
     /// [`is_timeout`](JobError::is_timeout) if it ran longer than its timeout, or would not end when
     /// the scheduler closed.
     ///
@@ -398,7 +399,7 @@ impl Scheduler {
     /// Once polled, the scheduler drains. Dropped after that, it goes on draining and closes when
     /// idle, but no deadline ends it; calling `wait_and_close` or `close` again sets one.
     pub async fn wait_and_close(&self) -> DrainReport {
-        self.wait_and_close_timeout(self.wait_timeout()).await
+        self.wait_and_close_within(self.wait_timeout()).await
     }
 
     /// [`wait_and_close`](Self::wait_and_close) with another time to wait. A `timeout` too long
@@ -411,7 +412,8 @@ impl Scheduler {
     /// # Cancel safety
     ///
     /// Like [`wait_and_close`](Self::wait_and_close).
-    pub async fn wait_and_close_timeout(&self, timeout: Duration) -> DrainReport {
+    #[doc(alias = "wait_and_close_timeout")]
+    pub async fn wait_and_close_within(&self, timeout: Duration) -> DrainReport {
         self.shared().wait_and_close(timeout).await
     }
 }

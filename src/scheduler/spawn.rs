@@ -88,7 +88,8 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     /// setting the key is shown in listings and reports, and limits nothing.
     ///
     /// Shielded work is outside this limit too.
-    pub fn key(mut self, key: impl Into<Arc<str>>) -> Self {
+    #[doc(alias = "key")]
+    pub fn concurrency_key(mut self, key: impl Into<Arc<str>>) -> Self {
         self.options.key(key.into());
         self
     }
@@ -97,15 +98,17 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     /// another is refused with [`SpawnError::Duplicate`] ([`TrySpawnError::Duplicate`] from the
     /// verbs that do not wait), which has the first one's id.
     ///
-    /// These keys have nothing to do with those of [`key`](Self::key).
-    pub fn unique(self, key: impl Into<Arc<str>>) -> Self {
+    /// These keys have nothing to do with those of [`concurrency_key`](Self::concurrency_key).
+    #[doc(alias = "unique")]
+    pub fn unique_key(self, key: impl Into<Arc<str>>) -> Self {
         self.set_unique(key.into(), false)
     }
 
-    /// Like [`unique`](Self::unique), but where the other job has not started, this one replaces it,
+    /// Like [`unique_key`](Self::unique_key), but where the other job has not started, this one replaces it,
     /// at the end of the line: the other is dropped and counts as cancelled. One that runs is left
     /// alone, and this one refused.
-    pub fn unique_or_replace(self, key: impl Into<Arc<str>>) -> Self {
+    #[doc(alias = "unique_or_replace")]
+    pub fn unique_key_or_replace(self, key: impl Into<Arc<str>>) -> Self {
         self.set_unique(key.into(), true)
     }
 
@@ -119,13 +122,13 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     // back need not be moved then.
     #[inline(always)]
     #[track_caller]
-    pub fn spawn<F>(self, future: F) -> Spawn<Value<F>>
+    pub fn spawn<F>(self, future: F) -> SpawnFuture<Value<F>>
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
         let shared = self.shared;
         let (record, run) = self.pack(Kind::Plain, |record| Run::<_, Keep>::new(future, record));
-        Spawn::new(shared, record, run.into_work())
+        SpawnFuture::new(shared, record, run.into_work())
     }
 
     /// Like [`Scheduler::try_spawn`](crate::Scheduler::try_spawn).
@@ -146,17 +149,17 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         }
     }
 
-    /// Like [`Scheduler::spawn_timeout`](crate::Scheduler::spawn_timeout).
+    /// Like [`Scheduler::spawn_within`](crate::Scheduler::spawn_within).
     ///
     /// # Errors
     ///
-    /// Like [`Scheduler::spawn_timeout`](crate::Scheduler::spawn_timeout).
+    /// Like [`Scheduler::spawn_within`](crate::Scheduler::spawn_within).
     ///
     /// # Panics
     ///
-    /// Like [`Scheduler::spawn_timeout`](crate::Scheduler::spawn_timeout).
+    /// Like [`Scheduler::spawn_within`](crate::Scheduler::spawn_within).
     #[track_caller]
-    pub fn spawn_timeout<F>(
+    pub fn spawn_within<F>(
         self,
         timeout: Duration,
         future: F,
@@ -178,7 +181,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
 
     /// Like [`Scheduler::spawn_with`](crate::Scheduler::spawn_with).
     #[track_caller]
-    pub fn spawn_with<C, F>(self, make: C) -> Spawn<Value<F>>
+    pub fn spawn_with<C, F>(self, make: C) -> SpawnFuture<Value<F>>
     where
         C: FnOnce(JobContext) -> F + Send + 'static,
         F: Future<Output: JobOutput> + Send + 'static,
@@ -189,12 +192,12 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
             // Made inside the job, so that a panic in there is the job's.
             Run::<_, Keep>::new(async move { make(context).await }, record)
         });
-        Spawn::new(shared, record, run.into_work())
+        SpawnFuture::new(shared, record, run.into_work())
     }
 
     /// Like [`Scheduler::spawn_blocking`](crate::Scheduler::spawn_blocking).
     #[track_caller]
-    pub fn spawn_blocking<C, R>(mut self, closure: C) -> Spawn<R::Value>
+    pub fn spawn_blocking<C, R>(mut self, closure: C) -> SpawnFuture<R::Value>
     where
         C: FnOnce() -> R + Send + 'static,
         R: JobOutput + Send + 'static,
@@ -204,7 +207,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         let (record, span) = self.open(Kind::Blocking);
         let run = run_blocking(closure, record.clone(), timeout, span.clone());
         let packed = Packed::new(|| Run::<_, Stored>::new(run, &record), None, span);
-        Spawn::new(shared, record, packed.into_work())
+        SpawnFuture::new(shared, record, packed.into_work())
     }
 
     /// Like [`Scheduler::shield`](crate::Scheduler::shield).
@@ -487,8 +490,9 @@ impl<T: JobOutput + Send + 'static> Drop for Shielded<T> {
 ///
 /// Dropped before it has resolved, it drops the job, which has not run, and gives up its place in
 /// the line.
+#[doc(alias = "Spawn")]
 #[must_use = "a job is spawned only when this is awaited"]
-pub struct Spawn<T> {
+pub struct SpawnFuture<T> {
     /// Present until this resolves.
     target: Option<Target>,
     work: Option<Work>,
@@ -504,7 +508,7 @@ struct Target {
     record: Arc<Record>,
 }
 
-impl<T> Spawn<T> {
+impl<T> SpawnFuture<T> {
     #[inline(always)]
     fn new(shared: &Arc<Shared>, record: Arc<Record>, work: Work) -> Self {
         Self {
@@ -532,7 +536,7 @@ impl<T> Spawn<T> {
     }
 }
 
-impl<T: Send + 'static> Future for Spawn<T> {
+impl<T: Send + 'static> Future for SpawnFuture<T> {
     type Output = Result<Job<T>, SpawnError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -558,7 +562,7 @@ impl<T: Send + 'static> Future for Spawn<T> {
 }
 
 #[cfg(feature = "testing")]
-impl<T: Send + 'static> Spawn<T> {
+impl<T: Send + 'static> SpawnFuture<T> {
     fn poll_inline(
         &mut self,
         job: Job<T>,
@@ -572,14 +576,16 @@ impl<T: Send + 'static> Spawn<T> {
     }
 }
 
-impl<T> Drop for Spawn<T> {
+impl<T> Drop for SpawnFuture<T> {
     fn drop(&mut self) {
         self.leave();
     }
 }
 
-impl<T> fmt::Debug for Spawn<T> {
+impl<T> fmt::Debug for SpawnFuture<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Spawn").field("waiting", &self.ticket.is_some()).finish_non_exhaustive()
+        f.debug_struct("SpawnFuture")
+            .field("waiting", &self.ticket.is_some())
+            .finish_non_exhaustive()
     }
 }

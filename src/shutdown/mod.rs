@@ -51,7 +51,7 @@ type OnUnstarted = Box<dyn Fn(JobInfo) + Send + Sync>;
 ///
 /// # The order
 ///
-/// 1. The signal: SIGTERM or Ctrl-C, or what [`on`](Self::on) says. The clock of
+/// 1. The signal: SIGTERM or Ctrl-C, or what [`with_trigger`](Self::with_trigger) says. The clock of
 ///    [`grace`](Self::grace) starts, once and for all that follows.
 /// 2. [`Scheduler::is_draining`] turns true, so a readiness probe fails, and
 ///    [`Scheduler::shutting_down`] resolves, so long streams can end themselves. The server goes
@@ -61,9 +61,9 @@ type OnUnstarted = Box<dyn Fn(JobInfo) + Send + Sync>;
 ///    finish its connections. Their handlers may still spawn jobs. A server that has not finished by
 ///    then is dropped.
 /// 4. Jobs have what is left of the grace, less the scheduler's `close_timeout` and 20 ms:
-///    [`Scheduler::wait_and_close_timeout`].
+///    [`Scheduler::wait_and_close_within`].
 /// 5. What then still runs is told to end, and dropped when it does not: [`Scheduler::close`].
-/// 6. With [`also`](Self::also), the next scheduler goes through 4 and 5.
+/// 6. With [`and_scheduler`](Self::and_scheduler), the next scheduler goes through 4 and 5.
 ///
 /// A second signal goes straight to 5, for one scheduler after the other; none of them starts a job
 /// from then on. A server that ends by itself, fails or panics goes to 4, with the whole grace ahead
@@ -128,6 +128,16 @@ impl Shutdown {
         }
     }
 
+    /// A shutdown of `scheduler` when `trigger` resolves, instead of on a signal. There is then no
+    /// second one.
+    #[doc(alias = "on")]
+    pub fn with_trigger(
+        scheduler: &Scheduler,
+        trigger: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        Self { trigger: Some(Trigger::Once(Some(Box::pin(trigger)))), ..Self::new(scheduler) }
+    }
+
     /// Ends another scheduler, too: after the first, so that whose jobs may spawn jobs there to the
     /// last. Its jobs run on until then, and its end is announced at the signal as well.
     ///
@@ -138,14 +148,15 @@ impl Shutdown {
     /// ```
     /// # use tower_jobs::{Scheduler, Shutdown};
     /// let (scheduler, mail) = (Scheduler::new(), Scheduler::builder().limit(5).build());
-    /// let shutdown = Shutdown::new(&scheduler).also(&mail);
+    /// let shutdown = Shutdown::new(&scheduler).and_scheduler(&mail);
     /// ```
     ///
     /// # Panics
     ///
     /// If it has been given before.
+    #[doc(alias = "also")]
     #[track_caller]
-    pub fn also(mut self, scheduler: &Scheduler) -> Self {
+    pub fn and_scheduler(mut self, scheduler: &Scheduler) -> Self {
         let is_known = self.schedulers.iter().any(|known| known.is_same(scheduler));
         assert!(!is_known, "a Shutdown ends each scheduler once: {scheduler:?} was given before");
         self.schedulers.push(scheduler.clone());
@@ -190,12 +201,6 @@ impl Shutdown {
         self
     }
 
-    /// Begins when `trigger` resolves, instead of on a signal. There is then no second one.
-    pub fn on(mut self, trigger: impl Future<Output = ()> + Send + 'static) -> Self {
-        self.trigger = Some(Trigger::Once(Some(Box::pin(trigger))));
-        self
-    }
-
     /// Is given every job that never started, once all is over, to save it elsewhere.
     pub fn on_unstarted(mut self, hook: impl Fn(JobInfo) + Send + Sync + 'static) -> Self {
         self.on_unstarted = Some(Box::new(hook));
@@ -212,7 +217,7 @@ impl Shutdown {
     /// # Panics
     ///
     /// At once, outside a tokio runtime, and in one without a timer or, if signals are awaited,
-    /// without IO. If `serve` itself panics, or what was given to [`on`](Self::on). (That the
+    /// without IO. If `serve` itself panics, or what was given to [`with_trigger`](Self::with_trigger). (That the
     /// server's future panics is in the report.)
     ///
     /// # Cancel safety
@@ -221,14 +226,14 @@ impl Shutdown {
     /// scheduler also stays draining, or closed: see [`Scheduler::wait_and_close`].
     pub async fn serve<S: Future>(
         self,
-        serve: impl FnOnce(Stop) -> S,
+        serve: impl FnOnce(StopSignal) -> S,
     ) -> ShutdownReport<S::Output> {
         // There must be a timer, and to find none at the end would be too late.
         drop(time::sleep(Duration::ZERO));
         // Before the server, so that no signal is missed.
         let mut trigger = self.trigger.unwrap_or_else(Trigger::signals);
         let (stopping, stopped) = watch::channel(false);
-        let mut server = Server::new(serve(Stop::new(stopped)), stopping);
+        let mut server = Server::new(serve(StopSignal::new(stopped)), stopping);
         let signalled = first(trigger.next(), server.run()).await.is_some();
 
         let began = Instant::now();
@@ -241,7 +246,7 @@ impl Shutdown {
         ignore_panic(
             || tracing::info!(target: "tower_jobs", signalled, jobs = jobs(), "shutting down"),
         );
-        let mut phases = Phases::default();
+        let mut phases = PhaseTimings::default();
         let in_order = async {
             if signalled {
                 let delay = (began + self.readiness_delay).min(before_closing);
@@ -356,12 +361,12 @@ async fn last<T>(event: impl Future, work: impl Future<Output = T>) -> Option<T>
 
 /// Resolves when the server must stop accepting, or has ended: what
 /// `axum::serve(..).with_graceful_shutdown(..)` takes. Clones resolve together.
-pub struct Stop {
+pub struct StopSignal {
     stopped: watch::Receiver<bool>,
     waiting: BoxFuture,
 }
 
-impl Stop {
+impl StopSignal {
     fn new(stopped: watch::Receiver<bool>) -> Self {
         let mut receiver = stopped.clone();
         // The sender goes with the server, and that when all is over.
@@ -370,13 +375,13 @@ impl Stop {
     }
 }
 
-impl Clone for Stop {
+impl Clone for StopSignal {
     fn clone(&self) -> Self {
         Self::new(self.stopped.clone())
     }
 }
 
-impl Future for Stop {
+impl Future for StopSignal {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -384,9 +389,9 @@ impl Future for Stop {
     }
 }
 
-impl fmt::Debug for Stop {
+impl fmt::Debug for StopSignal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stop").field("stopped", &*self.stopped.borrow()).finish()
+        f.debug_struct("StopSignal").field("stopped", &*self.stopped.borrow()).finish()
     }
 }
 
@@ -401,7 +406,7 @@ impl Trigger {
         match Signals::new() {
             Ok(signals) => Self::Signals(signals),
             Err(error) => panic!(
-                "cannot await signals: {error}; name another trigger with Shutdown::on(future)"
+                "cannot await signals: {error}; name another trigger with Shutdown::with_trigger(&scheduler, future)"
             ),
         }
     }
@@ -457,12 +462,12 @@ impl Signals {
 struct Server<S: Future> {
     future: Option<Pin<Box<S>>>,
     stopping: watch::Sender<bool>,
-    end: ServerEnd<S::Output>,
+    end: ServerOutcome<S::Output>,
 }
 
 impl<S: Future> Server<S> {
     fn new(future: S, stopping: watch::Sender<bool>) -> Self {
-        Self { future: Some(Box::pin(future)), stopping, end: ServerEnd::Unfinished }
+        Self { future: Some(Box::pin(future)), stopping, end: ServerOutcome::Unfinished }
     }
 
     /// Tells it to stop accepting.
@@ -479,8 +484,8 @@ impl<S: Future> Server<S> {
         let Some(future) = &mut self.future else { return Poll::Ready(()) };
         self.end = match contain(|| future.as_mut().poll(cx)) {
             Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(output)) => ServerEnd::Finished(output),
-            Err(payload) => ServerEnd::Panicked(JobError::panicked(payload)),
+            Ok(Poll::Ready(output)) => ServerOutcome::Finished(output),
+            Err(payload) => ServerOutcome::Panicked(JobError::panicked(payload)),
         };
         self.drop_future();
         Poll::Ready(())
@@ -492,7 +497,7 @@ impl<S: Future> Server<S> {
         discard(self.future.take());
     }
 
-    fn end(self) -> ServerEnd<S::Output> {
+    fn end(self) -> ServerOutcome<S::Output> {
         self.end
     }
 }
@@ -500,7 +505,7 @@ impl<S: Future> Server<S> {
 /// How the server of a [`Shutdown`] ended.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum ServerEnd<T> {
+pub enum ServerOutcome<T> {
     /// By itself, with this.
     Finished(T),
     /// Not in time: it was dropped with connections still open.
@@ -509,7 +514,7 @@ pub enum ServerEnd<T> {
     Panicked(JobError),
 }
 
-impl<T> ServerEnd<T> {
+impl<T> ServerOutcome<T> {
     fn as_str(&self) -> &'static str {
         match self {
             Self::Finished(_) => "finished",
@@ -525,7 +530,7 @@ impl<T> ServerEnd<T> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
-pub struct Phases {
+pub struct PhaseTimings {
     /// From the signal until the server was told to stop accepting.
     pub readiness: Duration,
     /// From then until the server ended, or was dropped.
@@ -540,13 +545,13 @@ pub struct Phases {
 #[non_exhaustive]
 pub struct ShutdownReport<T> {
     /// How the server ended.
-    pub server: ServerEnd<T>,
+    pub server: ServerOutcome<T>,
     /// What became of the jobs, from the signal on.
     pub jobs: DrainReport,
-    /// What became of those of the schedulers given to [`Shutdown::also`], in that order.
+    /// What became of those of the schedulers given to [`Shutdown::and_scheduler`], in that order.
     pub others: Vec<DrainReport>,
     /// How long it took.
-    pub phases: Phases,
+    pub phases: PhaseTimings,
 }
 
 impl<T: JobOutput> ShutdownReport<T> {
@@ -554,7 +559,7 @@ impl<T: JobOutput> ShutdownReport<T> {
     /// 0 should mean. (Of a server in a task of its own the output is the `Result` of its `JoinHandle`:
     /// an error inside that is none here.)
     pub fn is_clean(&self) -> bool {
-        matches!(&self.server, ServerEnd::Finished(output) if !output.is_failure())
+        matches!(&self.server, ServerOutcome::Finished(output) if !output.is_failure())
             && self.ended_well()
     }
 }
@@ -565,7 +570,7 @@ impl<T> ShutdownReport<T> {
     }
 
     fn log(&self) {
-        let Phases { readiness, connections, jobs } = self.phases;
+        let PhaseTimings { readiness, connections, jobs } = self.phases;
         macro_rules! event {
             ($level:ident) => {
                 tracing::$level!(
@@ -578,7 +583,7 @@ impl<T> ShutdownReport<T> {
                 )
             };
         }
-        let well = matches!(self.server, ServerEnd::Finished(_)) && self.ended_well();
+        let well = matches!(self.server, ServerOutcome::Finished(_)) && self.ended_well();
         if well { event!(info) } else { event!(warn) }
     }
 }
@@ -588,7 +593,7 @@ impl<T> fmt::Display for ShutdownReport<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "server {}", self.server.as_str())?;
         let panic = match &self.server {
-            ServerEnd::Panicked(error) => error.panic_text(),
+            ServerOutcome::Panicked(error) => error.panic_text(),
             _ => None,
         };
         if let Some(text) = panic {
