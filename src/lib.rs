@@ -110,30 +110,33 @@ mod util;
 #[cfg(feature = "axum")]
 pub use crate::http::axum::{JobsRejection, liveness, readiness};
 pub use crate::http::{
+    after_response::RequestScope,
     atomic::{Atomic, AtomicFuture, AtomicLayer},
     body::{ResponseBody, ResponseFuture},
     jobs::Jobs,
     layer::{JobsLayer, JobsService},
+    outcome::ResponseOutcome,
 };
 pub use job::{
-    error::{BoxError, ConfigError, JobError, SpawnError, TrySpawnError},
+    error::{BoxError, JobError, SpawnError, TrySpawnError},
+    info::JobInfo,
     output::JobOutput,
-    record::{JobFailure, JobInfo},
     span::SpanLink,
 };
 pub use report::{
     drain_report::{DrainReport, Stats},
+    failure::JobFailure,
     job_list::JobList,
 };
 pub use rules::{
-    config::SchedulerConfig,
-    state::{JobId, JobState, Outcome, ResponseOutcome},
+    config::{ConfigError, SchedulerConfig},
+    state::{JobId, JobState, Outcome},
 };
 pub use scheduler::{
     Scheduler,
     builder::SchedulerBuilder,
     handle::{Job, JobContext},
-    spawn::{JobBuilder, RequestScope, SpawnFuture},
+    spawn::{JobBuilder, SpawnFuture},
 };
 #[cfg(feature = "shutdown")]
 pub use shutdown::{PhaseTimings, ServerOutcome, Shutdown, ShutdownReport, StopSignal};

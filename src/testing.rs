@@ -8,9 +8,12 @@
 use std::{fmt::Write, mem, panic::resume_unwind, sync::Arc, thread};
 
 use crate::{
-    job::record::{JobFailure, JobInfo},
+    job::info::JobInfo,
+    job::span::SpanLink,
+    report::failure::JobFailure,
+    rules::config::SchedulerConfig,
     rules::state::JobState,
-    run::runner::{Mode, Shared},
+    run::core::{Core, FailureHook, Mode},
     scheduler::Scheduler,
     util::clock::Moment,
     util::sync::{Mutex, lock},
@@ -50,8 +53,9 @@ impl Recorder {
             let failures = failures.clone();
             Box::new(move |failure| lock(&failures).push(failure))
         };
-        let shared = Shared::for_tests(Mode::Record, Some(hook));
-        Self { scheduler: Scheduler::from_shared(shared), failures, ran: Mutex::default() }
+        let core = unlimited(Mode::Record, Some(hook));
+        core.queue().swap_limit(0);
+        Self { scheduler: Scheduler::from_core(core), failures, ran: Mutex::default() }
     }
 
     /// The scheduler that records.
@@ -105,14 +109,14 @@ impl Recorder {
     ///
     /// If a job panics and nobody awaits its handle, so does this, at once.
     pub async fn run_all(&self) -> Vec<JobFailure> {
-        let shared = self.scheduler.shared();
+        let core = self.scheduler.core();
         loop {
-            let started = shared.queue().start_one(Moment::now());
-            let Some((entry, effects)) = started else { break };
-            lock(&self.ran).push(entry.info(JobState::Active, Moment::now()));
-            shared.follow(effects);
-            shared.wait_until(|_| entry.is_finished()).await;
-            let info = entry.info(JobState::Finished, Moment::now());
+            let started = core.queue().start_one(Moment::now());
+            let Some((record, effects)) = started else { break };
+            lock(&self.ran).push(record.info(JobState::Active, Moment::now()));
+            core.apply(effects);
+            core.wait_until(|_| record.is_finished()).await;
+            let info = record.info(JobState::Finished, Moment::now());
             lock(&self.ran).retain(|job| job.id != info.id);
             lock(&self.ran).push(info);
             self.pass_on_panics();
@@ -147,7 +151,7 @@ impl Default for Recorder {
 /// spawner does later never ends.
 #[must_use]
 pub fn inline() -> Scheduler {
-    Scheduler::from_shared(Shared::for_tests(Mode::Inline, None))
+    Scheduler::from_core(unlimited(Mode::Inline, None))
 }
 
 /// That `scheduler` has no jobs.
@@ -183,6 +187,11 @@ impl Drop for LeakCheck {
             assert_no_jobs(&self.0);
         }
     }
+}
+
+fn unlimited(mode: Mode, on_failure: Option<FailureHook>) -> Core {
+    let config = SchedulerConfig { limit: None, pending_limit: None, ..SchedulerConfig::default() };
+    Core::new(config, mode, SpanLink::default(), on_failure, None)
 }
 
 fn list(jobs: &[JobInfo]) -> String {

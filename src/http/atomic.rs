@@ -15,7 +15,7 @@ use tracing::Instrument;
 use crate::{
     http::jobs::Jobs,
     job::error::{BoxError, JobError, SpawnError},
-    job::record::Options,
+    job::options::{JobFlags, Options},
     scheduler::Scheduler,
 };
 
@@ -110,12 +110,12 @@ where
         let mut ready = mem::replace(&mut self.inner, clone);
         let jobs = request.extensions().get::<Jobs>();
         let mut options = Options {
-            request: jobs.map(|jobs| jobs.request().clone()),
-            serves: true,
+            group: jobs.map(|jobs| jobs.request().clone() as _),
+            flags: JobFlags::OUTSIDE_GROUP,
             location: Some(self.layer.location),
             ..Options::default()
         };
-        options.name("atomic".into());
+        options.set_name("atomic".into());
         // Called inside the job, so that a panic in `call` is the job's too.
         let serve = async move { ready.call(request).await }.in_current_span();
         AtomicFuture { shield: Box::pin(self.layer.scheduler.with_options(options).shield(serve)) }

@@ -14,18 +14,18 @@ use http::{HeaderMap, Method, Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::{http::jobs::Jobs, http::request::Request, rules::state::ResponseOutcome};
+use crate::{http::jobs::Jobs, http::outcome::ResponseOutcome, http::request::RequestState};
 
 /// Ends the response with what it knows by then.
 pub(crate) struct ResponseGuard {
-    request: Arc<Request>,
+    request: Arc<RequestState>,
     /// None while there is no response.
     status: Option<StatusCode>,
     is_complete: bool,
 }
 
 impl ResponseGuard {
-    pub(crate) fn new(request: Arc<Request>) -> Self {
+    pub(crate) fn new(request: Arc<RequestState>) -> Self {
         Self { request, status: None, is_complete: false }
     }
 }
@@ -48,25 +48,25 @@ pin_project! {
         // Both leave with the response.
         jobs: Option<Jobs<M>>,
         guard: Option<ResponseGuard>,
-        asked: Asked,
+        body_rule: BodyRule,
     }
 }
 
 impl<F, M> ResponseFuture<F, M> {
-    pub(crate) fn new(inner: F, jobs: Jobs<M>, guard: ResponseGuard, asked: Asked) -> Self {
-        Self { inner, jobs: Some(jobs), guard: Some(guard), asked }
+    pub(crate) fn new(inner: F, jobs: Jobs<M>, guard: ResponseGuard, body_rule: BodyRule) -> Self {
+        Self { inner, jobs: Some(jobs), guard: Some(guard), body_rule }
     }
 }
 
 /// What of a request decides whether its response has a body.
 #[derive(Clone, Copy)]
-pub(crate) enum Asked {
+pub(crate) enum BodyRule {
     Head,
     Connect,
     Other,
 }
 
-impl From<&Method> for Asked {
+impl From<&Method> for BodyRule {
     fn from(method: &Method) -> Self {
         match *method {
             Method::HEAD => Self::Head,
@@ -97,9 +97,9 @@ where
                 extensions.insert(jobs);
             }
         }
-        let left = Left::of(&response, *this.asked);
-        let watch = Watch::new(guard, response.status(), left, response.body());
-        Poll::Ready(Ok(response.map(|inner| ResponseBody { inner, watch: Some(watch) })))
+        let left = Remaining::of(&response, *this.body_rule);
+        let tracker = EndTracker::new(guard, response.status(), left, response.body());
+        Poll::Ready(Ok(response.map(|inner| ResponseBody { inner, tracker: Some(tracker) })))
     }
 }
 
@@ -111,13 +111,13 @@ pin_project! {
         #[pin]
         inner: B,
         // None where a layer further out has made an empty body of its own.
-        watch: Option<Watch>,
+        tracker: Option<EndTracker>,
     }
 }
 
 /// What is left of a body.
 #[derive(Clone, Copy)]
-enum Left {
+enum Remaining {
     /// No body is sent with such a response, whatever this one has.
     NoBody,
     /// As many bytes as are left of the declared length.
@@ -125,20 +125,20 @@ enum Left {
     /// The body alone knows.
     Unknown,
     /// What will not come any more.
-    Lost,
+    Failed,
 }
 
-impl Left {
-    fn of<B: Body>(response: &Response<B>, asked: Asked) -> Self {
+impl Remaining {
+    fn of<B: Body>(response: &Response<B>, body_rule: BodyRule) -> Self {
         let status = response.status();
-        let has_no_body = match (status, asked) {
+        let has_no_body = match (status, body_rule) {
             (StatusCode::SWITCHING_PROTOCOLS, _) => true,
             // It only announces a response.
-            (status, _) if status.is_informational() => return Self::Lost,
-            (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) | (_, Asked::Head) => true,
+            (status, _) if status.is_informational() => return Self::Failed,
+            (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) | (_, BodyRule::Head) => true,
             // What follows is the tunnel.
-            (status, Asked::Connect) => status.is_success(),
-            (_, Asked::Other) => false,
+            (status, BodyRule::Connect) => status.is_success(),
+            (_, BodyRule::Other) => false,
         };
         if has_no_body {
             // What is declared for a body that is not sent says nothing.
@@ -149,41 +149,50 @@ impl Left {
     }
 }
 
-struct Watch {
-    left: Left,
+struct EndTracker {
+    remaining: Remaining,
     guard: ResponseGuard,
 }
 
-impl Watch {
-    fn new<B: Body>(mut guard: ResponseGuard, status: StatusCode, left: Left, body: &B) -> Self {
+impl EndTracker {
+    fn new<B: Body>(
+        mut guard: ResponseGuard,
+        status: StatusCode,
+        remaining: Remaining,
+        body: &B,
+    ) -> Self {
         guard.status = Some(status);
-        let mut watch = Self { left, guard };
-        watch.guard.is_complete = watch.is_complete(|| body.is_end_stream());
-        watch
+        let mut tracker = Self { remaining, guard };
+        tracker.guard.is_complete = tracker.is_complete(|| body.is_end_stream());
+        tracker
     }
 
     /// A body that ends before its declared length is no whole response: an HTTP/1.1 server breaks
     /// off there, and an HTTP/2 client refuses it.
     fn is_complete(&self, has_ended: impl FnOnce() -> bool) -> bool {
-        match self.left {
-            Left::NoBody => true,
+        match self.remaining {
+            Remaining::NoBody => true,
             // Over HTTP/1 a server asks for no more than was declared; over later versions it asks
             // for the end.
-            Left::Bytes(left) => left == 0 && (!self.guard.request.is_multiplexed() || has_ended()),
-            Left::Unknown => has_ended(),
-            Left::Lost => false,
+            Remaining::Bytes(left) => {
+                left == 0 && (!self.guard.request.is_multiplexed() || has_ended())
+            }
+            Remaining::Unknown => has_ended(),
+            Remaining::Failed => false,
         }
     }
 
     /// Takes note of what the body gave.
     fn note<B: Body>(&mut self, given: Option<&Result<Frame<B::Data>, B::Error>>, body: &B) {
-        match (given, &mut self.left) {
-            (Some(Ok(frame)), Left::Bytes(left)) => {
+        match (given, &mut self.remaining) {
+            (Some(Ok(frame)), Remaining::Bytes(left)) => {
                 let bytes = frame.data_ref().map_or(0, Buf::remaining);
                 *left = left.saturating_sub(bytes as u64);
             }
             // A layer further out may go on as if that had been the end.
-            (Some(Err(_)), left @ (Left::Bytes(_) | Left::Unknown)) => *left = Left::Lost,
+            (Some(Err(_)), left @ (Remaining::Bytes(_) | Remaining::Unknown)) => {
+                *left = Remaining::Failed
+            }
             _ => {}
         }
         self.guard.is_complete = self.is_complete(|| match given {
@@ -197,7 +206,7 @@ impl Watch {
 /// An empty body that belongs to no request, as layers like tower-http's `TimeoutLayer` make.
 impl<B: Default> Default for ResponseBody<B> {
     fn default() -> Self {
-        Self { inner: B::default(), watch: None }
+        Self { inner: B::default(), tracker: None }
     }
 }
 
@@ -215,8 +224,8 @@ impl<B: Body> Body for ResponseBody<B> {
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let mut this = self.project();
         let frame = ready!(this.inner.as_mut().poll_frame(cx));
-        if let Some(watch) = this.watch {
-            watch.note(frame.as_ref(), &*this.inner);
+        if let Some(tracker) = this.tracker {
+            tracker.note(frame.as_ref(), &*this.inner);
         }
         Poll::Ready(frame)
     }

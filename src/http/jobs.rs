@@ -3,16 +3,21 @@ use std::{borrow::Cow, fmt, future::Future, marker::PhantomData, sync::Arc, time
 use tokio::time::Instant;
 
 use crate::{
-    http::request::Request,
+    http::after_response::RequestScope,
+    http::outcome::ResponseOutcome,
+    http::request::RequestState,
     job::error::{JobError, SpawnError, TrySpawnError},
+    job::group::GroupOwner,
+    job::info::JobInfo,
+    job::options::Options,
     job::output::JobOutput,
-    job::record::{JobInfo, Options},
-    rules::state::{JobState, ResponseOutcome},
-    run::runner::Entry,
+    job::record::Record,
+    rules::state::JobState,
+    run::deadlines,
     scheduler::Scheduler,
     scheduler::handle::{Job, JobContext},
-    scheduler::spawn::{JobBuilder, RequestScope, SpawnFuture, Value},
-    util::clock::{self, Moment},
+    scheduler::spawn::{JobBuilder, SpawnFuture, Value},
+    util::clock::Moment,
 };
 
 /// One request's view of the [`Scheduler`]: through it a handler leaves work behind.
@@ -44,12 +49,12 @@ use crate::{
 /// to do; `Option<Jobs>` is `None` there.
 pub struct Jobs<M = ()> {
     scheduler: Scheduler,
-    request: Arc<Request>,
+    request: Arc<RequestState>,
     marker: PhantomData<fn() -> M>,
 }
 
 impl<M> Jobs<M> {
-    pub(crate) fn new(scheduler: Scheduler, request: Arc<Request>) -> Self {
+    pub(crate) fn new(scheduler: Scheduler, request: Arc<RequestState>) -> Self {
         Self { scheduler, request, marker: PhantomData }
     }
 
@@ -76,13 +81,14 @@ impl<M> Jobs<M> {
         self.request.label()
     }
 
-    pub(crate) fn request(&self) -> &Arc<Request> {
+    pub(crate) fn request(&self) -> &Arc<RequestState> {
         &self.request
     }
 
     fn builder(&self) -> JobBuilder<'_, RequestScope> {
-        let request = Some(self.request.clone());
-        JobBuilder::new(self.scheduler.shared(), Options { request, ..Options::default() })
+        let group = Some(self.request.clone() as Arc<dyn GroupOwner>);
+        let options = Options { group, ..Options::default() };
+        JobBuilder::new(self.scheduler.core(), options, RequestScope(self.request.clone()))
     }
 
     /// Spawns a job, waiting for a place if there is none: like [`Scheduler::spawn`].
@@ -282,7 +288,7 @@ impl<M> Jobs<M> {
 impl<M> Jobs<M> {
     /// How many jobs this request has: deferred, pending and active.
     pub fn len(&self) -> usize {
-        self.request.jobs()
+        self.request.group().len()
     }
 
     /// Whether this request has no jobs.
@@ -293,7 +299,7 @@ impl<M> Jobs<M> {
     /// This request's jobs, oldest first. Looks through all jobs of the scheduler, piece by piece.
     pub fn jobs(&self) -> Vec<JobInfo> {
         let now = Moment::now();
-        self.entries().iter().map(|(entry, state)| entry.info(*state, now)).collect()
+        self.records().iter().map(|(record, state)| record.info(*state, now)).collect()
     }
 
     /// Resolves when this request has no jobs. Deferred ones count: awaited before the response is
@@ -303,7 +309,7 @@ impl<M> Jobs<M> {
     ///
     /// May be dropped at any point.
     pub async fn wait_idle(&self) {
-        self.request.wait_until(|| self.request.jobs() == 0).await;
+        self.request.group().wait_until(|| self.request.group().len() == 0).await;
     }
 
     /// Ends this request's jobs, as [`Job::close`] ends one: those that have not started never do,
@@ -322,30 +328,33 @@ impl<M> Jobs<M> {
     /// Once polled, the jobs have been told. Dropped after that, it does not see to it that they
     /// heed.
     pub async fn close(&self) -> Vec<JobInfo> {
-        let shared = self.scheduler.shared();
-        let entries: Vec<Entry> = self.entries().into_iter().map(|(entry, _)| entry).collect();
+        let core = self.scheduler.core();
+        let records: Vec<Arc<Record>> =
+            self.records().into_iter().map(|(record, _)| record).collect();
         // First of all, so that none starts in the place of one that has been told to end.
-        let started: Vec<_> = entries.iter().filter(|entry| !shared.take_out(entry)).collect();
-        started.into_iter().for_each(|entry| shared.tell_to_end(entry));
+        let started: Vec<_> =
+            records.iter().filter(|record| !core.remove_unstarted(record)).collect();
+        started.into_iter().for_each(|record| core.close_started(record));
         let deadline = Instant::now() + self.scheduler.close_timeout();
-        let all_ended = self.request.wait_until(|| entries.iter().all(|entry| entry.is_finished()));
-        if clock::timeout_at(Some(deadline), all_ended).await.is_ok() {
+        let all_ended =
+            self.request.group().wait_until(|| records.iter().all(|record| record.is_finished()));
+        if deadlines::timeout_at(Some(deadline), all_ended).await.is_ok() {
             return Vec::new();
         }
-        let late: Vec<_> = entries.into_iter().filter(|entry| !entry.is_finished()).collect();
-        late.iter().for_each(|entry| shared.abort_job(entry));
-        late.iter().map(|entry| entry.info(shared.state(entry), Moment::now())).collect()
+        let late: Vec<_> = records.into_iter().filter(|record| !record.is_finished()).collect();
+        late.iter().for_each(|record| core.abort_job(record));
+        late.iter().map(|record| record.info(core.state(record), Moment::now())).collect()
     }
 
-    fn entries(&self) -> Vec<(Entry, JobState)> {
-        let mut entries = Vec::new();
-        self.scheduler.shared().for_each_job(|(entry, state)| {
-            if entry.belongs_to(&self.request) {
-                entries.push((entry, state));
+    fn records(&self) -> Vec<(Arc<Record>, JobState)> {
+        let mut records = Vec::new();
+        self.scheduler.core().for_each_job(|(record, state)| {
+            if record.is_in_group(self.request.group()) {
+                records.push((record, state));
             }
         });
-        entries.sort_unstable_by_key(|(entry, _)| entry.id());
-        entries
+        records.sort_unstable_by_key(|(record, _)| record.id());
+        records
     }
 }
 

@@ -11,9 +11,9 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    http::body::{Asked, ResponseBody, ResponseFuture, ResponseGuard},
+    http::body::{BodyRule, ResponseBody, ResponseFuture, ResponseGuard},
     http::jobs::Jobs,
-    http::request::{self, Origin},
+    http::request::{Origin, RequestState},
     scheduler::Scheduler,
 };
 
@@ -168,13 +168,13 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let asked = Asked::from(request.method());
+        let body_rule = BodyRule::from(request.method());
         let origin = self.layer.origin(&request);
-        let scope = Arc::new(request::Request::new(origin, request.version()));
+        let scope = Arc::new(RequestState::new(origin, request.version()));
         // From here on the response ends somehow, even if the inner service panics in `call`.
         let guard = ResponseGuard::new(scope.clone());
         let jobs = Jobs::<M>::new(self.layer.scheduler.clone(), scope);
         request.extensions_mut().insert(jobs.clone());
-        ResponseFuture::new(self.inner.call(request), jobs, guard, asked)
+        ResponseFuture::new(self.inner.call(request), jobs, guard, body_rule)
     }
 }

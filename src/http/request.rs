@@ -1,24 +1,18 @@
-//! One request, as its jobs know it: what it is called, how its response ended, and how many of
-//! its jobs there are.
+//! The state of one request: its label, the end of its response, and the group of its jobs.
 
-use std::{
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering, fence},
-    },
-};
+use std::sync::{Arc, OnceLock};
 
 use http::{Extensions, Method, Uri, Version, uri::PathAndQuery};
-use once_cell::race::OnceBox;
-use tokio::sync::Notify;
 
-use crate::{http::response_end::Ending, rules::state::ResponseOutcome, util::panics::notify};
+use crate::{
+    http::{outcome::ResponseOutcome, response_end::ResponseEnd},
+    job::group::{Group, GroupOwner},
+};
 
-/// What a label is made of, if it is ever asked for.
+/// The source of a label, which is formatted on first use.
 #[derive(Debug)]
 pub(crate) enum Origin {
-    /// None: the request names a host instead, as those of `CONNECT` do.
+    /// `None` if the request names a host instead, as `CONNECT` does.
     Path(Method, Option<PathAndQuery>),
     #[cfg(feature = "matched-path")]
     MatchedPath(Method, axum::extract::MatchedPath),
@@ -47,99 +41,62 @@ impl Origin {
     }
 }
 
-/// What is to be done once the response is over.
+/// A call to make once the response is over.
 type Callback = Box<dyn FnOnce(ResponseOutcome) + Send>;
 
-/// Every request has one, so it is small, as a [record](crate::job::record::Record) is, and what few need
-/// is allocated when they do.
-pub(crate) struct Request {
+/// The state of one request, shared by its [`Jobs`](crate::Jobs), its jobs and its response. Each
+/// request has one, so it is small, and parts that few requests need are allocated when needed.
+pub(crate) struct RequestState {
     origin: Origin,
-    label: OnceBox<Arc<str>>,
-    response: Ending<Callback>,
-    /// There are never more of them than a scheduler has room for.
-    jobs: AtomicU32,
+    label: OnceLock<Arc<str>>,
+    response: ResponseEnd<Callback>,
     is_multiplexed: bool,
-    /// Notified whenever one of its jobs has ended, once anybody has waited for that.
-    ended: OnceBox<Notify>,
+    group: Group,
 }
 
-impl Request {
+impl RequestState {
     pub(crate) fn new(origin: Origin, version: Version) -> Self {
         Self {
             origin,
-            label: OnceBox::new(),
-            response: Ending::new(),
-            jobs: AtomicU32::new(0),
+            label: OnceLock::new(),
+            response: ResponseEnd::new(),
             is_multiplexed: version > Version::HTTP_11,
-            ended: OnceBox::new(),
+            group: Group::default(),
         }
     }
 
-    pub(crate) fn label(&self) -> &Arc<str> {
-        self.label.get_or_init(|| Box::new(self.origin.label()))
-    }
-
-    /// Whether the connection has other requests at the same time (HTTP/2, 3). A server drops the body
-    /// of the response in another task then than the one that writes it.
+    /// Whether the connection serves other requests at the same time, as over HTTP/2 and later. The
+    /// server then drops the response's body in another task than the one that writes to the socket.
     pub(crate) fn is_multiplexed(&self) -> bool {
         self.is_multiplexed
     }
 
-    // The response.
-
-    /// Calls `then` when the response is over: at once if it is, and exactly once.
+    /// Calls `then` exactly once when the response is over; now if it is.
     pub(crate) fn when_over(&self, then: Callback) {
         if let Some((then, outcome)) = self.response.wait(then) {
             then(outcome);
         }
     }
 
+    /// Ends the response, and makes the calls that wait for that.
     pub(crate) fn over(&self, outcome: ResponseOutcome) {
-        if let Some(deferred) = self.response.over(outcome) {
-            deferred.for_each(|then| then(outcome));
+        if let Some(waiting) = self.response.over(outcome) {
+            waiting.for_each(|then| then(outcome));
         }
     }
 
     pub(crate) fn outcome(&self) -> Option<ResponseOutcome> {
         self.response.outcome()
     }
+}
 
-    // Its jobs.
-
-    pub(crate) fn jobs(&self) -> usize {
-        self.jobs.load(Ordering::Acquire) as usize
+impl GroupOwner for RequestState {
+    fn label(&self) -> &Arc<str> {
+        self.label.get_or_init(|| self.origin.label())
     }
 
-    pub(crate) fn job_joined(&self) {
-        self.jobs.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn job_left(&self) {
-        self.jobs.fetch_sub(1, Ordering::Release);
-    }
-
-    /// After `job_left`, and not under a lock: wakers run.
-    pub(crate) fn notify_ended(&self) {
-        // Pairs with the one in `wait_until`: either this sees that somebody waits, or who waits
-        // sees all that was done before this.
-        fence(Ordering::SeqCst);
-        if let Some(ended) = self.ended.get() {
-            notify(ended);
-        }
-    }
-
-    /// Resolves when `done` is, which is asked again whenever one of the jobs has ended.
-    pub(crate) async fn wait_until(&self, done: impl Fn() -> bool) {
-        let ended = self.ended.get_or_init(Box::default);
-        loop {
-            let mut ended = pin!(ended.notified());
-            ended.as_mut().enable();
-            fence(Ordering::SeqCst);
-            if done() {
-                return;
-            }
-            ended.await;
-        }
+    fn group(&self) -> &Group {
+        &self.group
     }
 }
 
@@ -148,13 +105,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_small() {
-        // With the two counts of its `Arc`: see the record's.
-        assert!(size_of::<Request>() + 16 <= 120, "{}", size_of::<Request>() + 16);
+    fn request_state_is_small() {
+        // With the two counts of its `Arc`.
+        assert!(size_of::<RequestState>() + 16 <= 160, "{}", size_of::<RequestState>() + 16);
     }
 
     #[test]
-    fn a_label_has_the_method_and_the_path_without_the_query() {
+    fn label_is_method_and_path_without_query() {
         let of = |method, uri: &'static str| {
             Origin::new(&method, &Uri::from_static(uri), &Extensions::new()).label()
         };

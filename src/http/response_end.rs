@@ -13,13 +13,12 @@
 //! 4. Items that have waited come back in the order in which they came, and nothing is locked any
 //!    more: what their owners do with them is up to them.
 
-use std::mem;
+use std::{mem, sync::OnceLock};
 
 use http::StatusCode;
-use once_cell::race::OnceBox;
 
 use crate::{
-    rules::state::ResponseOutcome,
+    http::outcome::ResponseOutcome,
     util::sync::{
         Mutex,
         atomic::{AtomicU32, Ordering},
@@ -27,10 +26,10 @@ use crate::{
     },
 };
 
-pub(crate) struct Ending<T> {
+pub(crate) struct ResponseEnd<T> {
     word: AtomicU32,
     /// Few responses have anything that waits for them.
-    list: OnceBox<Mutex<List<T>>>,
+    list: OnceLock<Box<Mutex<List<T>>>>,
 }
 
 /// The bits of the word above the status.
@@ -64,9 +63,9 @@ impl<T> List<T> {
     }
 }
 
-impl<T> Ending<T> {
+impl<T> ResponseEnd<T> {
     pub(crate) fn new() -> Self {
-        Self { word: AtomicU32::new(0), list: OnceBox::new() }
+        Self { word: AtomicU32::new(0), list: OnceLock::new() }
     }
 
     /// How the response ended, if it has.
@@ -139,8 +138,8 @@ mod tests {
 
     const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
 
-    fn ended<T>(ending: &Ending<T>, outcome: ResponseOutcome) -> Vec<T> {
-        ending.over(outcome).into_iter().flatten().collect()
+    fn ended<T>(end: &ResponseEnd<T>, outcome: ResponseOutcome) -> Vec<T> {
+        end.over(outcome).into_iter().flatten().collect()
     }
 
     #[test]
@@ -157,45 +156,45 @@ mod tests {
 
     #[test]
     fn a_response_that_is_awaited_is_not_over() {
-        let ending = Ending::new();
-        assert_eq!(ending.outcome(), None);
-        assert_eq!(ending.wait(1), None);
-        assert_eq!(ending.outcome(), None);
+        let end = ResponseEnd::new();
+        assert_eq!(end.outcome(), None);
+        assert_eq!(end.wait(1), None);
+        assert_eq!(end.outcome(), None);
     }
 
     #[test]
     fn what_waits_comes_back_in_order_and_once() {
-        let ending = Ending::new();
+        let end = ResponseEnd::new();
         for item in 0..4 {
-            assert_eq!(ending.wait(item), None);
+            assert_eq!(end.wait(item), None);
         }
-        assert_eq!(ended(&ending, COMPLETE), [0, 1, 2, 3]);
-        assert_eq!(ending.outcome(), Some(COMPLETE));
-        assert!(ending.list.get().is_some_and(|list| lock(list).first.is_none()));
+        assert_eq!(ended(&end, COMPLETE), [0, 1, 2, 3]);
+        assert_eq!(end.outcome(), Some(COMPLETE));
+        assert!(end.list.get().is_some_and(|list| lock(list).first.is_none()));
     }
 
     #[test]
     fn what_comes_too_late_to_wait_comes_back_at_once() {
-        let ending = Ending::new();
-        assert!(ending.over(ResponseOutcome::NoResponse).is_none());
-        assert_eq!(ending.wait(1), Some((1, ResponseOutcome::NoResponse)));
-        assert_eq!(ending.wait(2), Some((2, ResponseOutcome::NoResponse)));
-        assert_eq!(ending.outcome(), Some(ResponseOutcome::NoResponse));
+        let end = ResponseEnd::new();
+        assert!(end.over(ResponseOutcome::NoResponse).is_none());
+        assert_eq!(end.wait(1), Some((1, ResponseOutcome::NoResponse)));
+        assert_eq!(end.wait(2), Some((2, ResponseOutcome::NoResponse)));
+        assert_eq!(end.outcome(), Some(ResponseOutcome::NoResponse));
     }
 
     #[test]
     fn nothing_is_locked_while_items_come_back() {
-        let ending = Ending::new();
-        assert_eq!(ending.wait(1), None);
-        for item in ending.over(COMPLETE).expect("it is awaited") {
-            assert_eq!(ending.wait(item + 1), Some((item + 1, COMPLETE)));
+        let end = ResponseEnd::new();
+        assert_eq!(end.wait(1), None);
+        for item in end.over(COMPLETE).expect("it is awaited") {
+            assert_eq!(end.wait(item + 1), Some((item + 1, COMPLETE)));
         }
     }
 
     #[test]
     fn an_item_that_races_with_the_end_comes_back_once() {
         const RACES: usize = if cfg!(miri) { 50 } else { 20_000 };
-        let endings: Vec<_> = (0..RACES).map(|_| Ending::new()).collect();
+        let endings: Vec<_> = (0..RACES).map(|_| ResponseEnd::new()).collect();
         let arrived = AtomicUsize::new(0);
         // Both go on as soon as both are there.
         let meet = |race: usize| {
@@ -205,16 +204,16 @@ mod tests {
             }
         };
         let end = || -> Vec<usize> {
-            let ends = endings.iter().enumerate().map(|(race, ending)| {
+            let ends = endings.iter().enumerate().map(|(race, end)| {
                 meet(race);
-                ended(ending, COMPLETE).len()
+                ended(end, COMPLETE).len()
             });
             ends.collect()
         };
         let wait = || -> Vec<usize> {
-            let waits = endings.iter().enumerate().map(|(race, ending)| {
+            let waits = endings.iter().enumerate().map(|(race, end)| {
                 meet(race);
-                (0..2).filter_map(|item| ending.wait(item)).count()
+                (0..2).filter_map(|item| end.wait(item)).count()
             });
             waits.collect()
         };
@@ -241,9 +240,9 @@ mod all_orders {
     fn an_item_that_races_with_the_end_comes_back_once() {
         in_all_orders(|| {
             const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
-            let ending = Arc::new(Ending::new());
-            let waits = [1, 2].map(|item| beside(&ending, move |ending| ending.wait(item)));
-            let mut back: Vec<_> = ending.over(COMPLETE).into_iter().flatten().collect();
+            let end = Arc::new(ResponseEnd::new());
+            let waits = [1, 2].map(|item| beside(&end, move |end| end.wait(item)));
+            let mut back: Vec<_> = end.over(COMPLETE).into_iter().flatten().collect();
             for wait in waits {
                 let at_once = wait.join().expect("no panic");
                 back.extend(at_once.map(|(item, outcome)| {

@@ -1,5 +1,5 @@
-//! What a job does: the user's future, and around it what stores its result, ends it when its time
-//! is over, and has the span it runs in.
+//! The body of a job: the user's future, and around it the code that stores its output and keeps its
+//! run timeout.
 
 use std::{
     future::Future,
@@ -10,53 +10,57 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    job::error::JobError,
-    job::output::JobOutput,
-    job::record::Record,
-    job::span::{JobSpan, in_span},
-    rules::state::Outcome,
-    util::panics::discard,
-};
 use pin_project_lite::pin_project;
 use tokio::{
     task::coop,
     time::{self, Instant, Sleep},
 };
 
-/// Has stored the job's result in its record when it is ready.
+use crate::{
+    job::{
+        error::JobError,
+        output::JobOutput,
+        record::Record,
+        span::{JobSpan, in_span},
+    },
+    rules::state::Outcome,
+    util::panics::drop_contained,
+};
+
+/// A future that has stored the job's result in its record when it is ready.
 pub(crate) trait Body: Send {
     fn poll(self: Pin<&mut Self>, record: &Record, cx: &mut Context<'_>) -> Poll<Outcome>;
 
-    /// The job that this is of, and the span to poll and drop this in, which leaves the job as that
-    /// ends, so that it closes then, whoever still holds a handle. Asked once, before all else.
+    /// Takes out the job's record, and the span to poll and drop this body in. Called once, before any
+    /// other method. The span leaves the job as that ends, so it closes then, whatever happens to the
+    /// handle.
     fn unpack(self: Pin<&mut Self>) -> Unpacked;
 }
 
 pub(crate) type Unpacked = (Arc<Record>, Option<JobSpan>);
 
-/// A job's body that waits to be run.
+/// A body on the heap, as the queue holds it.
 pub(crate) type Work = Pin<Box<dyn Body>>;
 
-/// Drops what will never run, where it belongs.
-pub(crate) fn discard_work(mut work: Work) {
+/// Drops work that will never run, in its span.
+pub(crate) fn drop_work(mut work: Work) {
     let (_, span) = work.as_mut().unpack();
-    in_span(span.as_ref(), || discard(work));
+    in_span(span.as_ref(), || drop_contained(work));
 }
 
 pin_project! {
-    /// A future, and where its output goes.
-    pub(crate) struct Run<F, C> {
+    /// A future, and `S`: where its output goes.
+    pub(crate) struct Run<F, S> {
         #[pin]
         future: F,
         record: Option<Arc<Record>>,
-        complete: PhantomData<fn() -> C>,
+        store: PhantomData<fn() -> S>,
     }
 }
 
-impl<F, C> Run<F, C> {
+impl<F, S> Run<F, S> {
     pub(crate) fn new(future: F, record: &Arc<Record>) -> Self {
-        Self { future, record: Some(record.clone()), complete: PhantomData }
+        Self { future, record: Some(record.clone()), store: PhantomData }
     }
 
     pub(crate) fn into_future(self) -> F {
@@ -64,40 +68,40 @@ impl<F, C> Run<F, C> {
     }
 }
 
-impl<F: Future + Send, C: Complete<F::Output>> Body for Run<F, C> {
+impl<F: Future + Send, S: Store<F::Output>> Body for Run<F, S> {
     fn poll(self: Pin<&mut Self>, record: &Record, cx: &mut Context<'_>) -> Poll<Outcome> {
         let output = ready!(self.project().future.poll(cx));
-        Poll::Ready(C::complete(output, record))
+        Poll::Ready(S::store(output, record))
     }
 
     fn unpack(self: Pin<&mut Self>) -> Unpacked {
-        (self.project().record.take().expect("asked once"), None)
+        (self.project().record.take().expect("unpacked once"), None)
     }
 }
 
 /// Where a job's output goes.
-pub(crate) trait Complete<T> {
-    fn complete(output: T, record: &Record) -> Outcome;
+pub(crate) trait Store<T> {
+    fn store(output: T, record: &Record) -> Outcome;
 }
 
-/// The output is the job's result.
-pub(crate) enum Keep {}
+/// The output becomes the job's result.
+pub(crate) enum AsResult {}
 
-impl<T: JobOutput> Complete<T> for Keep {
-    fn complete(output: T, record: &Record) -> Outcome {
+impl<T: JobOutput> Store<T> for AsResult {
+    fn store(output: T, record: &Record) -> Outcome {
         record.end_with(output.into_result())
     }
 }
 
-/// The output passes through to a caller, as it is.
+/// The output passes through to a caller unchanged.
 pub(crate) enum PassThrough {}
 
-impl<T: JobOutput + Send + 'static> Complete<T> for PassThrough {
-    fn complete(output: T, record: &Record) -> Outcome {
+impl<T: JobOutput + Send + 'static> Store<T> for PassThrough {
+    fn store(output: T, record: &Record) -> Outcome {
         let is_failure = output.is_failure();
         let outcome = if is_failure { Outcome::Failed } else { Outcome::Completed };
-        match record.keep_as(output, is_failure) {
-            // The caller has gone: a failure is told as any job's.
+        match record.pass_through(output, is_failure) {
+            // The caller is gone: a failure is reported as that of any job.
             Some(output) => match output.into_result() {
                 Ok(_) => outcome,
                 Err(error) => record.end(JobError::failed(error), Outcome::Failed),
@@ -110,40 +114,40 @@ impl<T: JobOutput + Send + 'static> Complete<T> for PassThrough {
 /// The future has stored the result itself.
 pub(crate) enum Stored {}
 
-impl Complete<Outcome> for Stored {
-    fn complete(outcome: Outcome, _: &Record) -> Outcome {
+impl Store<Outcome> for Stored {
+    fn store(outcome: Outcome, _: &Record) -> Outcome {
         outcome
     }
 }
 
 pin_project! {
-    /// A body with what most have not.
+    /// A body with the parts that most jobs do not have.
     struct Equipped<B> {
         #[pin]
         body: B,
-        timer: Option<Timer>,
+        timer: Option<RunTimer>,
         span: Option<JobSpan>,
     }
 }
 
-/// The clock starts when the job does: at the first poll.
-struct Timer {
-    after: Duration,
-    /// Known from the first poll on; none if that is out of all reach.
-    end: Option<Option<Instant>>,
+/// A run timeout. Its clock starts at the job's first poll.
+struct RunTimer {
+    timeout: Duration,
+    /// Set by the first poll. `Some(None)` is a deadline beyond the clock's range.
+    deadline: Option<Option<Instant>>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
-impl Timer {
-    fn begin(&mut self) {
-        let after = self.after;
-        self.end.get_or_insert_with(|| Instant::now().checked_add(after));
+impl RunTimer {
+    fn start(&mut self) {
+        let timeout = self.timeout;
+        self.deadline.get_or_insert_with(|| Instant::now().checked_add(timeout));
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(Some(end)) = self.end else { return Poll::Pending };
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(time::sleep_until(end)));
-        // A job that uses up its cooperative budget in every poll must not put off its end.
+        let Some(Some(deadline)) = self.deadline else { return Poll::Pending };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(time::sleep_until(deadline)));
+        // A job that uses up its cooperative budget in each poll must not put off its timeout.
         Pin::new(&mut coop::unconstrained(sleep)).poll(cx)
     }
 }
@@ -152,7 +156,7 @@ impl<B: Body> Body for Equipped<B> {
     fn poll(self: Pin<&mut Self>, record: &Record, cx: &mut Context<'_>) -> Poll<Outcome> {
         let this = self.project();
         if let Some(timer) = this.timer {
-            timer.begin();
+            timer.start();
         }
         if let Poll::Ready(outcome) = this.body.poll(record, cx) {
             return Poll::Ready(outcome);
@@ -161,7 +165,7 @@ impl<B: Body> Body for Equipped<B> {
             return Poll::Pending;
         };
         ready!(timer.poll(cx));
-        Poll::Ready(record.end(JobError::run_timeout(timer.after), Outcome::TimedOut))
+        Poll::Ready(record.end(JobError::run_timeout(timer.timeout), Outcome::TimedOut))
     }
 
     fn unpack(self: Pin<&mut Self>) -> Unpacked {
@@ -171,8 +175,7 @@ impl<B: Body> Body for Equipped<B> {
     }
 }
 
-/// A body on the heap, that may be taken apart again. Most have no run timeout, and no span that
-/// anybody listens to, and so no place for them.
+/// A body on the heap whose type is still known, so that a refused future can be given back.
 pub(crate) struct Packed<B>(Package<B>);
 
 enum Package<B> {
@@ -190,7 +193,8 @@ impl<B: Body + 'static> Packed<B> {
         Self(match (timeout, span) {
             (None, None) => Package::Bare(Box::new(make())),
             (timeout, span) => {
-                let timer = timeout.map(|after| Timer { after, end: None, sleep: None });
+                let timer =
+                    timeout.map(|timeout| RunTimer { timeout, deadline: None, sleep: None });
                 Package::Equipped(Box::new(Equipped { body: make(), timer, span }))
             }
         })
@@ -203,7 +207,7 @@ impl<B: Body + 'static> Packed<B> {
         }
     }
 
-    /// Without having run.
+    /// Unpacks a body that has not run.
     pub(crate) fn into_body(self) -> B {
         match self.0 {
             Package::Bare(body) => *body,

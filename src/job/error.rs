@@ -313,15 +313,3 @@ impl Error for JobError {
         }
     }
 }
-
-/// A setting that makes no sense. The text names the setting, its value and the cure.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError(pub(crate) String);
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl Error for ConfigError {}

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{job::error::BoxError, rules::state::ResponseOutcome};
+use crate::job::error::BoxError;
 
 /// What a job may return, so that a failure is told from a value.
 ///
@@ -70,16 +70,17 @@ impl<T: Send + 'static, E: Into<BoxError>> JobOutput for Result<T, E> {
     }
 }
 
+/// Implements [`JobOutput`] for types that are never failures.
 macro_rules! plain_values {
     ($(<$($generic:ident),*> $type:ty;)*) => {$(
-        impl<$($generic: Send + 'static),*> JobOutput for $type
+        impl<$($generic: Send + 'static),*> $crate::JobOutput for $type
         where
             $type: Send + 'static,
         {
             type Value = Self;
 
             #[allow(unreachable_code, reason = "there is no value of type `!`")]
-            fn into_result(self) -> Result<Self, BoxError> {
+            fn into_result(self) -> Result<Self, $crate::BoxError> {
                 Ok(self)
             }
 
@@ -90,6 +91,8 @@ macro_rules! plain_values {
     )*};
 }
 
+pub(crate) use plain_values;
+
 plain_values! {
     <> (); <> bool; <> char; <> &'static str; <> String; <> PathBuf; <> OsString;
     <> u8; <> u16; <> u32; <> u64; <> u128; <> usize; <> f32;
@@ -99,7 +102,6 @@ plain_values! {
     <T> Option<T>; <T> Vec<T>; <T> VecDeque<T>; <T> Box<[T]>;
     <T> BTreeSet<T>; <T, S> HashSet<T, S>; <K, V> BTreeMap<K, V>; <K, V, S> HashMap<K, V, S>;
     <A> (A,); <A, B> (A, B); <A, B, C> (A, B, C); <A, B, C, D> (A, B, C, D);
-    <> ResponseOutcome; <> http::StatusCode; <> http::HeaderMap; <B> http::Request<B>; <B> http::Response<B>;
 }
 
 impl<T: ?Sized> JobOutput for Arc<T>

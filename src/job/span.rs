@@ -1,11 +1,14 @@
-//! The span of a job. The subscriber behind it is not ours: what that panics with goes no further
-//! than here, once the job is taken in.
+//! The span of a job. A `tracing` subscriber is user code: once a job is accepted, its panics are
+//! contained here.
 
 use std::mem;
 
 use tracing::{Level, Span, level_filters::LevelFilter, span};
 
-use crate::{job::record::Record, util::one_line::OneLine, util::panics::ignore_panic};
+use crate::{
+    job::record::Record,
+    util::{one_line::OneLine, panics::ignore_panic},
+};
 
 /// How the span of a job is tied to the span in which it was spawned.
 ///
@@ -40,7 +43,7 @@ impl JobSpan {
             ($($parent:tt)*) => {
                 tracing::info_span!(
                     target: "tower_jobs", $($parent)* "job", id = %job.id(), name = %OneLine(job.name()),
-                    request = job.request_label().map(|label| &**label)
+                    request = job.group_label().map(|label| &**label)
                 )
             };
         }

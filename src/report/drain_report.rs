@@ -1,7 +1,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
-    job::record::JobInfo,
+    job::info::JobInfo,
     report::job_list::{Drained, JobList},
     rules::state::Outcome,
 };

@@ -8,8 +8,9 @@ use std::{
 };
 
 use crate::{
-    job::record::{JobInfo, Record},
-    rules::queue::{Ended, Totals},
+    job::info::JobInfo,
+    job::record::Record,
+    rules::ledger::{Ended, Totals},
     rules::state::{JobState, Outcome},
     util::clock::Moment,
 };

@@ -1,6 +1,6 @@
-use std::time::Duration;
+//! The settings of a scheduler, and their validation.
 
-use crate::job::error::ConfigError;
+use std::{error::Error, fmt, time::Duration};
 
 /// The settings of a [`Scheduler`](crate::Scheduler), as plain data.
 ///
@@ -102,14 +102,25 @@ pub(crate) fn run_timeout(value: Duration) -> Result<(), ConfigError> {
     timeout("the job's timeout", value)
 }
 
+/// A setting that makes no sense. The text names the setting, its value and the cure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for ConfigError {}
+
 #[cfg(feature = "serde")]
 mod fields {
     use std::time::Duration;
 
     use serde::{Deserialize, Deserializer, de::Error as _};
 
-    use super::SchedulerConfig;
-    use crate::job::error::ConfigError;
+    use super::{ConfigError, SchedulerConfig};
 
     /// What a file may say, before it is checked.
     #[derive(Deserialize)]

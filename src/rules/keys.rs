@@ -1,119 +1,131 @@
-//! Keys: the pending jobs that have one, and the line of waiting spawners, which may have one.
+//! Concurrency keys: the pending jobs while there is a `limit_per_key`, and the line of waiting
+//! spawners, whose jobs may have a key.
 //!
-//! A *lane* is what there is of one key. Of its jobs at most `limit` are *let in* at a time: to
-//! run, or to start as soon as a running place is free. The others are held back, and so keep
-//! nobody of another lane from starting. A lane that has nothing left in it is forgotten.
+//! A *lane* is the state of one key. At most `limit` jobs of a lane are *admitted* at a time: they
+//! run, or start as soon as a permit is free. The other jobs of the lane are *blocked*, and do not
+//! keep jobs of other lanes from starting. An empty lane is forgotten.
 //!
 //! # Invariants
 //!
-//! 1. At most `limit` of a lane are let in: active jobs, pending ones in `let_in`, and spawners
-//!    that were granted their place with it.
-//! 2. A job of a lane is held back only while `limit` are let in, and is let in before those that
-//!    came after it.
-//! 3. `open` has the spawners that could start a job now if there were a running place: all
-//!    without a key, and the first of each lane that is not at its limit.
+//! 1. At most `limit` of a lane are admitted: active jobs, pending jobs in `admitted`, and spawners
+//!    whose grant includes their key.
+//! 2. A job of a lane is blocked only while `limit` of the lane are admitted. Blocked jobs of a lane
+//!    are admitted in order.
+//! 3. `eligible` holds the waiting spawners whose job could start if a permit were free: all without
+//!    a key, and the first of each lane that is below its limit.
 
 use std::{
     collections::{
         BTreeMap, BTreeSet,
         btree_map::{Entry, OccupiedEntry},
     },
+    mem,
     num::NonZeroU64,
     sync::Arc,
     task::Waker,
 };
 
-use crate::rules::table::Key as Row;
+use crate::rules::table::RowIndex;
 
-/// The number of a waiting spawner; smaller numbers came earlier.
+/// The number of a waiting spawner. Smaller numbers came earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(NonZeroU64);
 
-type Key = Arc<str>;
+/// The name of a concurrency key.
+pub(crate) type KeyName = Arc<str>;
 
 #[derive(Default)]
 struct Lane {
-    let_in: usize,
-    /// The turns of its pending jobs that are not let in.
-    held: BTreeSet<u64>,
+    admitted: usize,
+    /// The turns of its blocked pending jobs.
+    blocked: BTreeSet<u64>,
     waiting: BTreeSet<Ticket>,
 }
 
 struct Waiting {
-    key: Option<Key>,
+    key: Option<KeyName>,
     waker: Waker,
 }
 
-pub(crate) struct Lanes {
+/// A spawner whose turn it is.
+pub(crate) struct CalledSpawner {
+    pub(crate) ticket: Ticket,
+    pub(crate) key: Option<KeyName>,
+    /// Its key is admitted along with it.
+    pub(crate) key_admitted: bool,
+    pub(crate) waker: Waker,
+}
+
+pub(crate) struct Keys {
     limit: usize,
-    lanes: BTreeMap<Key, Lane>,
-    /// Pending jobs that are let in: by turn, the slot.
-    let_in: BTreeMap<u64, Row>,
-    /// Pending jobs that are not: likewise.
-    held: BTreeMap<u64, Row>,
+    lanes: BTreeMap<KeyName, Lane>,
+    /// The rows of admitted pending jobs, by turn.
+    admitted: BTreeMap<u64, RowIndex>,
+    /// The rows of blocked pending jobs, by turn.
+    blocked: BTreeMap<u64, RowIndex>,
     waiting: BTreeMap<Ticket, Waiting>,
-    open: BTreeSet<Ticket>,
+    eligible: BTreeSet<Ticket>,
     next_ticket: Ticket,
 }
 
-impl Lanes {
+impl Keys {
     pub(crate) fn new(limit: Option<usize>) -> Self {
         Self {
             limit: limit.unwrap_or(usize::MAX),
             lanes: BTreeMap::new(),
-            let_in: BTreeMap::new(),
-            held: BTreeMap::new(),
+            admitted: BTreeMap::new(),
+            blocked: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            open: BTreeSet::new(),
+            eligible: BTreeSet::new(),
             next_ticket: Ticket(NonZeroU64::MIN),
         }
     }
 
-    /// Without a limit, keys are names and no more.
+    /// Whether there is a `limit_per_key`. Without one a key is only a label.
     pub(crate) fn are_limited(&self) -> bool {
         self.limit < usize::MAX
     }
 
-    fn limited<'k>(&self, key: Option<&'k Key>) -> Option<&'k Key> {
+    fn limited<'k>(&self, key: Option<&'k KeyName>) -> Option<&'k KeyName> {
         key.filter(|_| self.are_limited())
     }
 
-    // Being let in.
+    // Admission of keys.
 
-    /// Whether one more of this key could be let in.
-    pub(crate) fn is_open(&self, key: Option<&Key>) -> bool {
+    /// Whether one more job of this key could be admitted.
+    pub(crate) fn has_room(&self, key: Option<&KeyName>) -> bool {
         let lane = self.limited(key).and_then(|key| self.lanes.get(key));
-        lane.is_none_or(|lane| lane.let_in < self.limit)
+        lane.is_none_or(|lane| lane.admitted < self.limit)
     }
 
-    /// Lets one more of this key in, if it can be.
-    pub(crate) fn let_in(&mut self, key: Option<&Key>) -> bool {
+    /// Admits one more job of this key, if there is room.
+    pub(crate) fn admit(&mut self, key: Option<&KeyName>) -> bool {
         let Some(key) = self.limited(key) else { return true };
         let lane = self.lanes.entry(key.clone()).or_default();
-        if lane.let_in >= self.limit {
+        if lane.admitted >= self.limit {
             return false;
         }
-        lane.let_in += 1;
-        if lane.let_in == self.limit {
+        lane.admitted += 1;
+        if lane.admitted == self.limit {
             if let Some(first) = lane.waiting.first() {
-                self.open.remove(first);
+                self.eligible.remove(first);
             }
         }
         true
     }
 
-    /// One of this key that was let in is gone: the next takes its turn.
-    pub(crate) fn let_out(&mut self, key: Option<&Key>) {
+    /// Releases one admission of this key. The first blocked job of the lane takes it over.
+    pub(crate) fn release(&mut self, key: Option<&KeyName>) {
         let Some(key) = self.limited(key) else { return };
         let Entry::Occupied(mut lane) = self.lanes.entry(key.clone()) else { return };
-        match lane.get_mut().held.pop_first() {
+        match lane.get_mut().blocked.pop_first() {
             Some(turn) => {
-                let slot = self.held.remove(&turn);
-                self.let_in.extend(slot.map(|slot| (turn, slot)));
+                let row = self.blocked.remove(&turn);
+                self.admitted.extend(row.map(|row| (turn, row)));
             }
             None => {
-                lane.get_mut().let_in -= 1;
-                self.open.extend(lane.get().waiting.first());
+                lane.get_mut().admitted -= 1;
+                self.eligible.extend(lane.get().waiting.first());
                 forget_if_empty(lane);
             }
         }
@@ -121,63 +133,69 @@ impl Lanes {
 
     // Pending jobs.
 
-    /// A job without a key is always let in.
-    pub(crate) fn push(&mut self, key: Option<&Key>, turn: u64, slot: Row, let_in: bool) {
+    /// Adds a pending job. A job without a key is always admitted.
+    pub(crate) fn push(
+        &mut self,
+        key: Option<&KeyName>,
+        turn: u64,
+        row: RowIndex,
+        key_admitted: bool,
+    ) {
         match key {
-            Some(key) if !let_in => {
-                self.held.insert(turn, slot);
-                self.lanes.entry(key.clone()).or_default().held.insert(turn);
+            Some(key) if !key_admitted => {
+                self.blocked.insert(turn, row);
+                self.lanes.entry(key.clone()).or_default().blocked.insert(turn);
             }
             _ => {
-                self.let_in.insert(turn, slot);
+                self.admitted.insert(turn, row);
             }
         }
     }
 
-    /// The pending job of that turn leaves without having started.
-    pub(crate) fn remove(&mut self, key: Option<&Key>, turn: u64) {
-        if self.let_in.remove(&turn).is_some() {
-            self.let_out(key);
+    /// Removes the pending job of this turn, which has not started.
+    pub(crate) fn remove(&mut self, key: Option<&KeyName>, turn: u64) {
+        if self.admitted.remove(&turn).is_some() {
+            self.release(key);
         } else if let Some(lane) = key.and_then(|key| self.lanes.get_mut(key)) {
-            // The lane stays: others are let in.
-            lane.held.remove(&turn);
-            self.held.remove(&turn);
+            // The lane is not empty: `limit` of it are admitted (2).
+            lane.blocked.remove(&turn);
+            self.blocked.remove(&turn);
         }
     }
 
-    /// Of the pending jobs that are let in, the turn and slot of the first.
-    pub(crate) fn first_let_in(&self) -> Option<(u64, Row)> {
-        self.let_in.first_key_value().map(|(turn, slot)| (*turn, *slot))
+    /// The turn and row of the first admitted pending job.
+    pub(crate) fn first_admitted(&self) -> Option<(u64, RowIndex)> {
+        self.admitted.first_key_value().map(|(turn, row)| (*turn, *row))
     }
 
-    /// It starts.
+    /// Removes an admitted pending job that starts. Its admission stays with it.
     pub(crate) fn start(&mut self, turn: u64) {
-        self.let_in.remove(&turn);
+        self.admitted.remove(&turn);
     }
 
-    /// The slot of the job that has been pending longest.
-    pub(crate) fn first(&self) -> Option<Row> {
-        let first = [&self.let_in, &self.held].into_iter().filter_map(BTreeMap::first_key_value);
-        first.min().map(|(_, slot)| *slot)
+    /// The row of the job that has been pending longest.
+    pub(crate) fn first(&self) -> Option<RowIndex> {
+        let firsts = [&self.admitted, &self.blocked].map(BTreeMap::first_key_value);
+        firsts.into_iter().flatten().min().map(|(_, row)| *row)
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.let_in.len() + self.held.len()
+        self.admitted.len() + self.blocked.len()
     }
 
     // Waiting spawners.
 
-    pub(crate) fn join(&mut self, key: Option<&Key>, waker: Waker) -> Ticket {
+    pub(crate) fn join(&mut self, key: Option<&KeyName>, waker: Waker) -> Ticket {
         let ticket = self.next_ticket;
         self.next_ticket = Ticket(ticket.0.saturating_add(1));
         let key = self.limited(key).cloned();
         match &key {
-            None => self.open.extend([ticket]),
+            None => self.eligible.extend([ticket]),
             Some(key) => {
                 let lane = self.lanes.entry(key.clone()).or_default();
                 lane.waiting.insert(ticket);
-                if lane.let_in < self.limit {
-                    self.open.extend(lane.waiting.first());
+                if lane.admitted < self.limit {
+                    self.eligible.extend(lane.waiting.first());
                 }
             }
         }
@@ -185,19 +203,19 @@ impl Lanes {
         ticket
     }
 
-    pub(crate) fn wait_on(&mut self, ticket: Ticket, waker: Waker) -> Option<Waker> {
+    pub(crate) fn replace_waker(&mut self, ticket: Ticket, waker: Waker) -> Option<Waker> {
         let waiting = self.waiting.get_mut(&ticket)?;
-        Some(std::mem::replace(&mut waiting.waker, waker))
+        Some(mem::replace(&mut waiting.waker, waker))
     }
 
-    pub(crate) fn leave(&mut self, ticket: Ticket) -> Option<Waker> {
+    pub(crate) fn cancel_wait(&mut self, ticket: Ticket) -> Option<Waker> {
         let Waiting { key, waker } = self.waiting.remove(&ticket)?;
-        let was_open = self.open.remove(&ticket);
+        let was_eligible = self.eligible.remove(&ticket);
         if let Some(key) = key {
             if let Entry::Occupied(mut lane) = self.lanes.entry(key) {
                 lane.get_mut().waiting.remove(&ticket);
-                if was_open {
-                    self.open.extend(lane.get().waiting.first());
+                if was_eligible {
+                    self.eligible.extend(lane.get().waiting.first());
                 }
                 forget_if_empty(lane);
             }
@@ -205,48 +223,46 @@ impl Lanes {
         Some(waker)
     }
 
-    /// Calls the next spawner that can use a place: the first of all if it may also wait there,
-    /// else the first that could start.
-    pub(crate) fn call_next(
-        &mut self,
-        may_wait: bool,
-    ) -> Option<(Ticket, Option<Key>, bool, Waker)> {
+    /// Removes the next spawner that can use a place: the first of all if its job may also wait
+    /// there, else the first whose job could start.
+    pub(crate) fn call_next(&mut self, may_wait: bool) -> Option<CalledSpawner> {
         let first = self.waiting.keys().next().filter(|_| may_wait);
-        let ticket = *first.or_else(|| self.open.first())?;
-        let could_start = self.open.contains(&ticket);
+        let ticket = *first.or_else(|| self.eligible.first())?;
+        let could_start = self.eligible.contains(&ticket);
         let key = self.waiting.get(&ticket)?.key.clone();
-        let let_in = key.is_some() && could_start && self.let_in(key.as_ref());
-        let waker = self.leave(ticket)?;
-        Some((ticket, key, let_in, waker))
+        let key_admitted = key.is_some() && could_start && self.admit(key.as_ref());
+        let waker = self.cancel_wait(ticket)?;
+        Some(CalledSpawner { ticket, key, key_admitted, waker })
     }
 
-    pub(crate) fn take_waiters(&mut self, most: usize) -> Vec<Waker> {
-        let mut taken = Vec::new();
-        while taken.len() < most {
+    /// Removes up to `most` waiting spawners.
+    pub(crate) fn drain_waiting(&mut self, most: usize) -> Vec<Waker> {
+        let mut drained = Vec::new();
+        while drained.len() < most {
             let Some(&ticket) = self.waiting.keys().next() else { break };
-            taken.extend(self.leave(ticket));
+            drained.extend(self.cancel_wait(ticket));
         }
-        taken
+        drained
     }
 
-    pub(crate) fn nobody_waits(&self) -> bool {
-        self.waiting.is_empty()
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     pub(crate) fn waiting_count(&self) -> usize {
         self.waiting.len()
     }
 
-    /// How many lanes there are.
+    /// The number of lanes.
     #[cfg(test)]
-    pub(crate) fn count(&self) -> usize {
+    pub(crate) fn lane_count(&self) -> usize {
         self.lanes.len()
     }
 }
 
-fn forget_if_empty(lane: OccupiedEntry<'_, Key, Lane>) {
-    let Lane { let_in, held, waiting } = lane.get();
-    if *let_in == 0 && held.is_empty() && waiting.is_empty() {
+fn forget_if_empty(lane: OccupiedEntry<'_, KeyName, Lane>) {
+    let Lane { admitted, blocked, waiting } = lane.get();
+    if *admitted == 0 && blocked.is_empty() && waiting.is_empty() {
         lane.remove();
     }
 }

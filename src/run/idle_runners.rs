@@ -1,127 +1,128 @@
-//! Runners that have nothing to do and wait to be called: to wake a task takes half of what it
-//! takes to make one, and a job that is alone is mostly that.
+//! Idle runners: tasks that are parked until a job becomes ready. Waking a task costs half of spawning
+//! one, and a lone job costs little else.
 
 use std::{array, sync::OnceLock, task::Waker};
 
 use crate::{
-    rules::queue::Reach,
+    rules::step::Stealable,
     util::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
 };
 
-// Loom remembers every value that each of them had.
-const SEATS: usize = if cfg!(all(test, tower_jobs_loom)) { 2 } else { 63 };
-/// Beside the bits of the seats.
-const RETIRED: u64 = 1 << SEATS;
+/// Places to park, one bit each. Loom keeps the history of each atomic, so it gets few.
+const PLACES: usize = if cfg!(all(test, tower_jobs_loom)) { 2 } else { 63 };
+/// The bit beside those of the places.
+const SHUTDOWN: u64 = 1 << PLACES;
 
 /// # Invariants
 ///
-/// 1. A seat belongs to one runner, for good: there it waits whenever it does.
-/// 2. While a runner waits its bit is set, until it is called or leaves: whoever clears it did that.
-/// 3. Once retired nobody is called, and all who waited are woken.
-pub(crate) struct Spare {
-    waiting: AtomicU64,
-    /// How many seats belong to somebody.
-    given: AtomicUsize,
-    seats: [Seat; SEATS],
+/// 1. A place belongs to one runner for the runner's whole life.
+/// 2. A parked runner's bit is set until the runner is unparked. The thread that clears the bit is the
+///    one that unparks it.
+/// 3. After the shutdown no runner parks or is requested, and all parked runners are woken.
+pub(crate) struct IdleRunners {
+    parked: AtomicU64,
+    /// Places that belong to a runner.
+    taken: AtomicUsize,
+    places: [Place; PLACES],
 }
 
 #[derive(Default)]
-struct Seat {
+struct Place {
     waker: OnceLock<Waker>,
-    call: AtomicU8,
+    request: AtomicU8,
 }
 
-mod call {
+mod request {
     pub(super) const NONE: u8 = 0;
-    pub(super) const IN_REACH: u8 = 1;
+    pub(super) const STEALABLE: u8 = 1;
     pub(super) const UNKNOWN: u8 = 2;
 }
 
-/// What a runner's seat is found by.
+/// The index of a runner's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SeatKey(u8);
+pub(crate) struct ParkKey(u8);
 
-impl SeatKey {
+impl ParkKey {
     fn bit(self) -> u64 {
         1 << self.0
     }
 }
 
-impl Spare {
+impl IdleRunners {
     pub(crate) fn new() -> Self {
-        let seats = array::from_fn(|_| Seat::default());
-        Self { waiting: AtomicU64::new(0), given: AtomicUsize::new(0), seats }
+        let places = array::from_fn(|_| Place::default());
+        Self { parked: AtomicU64::new(0), taken: AtomicUsize::new(0), places }
     }
 
-    /// A seat for a runner that has none, unless `enough` others wait. Its task has one waker.
-    pub(crate) fn seat(&self, waker: &Waker, enough: u32) -> Option<SeatKey> {
-        if self.waiting.load(Ordering::Relaxed).count_ones() >= enough {
+    /// Gives a runner its place, unless `enough` others are parked. The waker is that of its task.
+    pub(crate) fn join(&self, waker: &Waker, enough: u32) -> Option<ParkKey> {
+        if self.parked.load(Ordering::Relaxed).count_ones() >= enough {
             return None;
         }
-        let next = |given: usize| (given < SEATS).then_some(given + 1);
-        let free = self.given.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
-        let key = SeatKey(u8::try_from(free).ok()?);
-        self.seats[free].waker.set(waker.clone()).ok()?;
+        let next = |taken: usize| (taken < PLACES).then_some(taken + 1);
+        let free = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
+        let key = ParkKey(u8::try_from(free).ok()?);
+        self.places[free].waker.set(waker.clone()).ok()?;
         Some(key)
     }
 
-    /// The runner waits, unless nobody is to any more. The last it does before it returns.
-    pub(crate) fn wait(&self, key: SeatKey) -> bool {
-        self.waiting.fetch_or(key.bit(), Ordering::AcqRel) & RETIRED == 0
+    /// Parks the runner. Returns false after the shutdown. The last act of a poll.
+    pub(crate) fn park(&self, key: ParkKey) -> bool {
+        self.parked.fetch_or(key.bit(), Ordering::AcqRel) & SHUTDOWN == 0
     }
 
-    /// What a runner that waited is called for, once it is.
-    pub(crate) fn called(&self, key: SeatKey) -> Option<Reach> {
-        let call = &self.seats[usize::from(key.0)].call;
-        let reach = match call.load(Ordering::Acquire) {
-            call::NONE => return None,
-            call::IN_REACH => Reach::InReach,
-            _ => Reach::Unknown,
+    /// Takes the request for which a parked runner was unparked, if it was.
+    pub(crate) fn take_request(&self, key: ParkKey) -> Option<Stealable> {
+        let request = &self.places[usize::from(key.0)].request;
+        let stealable = match request.load(Ordering::Acquire) {
+            request::NONE => return None,
+            request::STEALABLE => Stealable::Yes,
+            _ => Stealable::Unknown,
         };
-        call.store(call::NONE, Ordering::Relaxed);
-        Some(reach)
+        request.store(request::NONE, Ordering::Relaxed);
+        Some(stealable)
     }
 
-    /// A runner that waits goes away. Whether nobody had called it.
-    pub(crate) fn leave(&self, key: SeatKey) -> bool {
-        self.waiting.fetch_and(!key.bit(), Ordering::AcqRel) & key.bit() != 0
+    /// Unparks a runner that goes away. Returns whether it was not requested meanwhile.
+    pub(crate) fn unpark(&self, key: ParkKey) -> bool {
+        self.parked.fetch_and(!key.bit(), Ordering::AcqRel) & key.bit() != 0
     }
 
-    /// Calls a runner that waits, if there is one.
-    pub(crate) fn call(&self, reach: Reach) -> bool {
-        let first = |waiting: u64| {
-            let may_call = waiting != 0 && waiting & RETIRED == 0;
-            may_call.then(|| waiting & (waiting - 1))
+    /// Unparks one runner and requests it. Returns false if none is parked.
+    pub(crate) fn unpark_one(&self, stealable: Stealable) -> bool {
+        let without_first = |parked: u64| {
+            let may_unpark = parked != 0 && parked & SHUTDOWN == 0;
+            may_unpark.then(|| parked & (parked - 1))
         };
-        let before = self.waiting.fetch_update(Ordering::AcqRel, Ordering::Relaxed, first);
-        let Ok(waiting) = before else { return false };
-        let seat = &self.seats[waiting.trailing_zeros() as usize];
-        let call = match reach {
-            Reach::InReach => call::IN_REACH,
-            Reach::Unknown => call::UNKNOWN,
+        let before = self.parked.fetch_update(Ordering::AcqRel, Ordering::Relaxed, without_first);
+        let Ok(parked) = before else { return false };
+        let place = &self.places[parked.trailing_zeros() as usize];
+        let request = match stealable {
+            Stealable::Yes => request::STEALABLE,
+            Stealable::Unknown => request::UNKNOWN,
         };
-        seat.call.store(call, Ordering::Release);
-        seat.wake();
+        place.request.store(request, Ordering::Release);
+        place.wake();
         true
     }
 
-    /// From here on nobody waits.
-    pub(crate) fn retire(&self) {
-        let mut waiting = self.waiting.fetch_or(RETIRED, Ordering::AcqRel) & !RETIRED;
-        while waiting != 0 {
-            self.seats[waiting.trailing_zeros() as usize].wake();
-            waiting &= waiting - 1;
+    /// Wakes all parked runners, so that they end. From here on no runner parks.
+    pub(crate) fn shutdown(&self) {
+        let mut parked = self.parked.fetch_or(SHUTDOWN, Ordering::AcqRel) & !SHUTDOWN;
+        while parked != 0 {
+            self.places[parked.trailing_zeros() as usize].wake();
+            parked &= parked - 1;
         }
     }
 
-    /// Whether a runner that nobody has called is not to wait any longer.
-    pub(crate) fn is_over(&self, key: SeatKey) -> bool {
-        // One that has been called, but cannot see that yet, is about to be woken for it.
-        self.waiting.load(Ordering::Acquire) & RETIRED != 0 && self.leave(key)
+    /// Whether a parked runner without a request must end.
+    pub(crate) fn is_over(&self, key: ParkKey) -> bool {
+        // A requested runner that cannot see its request yet is about to be woken for it.
+        self.parked.load(Ordering::Acquire) & SHUTDOWN != 0 && self.unpark(key)
     }
 }
 
-impl Seat {
+impl Place {
     fn wake(&self) {
         if let Some(waker) = self.waker.get() {
             waker.wake_by_ref();
@@ -148,10 +149,10 @@ mod tests {
         }
     }
 
-    fn runner(spare: &Spare) -> (SeatKey, Arc<Woken>) {
+    fn runner(idle: &IdleRunners) -> (ParkKey, Arc<Woken>) {
         let woken = Arc::new(Woken::default());
-        let seat = spare.seat(&woken.clone().into(), u32::MAX).expect("a seat");
-        (seat, woken)
+        let key = idle.join(&woken.clone().into(), u32::MAX).expect("a place");
+        (key, woken)
     }
 
     fn times(woken: &Woken) -> usize {
@@ -159,82 +160,83 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_is_called_once_and_told_what_for() {
-        let spare = Spare::new();
-        assert!(!spare.call(Reach::Unknown), "nobody waits");
-        let (first, first_woken) = runner(&spare);
-        let (second, second_woken) = runner(&spare);
-        assert!(!spare.call(Reach::Unknown), "nobody waits yet");
-        assert!(spare.wait(first) && spare.wait(second));
-        assert_eq!((spare.called(first), spare.called(second)), (None, None));
+    fn parked_runner_is_requested_once() {
+        let idle = IdleRunners::new();
+        assert!(!idle.unpark_one(Stealable::Unknown), "none is parked");
+        let (first, first_woken) = runner(&idle);
+        let (second, second_woken) = runner(&idle);
+        assert!(!idle.unpark_one(Stealable::Unknown), "none is parked yet");
+        assert!(idle.park(first) && idle.park(second));
+        assert_eq!((idle.take_request(first), idle.take_request(second)), (None, None));
 
-        assert!(spare.call(Reach::InReach) && spare.call(Reach::Unknown));
-        assert!(!spare.call(Reach::Unknown), "both have been called");
+        assert!(idle.unpark_one(Stealable::Yes) && idle.unpark_one(Stealable::Unknown));
+        assert!(!idle.unpark_one(Stealable::Unknown), "both are requested");
         assert_eq!((times(&first_woken), times(&second_woken)), (1, 1));
-        let calls = [first, second].map(|seat| spare.called(seat));
-        assert_eq!(calls, [Some(Reach::InReach), Some(Reach::Unknown)]);
-        assert_eq!([first, second].map(|seat| spare.called(seat)), [None, None]);
+        let calls = [first, second].map(|key| idle.take_request(key));
+        assert_eq!(calls, [Some(Stealable::Yes), Some(Stealable::Unknown)]);
+        assert_eq!([first, second].map(|key| idle.take_request(key)), [None, None]);
 
-        assert!(spare.wait(second) && spare.call(Reach::InReach));
-        assert_eq!(spare.called(second), Some(Reach::InReach));
+        assert!(idle.park(second) && idle.unpark_one(Stealable::Yes));
+        assert_eq!(idle.take_request(second), Some(Stealable::Yes));
     }
 
     #[test]
-    fn who_leaves_is_not_called_and_knows_whether_it_was() {
-        let spare = Spare::new();
-        let (seat, woken) = runner(&spare);
-        assert!(spare.wait(seat) && spare.leave(seat));
-        assert!(!spare.call(Reach::Unknown));
-        assert!(spare.wait(seat) && spare.call(Reach::Unknown));
-        assert!(!spare.leave(seat), "it was called");
+    fn leaving_runner_learns_whether_it_was_requested() {
+        let idle = IdleRunners::new();
+        let (key, woken) = runner(&idle);
+        assert!(idle.park(key) && idle.unpark(key));
+        assert!(!idle.unpark_one(Stealable::Unknown));
+        assert!(idle.park(key) && idle.unpark_one(Stealable::Unknown));
+        assert!(!idle.unpark(key), "it was requested");
         assert_eq!(times(&woken), 1);
     }
 
     #[test]
-    fn the_retired_are_woken_and_never_called() {
-        let spare = Spare::new();
+    fn shutdown_wakes_parked_runners_and_requests_none() {
+        let idle = IdleRunners::new();
         let [(waits, woken), (called, called_woken), (runs, not_woken)] =
-            [(); 3].map(|()| runner(&spare));
-        assert!(spare.wait(called) && spare.call(Reach::InReach));
-        assert!(spare.wait(waits) && !spare.is_over(waits));
-        spare.retire();
-        assert!(!spare.call(Reach::Unknown));
+            [(); 3].map(|()| runner(&idle));
+        assert!(idle.park(called) && idle.unpark_one(Stealable::Yes));
+        assert!(idle.park(waits) && !idle.is_over(waits));
+        idle.shutdown();
+        assert!(!idle.unpark_one(Stealable::Unknown));
         assert_eq!((times(&woken), times(&called_woken), times(&not_woken)), (1, 1, 0));
-        assert!(spare.is_over(waits));
-        assert!(!spare.wait(runs), "nobody waits any more");
-        assert!(!spare.is_over(called), "it has to come first");
-        assert_eq!(spare.called(called), Some(Reach::InReach));
+        assert!(idle.is_over(waits));
+        assert!(!idle.park(runs), "no runner parks any more");
+        assert!(!idle.is_over(called), "it must answer its request first");
+        assert_eq!(idle.take_request(called), Some(Stealable::Yes));
     }
 
     #[test]
-    fn no_more_wait_than_are_enough_and_there_are_so_many_seats() {
-        let spare = Spare::new();
-        let (seat, woken) = runner(&spare);
-        assert!(spare.wait(seat));
+    fn places_are_limited() {
+        let idle = IdleRunners::new();
+        let (key, woken) = runner(&idle);
+        assert!(idle.park(key));
         let waker = woken.into();
-        assert_eq!(spare.seat(&waker, 1), None);
-        assert_eq!(spare.seat(&waker, 0), None);
-        assert!((1..SEATS).all(|_| spare.seat(&waker, 2).is_some()));
-        assert_eq!(spare.seat(&waker, 2), None);
+        assert_eq!(idle.join(&waker, 1), None);
+        assert_eq!(idle.join(&waker, 0), None);
+        assert!((1..PLACES).all(|_| idle.join(&waker, 2).is_some()));
+        assert_eq!(idle.join(&waker, 2), None);
     }
 
     #[test]
-    fn of_many_calls_at_once_one_finds_the_runner_that_waits() {
-        let spare = Spare::new();
-        let (seat, woken) = runner(&spare);
+    fn one_of_many_requests_gets_the_parked_runner() {
+        let idle = IdleRunners::new();
+        let (key, woken) = runner(&idle);
         for round in 1..=1000 {
-            assert!(spare.wait(seat));
+            assert!(idle.park(key));
             let called = thread::scope(|threads| {
-                let callers = [(); 3].map(|()| threads.spawn(|| spare.call(Reach::Unknown)));
+                let callers =
+                    [(); 3].map(|()| threads.spawn(|| idle.unpark_one(Stealable::Unknown)));
                 callers.map(|caller| caller.join().expect("no panic"))
             });
             assert_eq!(called.into_iter().filter(|called| *called).count(), 1);
-            assert_eq!((spare.called(seat), times(&woken)), (Some(Reach::Unknown), round));
+            assert_eq!((idle.take_request(key), times(&woken)), (Some(Stealable::Unknown), round));
         }
     }
 }
 
-/// All orders of events.
+/// All interleavings.
 #[cfg(all(test, tower_jobs_loom))]
 mod all_orders {
     use std::{future::poll_fn, task::Poll};
@@ -247,45 +249,45 @@ mod all_orders {
     use crate::util::sync::{Mutex, beside, in_all_orders, lock};
 
     struct Jobs {
-        spare: Spare,
+        idle: IdleRunners,
         ready: Mutex<usize>,
     }
 
     impl Jobs {
         fn new() -> Arc<Self> {
-            Arc::new(Self { spare: Spare::new(), ready: Mutex::new(0) })
+            Arc::new(Self { idle: IdleRunners::new(), ready: Mutex::new(0) })
         }
 
         fn work_off(&self) {
             *lock(&self.ready) = 0;
         }
 
-        /// Spawns a job, and says whether a runner that waited was called: if not, there is a new one.
+        /// Spawns a job. Returns whether a parked runner was requested; without one there is a new one.
         fn spawn(&self) -> bool {
             *lock(&self.ready) += 1;
-            let was_called = self.spare.call(Reach::Unknown);
+            let was_called = self.idle.unpark_one(Stealable::Unknown);
             if !was_called {
                 self.work_off();
             }
             was_called
         }
 
-        /// A runner, until it does not wait any longer. How often it was called.
+        /// Runs a runner until it parks no more. Returns how often it was requested.
         fn run(&self) -> usize {
-            let (mut seat, mut waits, mut calls) = (None, false, 0);
+            let (mut key, mut waits, mut calls) = (None, false, 0);
             block_on(poll_fn(|cx| {
-                seat = seat.or_else(|| self.spare.seat(cx.waker(), 1));
-                let Some(seat) = seat else { return Poll::Ready(()) };
+                key = key.or_else(|| self.idle.join(cx.waker(), 1));
+                let Some(key) = key else { return Poll::Ready(()) };
                 if waits {
-                    match self.spare.called(seat) {
-                        Some(reach) => assert_eq!(reach, Reach::Unknown),
-                        None if self.spare.is_over(seat) => return Poll::Ready(()),
+                    match self.idle.take_request(key) {
+                        Some(reach) => assert_eq!(reach, Stealable::Unknown),
+                        None if self.idle.is_over(key) => return Poll::Ready(()),
                         None => return Poll::Pending,
                     }
                     calls += 1;
                     self.work_off();
                 }
-                waits = self.spare.wait(seat);
+                waits = self.idle.park(key);
                 if waits { Poll::Pending } else { Poll::Ready(()) }
             }));
             calls
@@ -293,25 +295,25 @@ mod all_orders {
     }
 
     #[test]
-    fn every_call_is_answered_and_no_job_is_left() {
+    fn each_request_is_answered_and_no_job_is_left() {
         in_all_orders(|| {
             let jobs = Jobs::new();
             let run = beside(&jobs, Jobs::run);
             let spawn = beside(&jobs, Jobs::spawn);
             let were_called = [jobs.spawn(), spawn.join().expect("no panic")];
             let calls = were_called.into_iter().filter(|was_called| *was_called).count();
-            jobs.spare.retire();
+            jobs.idle.shutdown();
             assert_eq!(run.join().expect("no panic"), calls);
             assert_eq!(*lock(&jobs.ready), 0);
         });
     }
 
     #[test]
-    fn who_is_called_and_retired_at_once_comes_if_the_call_was_first() {
+    fn request_before_the_shutdown_is_answered() {
         in_all_orders(|| {
             let jobs = Jobs::new();
             let run = beside(&jobs, Jobs::run);
-            let retire = beside(&jobs, |jobs| jobs.spare.retire());
+            let retire = beside(&jobs, |jobs| jobs.idle.shutdown());
             let calls = usize::from(jobs.spawn());
             retire.join().expect("no panic");
             assert_eq!(run.join().expect("no panic"), calls);

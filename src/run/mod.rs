@@ -1,6 +1,10 @@
 //! The tasks that poll jobs, and closing.
 
+pub(crate) mod admission;
+pub(crate) mod cancel;
 pub(crate) mod close;
+pub(crate) mod core;
+pub(crate) mod deadlines;
+pub(crate) mod failures;
 pub(crate) mod idle_runners;
-pub(crate) mod inbox;
 pub(crate) mod runner;

@@ -3,11 +3,10 @@ use std::{fmt, time::Duration};
 use tokio::runtime::Handle;
 
 use crate::{
-    job::error::ConfigError,
-    job::record::JobFailure,
     job::span::SpanLink,
-    rules::config::{self, SchedulerConfig},
-    run::runner::{Hook, Shared},
+    report::failure::JobFailure,
+    rules::config::{self, ConfigError, SchedulerConfig},
+    run::core::{Core, FailureHook, Mode},
     scheduler::Scheduler,
 };
 
@@ -20,7 +19,7 @@ use crate::{
 pub struct SchedulerBuilder {
     config: SchedulerConfig,
     span: SpanLink,
-    on_failure: Option<Hook>,
+    on_failure: Option<FailureHook>,
     runtime: Option<Handle>,
 }
 
@@ -138,7 +137,7 @@ impl SchedulerBuilder {
     #[must_use]
     pub fn build(self) -> Scheduler {
         let Self { config, span, on_failure, runtime } = self;
-        Scheduler::from_shared(Shared::new(config, span, on_failure, runtime))
+        Scheduler::from_core(Core::new(config, Mode::Run, span, on_failure, runtime))
     }
 }
 

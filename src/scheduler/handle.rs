@@ -13,11 +13,14 @@ use tokio::time::Instant;
 
 use crate::{
     job::error::JobError,
-    job::record::{JobInfo, Record, Value},
+    job::info::JobInfo,
+    job::record::Record,
+    job::result::BoxedValue,
     rules::state::{JobId, JobState},
-    run::runner::Shared,
-    util::clock::{self, Moment},
-    util::panics::discard,
+    run::core::Core,
+    run::deadlines,
+    util::clock::Moment,
+    util::panics::drop_contained,
 };
 
 /// A handle to one job: awaits it, watches it, ends it.
@@ -39,25 +42,24 @@ use crate::{
 /// [`on_failure`]: crate::SchedulerBuilder::on_failure
 pub struct Job<T> {
     record: Arc<Record>,
-    shared: Arc<Shared>,
+    core: Arc<Core>,
     /// What its value is, whatever the record knows of that.
     value: PhantomData<fn() -> T>,
 }
 
 impl<T> Job<T> {
-    pub(crate) fn new(record: Arc<Record>, shared: Arc<Shared>) -> Self {
-        Self { record, shared, value: PhantomData }
+    pub(crate) fn new(record: Arc<Record>, core: Arc<Core>) -> Self {
+        Self { record, core, value: PhantomData }
     }
 
-    #[cfg(feature = "testing")]
     pub(crate) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.record.poll_published(cx)
+        self.record.result().poll_published(cx)
     }
 
     /// Reports what its taker has no use for.
     pub(crate) fn report(&self, error: JobError) {
         if error.is_failure() {
-            self.shared.report(&self.record, error);
+            self.core.report(&self.record, error);
         }
     }
 
@@ -74,7 +76,7 @@ impl<T> Job<T> {
 
     /// Where the job is in its life.
     pub fn state(&self) -> JobState {
-        match self.shared.state(&self.record) {
+        match self.core.state(&self.record) {
             // It has left the queue, and who awaits it is about to be told.
             JobState::Finished if !self.record.is_finished() => JobState::Active,
             state => state,
@@ -171,7 +173,7 @@ impl<T: Send + 'static> Job<T> {
     /// Dropped early, it has told the job to end, and nothing else: one that does not listen runs
     /// on.
     pub async fn close(&mut self) -> Result<(), JobError> {
-        self.close_within(self.shared.config.close_timeout).await
+        self.close_within(self.core.config.close_timeout).await
     }
 
     /// [Closes](Self::close) the job, giving it `timeout` to end.
@@ -189,12 +191,12 @@ impl<T: Send + 'static> Job<T> {
     /// Like [`close`](Self::close).
     #[doc(alias = "close_timeout")]
     pub async fn close_within(&mut self, timeout: Duration) -> Result<(), JobError> {
-        self.shared.close_job(&self.record);
+        self.core.close_job(&self.record);
         if self.ended_within(timeout).await {
-            return self.record.take_failure().map_or(Ok(()), Err);
+            return self.record.result().take_failure().map_or(Ok(()), Err);
         }
         self.abort();
-        Err(self.record.take_failure_or_late(JobError::close_timeout(timeout)))
+        Err(self.record.result().take_failure_or_late(JobError::close_timeout(timeout)))
     }
 
     /// Ends the job at once, without waiting: a pending one never starts, an active one is dropped
@@ -203,13 +205,13 @@ impl<T: Send + 'static> Job<T> {
     /// Being aborted is not a failure: nobody is told but who awaits the handle.
     pub fn abort(&self) {
         if !self.record.is_finished() {
-            self.shared.abort_job(&self.record);
+            self.core.abort_job(&self.record);
         }
     }
 
     /// What the job returned.
     pub(crate) fn take(&self) -> Result<T, JobError> {
-        match self.record.take()? {
+        match self.record.result().take()? {
             Some(value) => value_of(value),
             // Known to the compiler, which then need not ask what it is.
             None => value_of(Box::new(())),
@@ -217,17 +219,17 @@ impl<T: Send + 'static> Job<T> {
     }
 
     /// What the job returned, if nobody has had it. The handle is detached.
-    pub(crate) fn take_unread(&self) -> Option<Result<T, JobError>> {
-        if self.record.detach() {
+    pub(crate) fn take_result_if_unread(&self) -> Option<Result<T, JobError>> {
+        if self.record.result().detach() {
             return None;
         }
-        self.record.leave().0.map(|result| result.and_then(value_of))
+        self.record.result().take_remaining().0.map(|result| result.and_then(value_of))
     }
 
     async fn ended_within(&self, timeout: Duration) -> bool {
         let deadline = Instant::now().checked_add(timeout);
-        let ended = std::future::poll_fn(|cx| self.record.poll_published(cx));
-        clock::timeout_at(deadline, ended).await.is_ok()
+        let ended = std::future::poll_fn(|cx| self.record.result().poll_published(cx));
+        deadlines::timeout_at(deadline, ended).await.is_ok()
     }
 }
 
@@ -235,12 +237,12 @@ impl<T: Send + 'static> Future for Job<T> {
     type Output = Result<T, JobError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        ready!(self.record.poll_published(cx));
+        ready!(self.record.result().poll_published(cx));
         Poll::Ready(self.take())
     }
 }
 
-fn value_of<T: 'static>(value: Value) -> Result<T, JobError> {
+fn value_of<T: 'static>(value: BoxedValue) -> Result<T, JobError> {
     let value = value.downcast().map(|value| *value);
     debug_assert!(value.is_ok(), "a job's value is of the type that its handle has");
     value.map_err(|_| JobError::taken())
@@ -248,13 +250,13 @@ fn value_of<T: 'static>(value: Value) -> Result<T, JobError> {
 
 impl<T> Drop for Job<T> {
     fn drop(&mut self) {
-        if self.record.detach() {
+        if self.record.result().detach() {
             return;
         }
-        let (result, waiter) = self.record.leave();
+        let (result, waiter) = self.record.result().take_remaining();
         match result {
             Some(Err(error)) => self.report(error),
-            Some(value) => discard(value),
+            Some(value) => drop_contained(value),
             None => {}
         }
         drop(waiter);

@@ -1,5 +1,6 @@
 //! What applications hold: the scheduler, its builder, handles to jobs.
 
+mod blocking;
 pub(crate) mod builder;
 pub(crate) mod handle;
 pub(crate) mod spawn;
@@ -8,12 +9,13 @@ use std::{borrow::Cow, fmt, future::Future, sync::Arc, time::Duration};
 
 use crate::{
     job::error::{JobError, SpawnError, TrySpawnError},
+    job::info::JobInfo,
+    job::options::Options,
     job::output::JobOutput,
-    job::record::{JobInfo, Options},
     report::drain_report::{DrainReport, Stats},
-    rules::queue::Phase,
     rules::state::Outcome,
-    run::runner::Shared,
+    rules::step::Phase,
+    run::core::Core,
     scheduler::handle::{Job, JobContext},
     scheduler::spawn::{JobBuilder, SpawnFuture, Value},
     util::clock::Moment,
@@ -104,13 +106,13 @@ pub struct Scheduler {
 
 /// What the clones of a scheduler share; jobs do not hold it.
 struct Handle {
-    shared: Arc<Shared>,
+    core: Arc<Core>,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.retire();
-        let queue = self.shared.queue();
+        self.core.shutdown_idle_runners();
+        let queue = self.core.queue();
         let (open, jobs) = (queue.phase() == Phase::Open, queue.len());
         drop(queue);
         if open && jobs > 0 {
@@ -129,19 +131,19 @@ impl Scheduler {
     /// A scheduler with the default settings: 100 jobs at once, 10 000 pending, 100 ms to close,
     /// 60 s to wait.
     pub fn new() -> Self {
-        Self::from_shared(Shared::new(Default::default(), Default::default(), None, None))
+        Self::builder().build()
     }
 
-    pub(crate) fn from_shared(shared: Shared) -> Self {
-        Self { handle: Arc::new(Handle { shared: Arc::new(shared) }) }
+    pub(crate) fn from_core(core: Core) -> Self {
+        Self { handle: Arc::new(Handle { core: Arc::new(core) }) }
     }
 
     pub(crate) fn with_options(&self, options: Options) -> JobBuilder<'_> {
-        JobBuilder::new(self.shared(), options)
+        JobBuilder::new(self.core(), options, ())
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.handle.shared
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.handle.core
     }
 
     #[cfg(feature = "shutdown")]
@@ -345,7 +347,7 @@ impl Scheduler {
     ///
     /// May be dropped at any point.
     pub async fn wait_idle(&self) {
-        self.shared().wait_idle().await;
+        self.core().wait_idle().await;
     }
 
     /// Closes now, giving running jobs the close timeout to end.
@@ -369,7 +371,7 @@ impl Scheduler {
     /// Once polled, the scheduler is closed and its jobs have been told. Dropped after that, it
     /// does not see to it that they heed; calling `close` again does.
     pub async fn close(&self) -> DrainReport {
-        self.shared().close().await
+        self.core().close().await
     }
 
     /// Says that the end is near, and changes nothing else: [`is_draining`](Self::is_draining) is
@@ -377,7 +379,7 @@ impl Scheduler {
     /// [`wait_and_close`](Self::wait_and_close) or [`close`](Self::close) begins here. Jobs are
     /// accepted as before. For the time between a signal and the end of the last connection.
     pub fn start_draining(&self) {
-        self.shared().start_draining();
+        self.core().start_draining();
     }
 
     /// Lets jobs finish for up to [`wait_timeout`](Self::wait_timeout), then [closes](Self::close).
@@ -414,7 +416,7 @@ impl Scheduler {
     /// Like [`wait_and_close`](Self::wait_and_close).
     #[doc(alias = "wait_and_close_timeout")]
     pub async fn wait_and_close_within(&self, timeout: Duration) -> DrainReport {
-        self.shared().wait_and_close(timeout).await
+        self.core().wait_and_close(timeout).await
     }
 }
 
@@ -422,7 +424,7 @@ impl Scheduler {
 impl Scheduler {
     /// How many jobs there are: deferred, pending and active.
     pub fn len(&self) -> usize {
-        self.shared().queue().len()
+        self.core().queue().len()
     }
 
     /// Whether there are no jobs.
@@ -432,32 +434,32 @@ impl Scheduler {
 
     /// How many jobs run. Shielded work runs outside the limit and can take this beyond it.
     pub fn active_count(&self) -> usize {
-        self.shared().queue().active_count()
+        self.core().queue().active_count()
     }
 
     /// How many jobs wait for a running place.
     pub fn pending_count(&self) -> usize {
-        self.shared().queue().pending_count()
+        self.core().queue().pending_count()
     }
 
     /// How many jobs run at once; `None` = any number.
     pub fn limit(&self) -> Option<usize> {
-        self.shared().config.limit
+        self.core().config.limit
     }
 
     /// How many jobs may wait; `None` = any number, 0 = none.
     pub fn pending_limit(&self) -> Option<usize> {
-        self.shared().config.pending_limit
+        self.core().config.pending_limit
     }
 
     /// How long a job that is told to end may take.
     pub fn close_timeout(&self) -> Duration {
-        self.shared().config.close_timeout
+        self.core().config.close_timeout
     }
 
     /// How long [`wait_and_close`](Self::wait_and_close) lets jobs finish.
     pub fn wait_timeout(&self) -> Duration {
-        self.shared().config.wait_timeout
+        self.core().config.wait_timeout
     }
 
     /// Resolves when the end has begun: when [`is_draining`](Self::is_draining) turns true. For
@@ -467,18 +469,18 @@ impl Scheduler {
     ///
     /// May be dropped at any point.
     pub async fn shutting_down(&self) {
-        self.shared().ending().await;
+        self.core().shutting_down().await;
     }
 
     /// Whether the end has begun: true from the first call of `start_draining`, `wait_and_close` or
     /// `close` on, and for good. What a readiness probe asks.
     pub fn is_draining(&self) -> bool {
-        self.shared().queue().phase() != Phase::Open
+        self.core().queue().phase() != Phase::Open
     }
 
     /// Whether jobs are no longer accepted.
     pub fn is_closed(&self) -> bool {
-        self.shared().queue().phase() == Phase::Closed
+        self.core().queue().phase() == Phase::Closed
     }
 
     /// All jobs there are, oldest first. Taken piece by piece, so jobs that start or end meanwhile
@@ -486,7 +488,7 @@ impl Scheduler {
     pub fn jobs(&self) -> Vec<JobInfo> {
         let now = Moment::now();
         let mut jobs = Vec::new();
-        self.shared().for_each_job(|(entry, state)| jobs.push(entry.info(state, now)));
+        self.core().for_each_job(|(record, state)| jobs.push(record.info(state, now)));
         jobs.sort_unstable_by_key(|job| job.id);
         jobs
     }
@@ -494,7 +496,7 @@ impl Scheduler {
     /// All counts, of one and the same moment.
     pub fn stats(&self) -> Stats {
         let now = Moment::now();
-        let queue = self.shared().queue();
+        let queue = self.core().queue();
         let totals = queue.totals();
         let (pending, active) = queue.oldest();
         Stats {
@@ -525,7 +527,7 @@ impl Default for Scheduler {
 
 impl fmt::Debug for Scheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let queue = self.shared().queue();
+        let queue = self.core().queue();
         let (phase, active, pending) = (queue.phase(), queue.active_count(), queue.pending_count());
         drop(queue);
         f.debug_struct("Scheduler")

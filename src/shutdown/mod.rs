@@ -14,13 +14,13 @@ use tokio::{
 
 use crate::{
     job::error::JobError,
+    job::info::JobInfo,
     job::output::JobOutput,
-    job::record::JobInfo,
     report::drain_report::DrainReport,
     rules::config,
     scheduler::Scheduler,
     util::one_line::OneLine,
-    util::panics::{contain, discard, forget_panic, ignore_panic},
+    util::panics::{catch_panic, drop_contained, forget_panic, ignore_panic},
 };
 
 type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -240,7 +240,7 @@ impl Shutdown {
         let deadline = began + self.grace;
         let ends = ends(&self.schedulers, deadline);
         // The time that closing takes is the jobs', whatever else takes its time.
-        let before_closing = self.schedulers[0].shared().latest_close(ends[0]);
+        let before_closing = self.schedulers[0].core().latest_close(ends[0]);
         self.schedulers.iter().for_each(Scheduler::start_draining);
         let jobs = || self.schedulers.iter().map(Scheduler::len).sum::<usize>();
         ignore_panic(
@@ -262,7 +262,7 @@ impl Shutdown {
             ignore_panic(|| tracing::info!(target: "tower_jobs", jobs = jobs(), "draining jobs"));
             let mut reports = Vec::new();
             for (scheduler, end) in self.schedulers.iter().zip(&ends) {
-                reports.push(scheduler.shared().wait_and_close_by(*end).await);
+                reports.push(scheduler.core().wait_and_close_by(*end).await);
             }
             reports
         };
@@ -282,10 +282,10 @@ impl Shutdown {
                 );
                 server.drop_future();
                 // All at once, so that none starts what waits while another ends.
-                self.schedulers.iter().for_each(|scheduler| scheduler.shared().close_now());
+                self.schedulers.iter().for_each(|scheduler| scheduler.core().close_now());
                 let mut reports = Vec::new();
                 for (scheduler, end) in self.schedulers.iter().zip(&ends) {
-                    reports.push(scheduler.shared().close_by(*end).await);
+                    reports.push(scheduler.core().close_by(*end).await);
                 }
                 reports
             }
@@ -294,7 +294,7 @@ impl Shutdown {
 
         if let Some(hook) = &self.on_unstarted {
             for job in reports.iter().flat_map(|jobs| jobs.never_started.infos()) {
-                if let Err(payload) = contain(|| hook(job.clone())) {
+                if let Err(payload) = catch_panic(|| hook(job.clone())) {
                     ignore_panic(
                         || tracing::error!(target: "tower_jobs", %job, "on_unstarted panicked"),
                     );
@@ -315,7 +315,7 @@ fn ends(schedulers: &[Scheduler], mut deadline: Instant) -> Vec<Instant> {
     let mut ends = Vec::new();
     for scheduler in schedulers.iter().rev() {
         ends.push(deadline);
-        deadline = scheduler.shared().latest_close(deadline);
+        deadline = scheduler.core().latest_close(deadline);
     }
     ends.reverse();
     ends
@@ -482,7 +482,7 @@ impl<S: Future> Server<S> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(future) = &mut self.future else { return Poll::Ready(()) };
-        self.end = match contain(|| future.as_mut().poll(cx)) {
+        self.end = match catch_panic(|| future.as_mut().poll(cx)) {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(output)) => ServerOutcome::Finished(output),
             Err(payload) => ServerOutcome::Panicked(JobError::panicked(payload)),
@@ -494,7 +494,7 @@ impl<S: Future> Server<S> {
     fn drop_future(&mut self) {
         // It may have tasks that go on without it.
         self.stop();
-        discard(self.future.take());
+        drop_contained(self.future.take());
     }
 
     fn end(self) -> ServerOutcome<S::Output> {

@@ -1,22 +1,11 @@
-//! Moments, and waiting with a deadline, wherever the caller happens to run.
+//! Moments of tokio's clock.
 
-use std::{
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
-    sync::OnceLock,
-    task::Poll,
-    thread,
-    time::Duration,
-};
+use std::{sync::OnceLock, time::Duration};
 
-use tokio::{
-    runtime::{Builder, Handle},
-    sync::oneshot,
-    time::{self, Instant},
-};
+use tokio::time::Instant;
 
-/// A moment of tokio's clock, in half the space of an `Instant`: nanoseconds since the first that
-/// the process asked for. A runtime whose clock is paused may be behind that.
+/// A moment of tokio's clock in half the space of an `Instant`: nanoseconds since the first moment that
+/// the process asked for. A runtime with a paused clock may be before that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(i64);
 
@@ -37,10 +26,6 @@ impl Moment {
         })
     }
 
-    pub(crate) fn plus(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(nanos(duration)))
-    }
-
     pub(crate) fn from_nanos(nanos: i64) -> Self {
         Self(nanos)
     }
@@ -49,7 +34,7 @@ impl Moment {
         self.0
     }
 
-    /// How long after `earlier` this is; zero if it is not.
+    /// The time since `earlier`; zero if that is later.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -60,57 +45,12 @@ fn nanos(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// The deadline passed first.
-#[derive(Debug)]
-pub(crate) struct Elapsed;
-
-/// Awaits `future` until `deadline`; `None` is never.
-///
-/// A caller outside any runtime has no timer. It does not borrow that of the jobs' runtime, which
-/// may go away before the deadline, or may not be driven by anybody.
-pub(crate) async fn timeout_at<F: Future>(
-    deadline: Option<Instant>,
-    future: F,
-) -> Result<F::Output, Elapsed> {
-    let Some(deadline) = deadline else {
-        return Ok(future.await);
-    };
-    if Handle::try_current().is_ok() {
-        return time::timeout_at(deadline, future).await.map_err(|_| Elapsed);
-    }
-    let mut future = pin!(future);
-    let mut alarm = None;
-    poll_fn(|cx| {
-        if let Poll::Ready(output) = future.as_mut().poll(cx) {
-            return Poll::Ready(Ok(output));
-        }
-        let alarm = alarm.get_or_insert_with(|| alarm_at(deadline));
-        Pin::new(alarm).poll(cx).map(|_| Err(Elapsed))
-    })
-    .await
-}
-
-/// Resolves at `deadline`, by a thread that ends then, or when this is dropped. Should there be
-/// no thread to be had, it resolves at once: too early is better than never.
-fn alarm_at(deadline: Instant) -> oneshot::Receiver<()> {
-    let (mut alarm, rings) = oneshot::channel();
-    let wait = move || {
-        if let Ok(timer) = Builder::new_current_thread().enable_time().build() {
-            let given_up = alarm.closed();
-            drop(timer.block_on(async { time::timeout_at(deadline, given_up).await }));
-        }
-    };
-    // The thread is not joined, and drops `alarm` at its end.
-    drop(thread::Builder::new().name("tower-jobs timer".into()).spawn(wait));
-    rings
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn moments_are_as_far_apart_as_the_instants_they_are_of() {
+    fn moments_are_as_far_apart_as_their_instants() {
         let first = Instant::now();
         let [before, after] = [first - Duration::from_secs(3), first + Duration::from_secs(4)];
         let of = |instant| Moment::of(instant);

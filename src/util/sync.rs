@@ -1,4 +1,4 @@
-//! Locks and atomics: the standard library's, or, for tests that try all orders of events, loom's:
+//! Locks and atomics: those of the standard library, or loom's for the tests of all interleavings:
 //!
 //! ```sh
 //! RUSTFLAGS='--cfg tower_jobs_loom' cargo test --lib all_orders
@@ -12,8 +12,8 @@ pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
 
 use std::sync::PoisonError;
 
-/// Where cache lines begin (processors fetch them in pairs), so that who only counts a handle or
-/// reads a setting does not take them from who holds the lock.
+/// Aligned to a pair of cache lines, which processors fetch together. It prevents false sharing between
+/// the lock and the settings and reference counts around it.
 #[repr(align(128))]
 pub(crate) struct CachePadded<T>(pub(crate) T);
 
@@ -26,15 +26,15 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tries all orders of what the threads do that interrupt one up to three times.
+/// Runs the model in all interleavings with up to three preemptions.
 #[cfg(all(test, tower_jobs_loom))]
-pub(crate) fn in_all_orders(what: impl Fn() + Send + Sync + 'static) {
+pub(crate) fn in_all_orders(model: impl Fn() + Send + Sync + 'static) {
     let mut orders = loom::model::Builder::new();
     orders.preemption_bound = Some(3);
-    orders.check(what);
+    orders.check(model);
 }
 
-/// Another thread of such a model, and what it is to do with what all have.
+/// Spawns a thread of a model.
 #[cfg(all(test, tower_jobs_loom))]
 pub(crate) fn beside<T: Send + Sync + 'static, R: 'static>(
     shared: &std::sync::Arc<T>,
@@ -44,9 +44,9 @@ pub(crate) fn beside<T: Send + Sync + 'static, R: 'static>(
     loom::thread::spawn(move || does(&shared))
 }
 
-/// For the benchmark `counts`, which builds this crate with that cfg. No other build has it.
+/// Counts locks for the benchmark `counts`, which builds this crate with that cfg.
 #[cfg(tower_jobs_count_locks)]
-mod counting {
+pub(crate) mod counting {
     use std::sync::{
         Mutex, MutexGuard, TryLockError,
         atomic::{AtomicU64, Ordering},
@@ -55,7 +55,7 @@ mod counting {
     static TAKEN: AtomicU64 = AtomicU64::new(0);
     static CONTENDED: AtomicU64 = AtomicU64::new(0);
 
-    /// Counts the lock as taken, which the caller will do if this does not.
+    /// Counts one lock, and takes it unless it is contended.
     pub(super) fn try_lock<T: ?Sized>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
         TAKEN.fetch_add(1, Ordering::Relaxed);
         match mutex.try_lock() {
@@ -68,12 +68,8 @@ mod counting {
         }
     }
 
-    impl crate::Scheduler {
-        /// How often this process has taken locks of this crate by now, and how many of them were
-        /// held by another thread at that time.
-        #[doc(hidden)]
-        pub fn locks() -> (u64, u64) {
-            (TAKEN.load(Ordering::Relaxed), CONTENDED.load(Ordering::Relaxed))
-        }
+    /// Locks of this crate that the process has taken so far, and how many of them were contended.
+    pub(crate) fn counts() -> (u64, u64) {
+        (TAKEN.load(Ordering::Relaxed), CONTENDED.load(Ordering::Relaxed))
     }
 }

@@ -3,125 +3,125 @@ use super::*;
 const A: &str = "a";
 const B: &str = "b";
 
-/// Lanes, and whom they have called.
+/// Keys, and a counter of turns.
 struct Bench {
-    lanes: Lanes,
+    keys: Keys,
     turn: u64,
 }
 
 impl Bench {
     fn new(limit: usize) -> Self {
-        Self { lanes: Lanes::new(Some(limit)), turn: 0 }
+        Self { keys: Keys::new(Some(limit)), turn: 0 }
     }
 
-    /// A job comes: it is let in, or becomes pending. Its turn is also its slot.
+    /// A job arrives: it is admitted or becomes pending. Its turn is also its row.
     fn arrive(&mut self, key: &str) -> bool {
         let key = Arc::from(key);
-        let let_in = self.lanes.let_in(Some(&key));
-        if !let_in {
+        let admitted = self.keys.admit(Some(&key));
+        if !admitted {
             self.pend(&key, false);
         }
-        let_in
+        admitted
     }
 
-    fn pend(&mut self, key: &Key, let_in: bool) {
+    fn pend(&mut self, key: &KeyName, admitted: bool) {
         self.turn += 1;
-        let slot = Row::try_from(self.turn).expect("few");
-        self.lanes.push(Some(key), self.turn, slot, let_in);
+        let row = RowIndex::try_from(self.turn).expect("few");
+        self.keys.push(Some(key), self.turn, row, admitted);
     }
 
-    fn out(&mut self, key: &str) {
-        self.lanes.let_out(Some(&key.into()));
+    fn release(&mut self, key: &str) {
+        self.keys.release(Some(&key.into()));
     }
 
     fn join(&mut self, key: Option<&str>) -> Ticket {
-        self.lanes.join(key.map(Arc::from).as_ref(), Waker::noop().clone())
+        self.keys.join(key.map(Arc::from).as_ref(), Waker::noop().clone())
     }
 
     fn call(&mut self, may_wait: bool) -> Option<(Ticket, bool)> {
-        self.lanes.call_next(may_wait).map(|(ticket, _, let_in, _)| (ticket, let_in))
+        self.keys.call_next(may_wait).map(|called| (called.ticket, called.key_admitted))
     }
 
     /// The turns of the pending jobs that may start, in order.
     fn start_all(&mut self) -> Vec<u64> {
         let mut started = Vec::new();
-        while let Some((turn, _)) = self.lanes.first_let_in() {
-            self.lanes.start(turn);
+        while let Some((turn, _)) = self.keys.first_admitted() {
+            self.keys.start(turn);
             started.push(turn);
         }
         started
     }
 
-    fn is_open(&self, key: &str) -> bool {
-        self.lanes.is_open(Some(&key.into()))
+    fn has_room(&self, key: &str) -> bool {
+        self.keys.has_room(Some(&key.into()))
     }
 }
 
 /// Invariant 1.
 #[test]
-fn no_more_than_the_limit_are_let_in() {
+fn no_more_than_the_limit_are_admitted() {
     let mut bench = Bench::new(2);
     assert_eq!([(); 3].map(|()| bench.arrive(A)), [true, true, false]);
-    assert!(!bench.is_open(A));
-    assert!(bench.arrive(B) && bench.is_open(B));
-    assert!(bench.lanes.let_in(None) && bench.lanes.is_open(None));
-    bench.out(A);
-    assert!(!bench.is_open(A), "the one that was held is in");
-    bench.out(A);
-    assert!(bench.is_open(A));
+    assert!(!bench.has_room(A));
+    assert!(bench.arrive(B) && bench.has_room(B));
+    assert!(bench.keys.admit(None) && bench.keys.has_room(None));
+    bench.release(A);
+    assert!(!bench.has_room(A), "the one that was held is in");
+    bench.release(A);
+    assert!(bench.has_room(A));
 }
 
-/// Invariant 1: a spawner that is called is let in, if it could start.
+/// Invariant 1: a called spawner is admitted if it could start.
 #[test]
-fn a_spawner_that_could_start_is_let_in_when_it_is_called() {
+fn called_spawner_that_could_start_is_admitted() {
     let mut bench = Bench::new(1);
     let [first, second] = [(); 2].map(|()| bench.join(Some(A)));
     assert_eq!(bench.call(false), Some((first, true)));
-    assert!(!bench.is_open(A));
+    assert!(!bench.has_room(A));
     assert_eq!(bench.call(false), None);
     assert_eq!(bench.call(true), Some((second, false)), "it can wait for its key");
-    assert!(bench.lanes.nobody_waits());
-    bench.out(A);
-    assert_eq!(bench.lanes.count(), 0);
+    assert!(!bench.keys.has_waiting());
+    bench.release(A);
+    assert_eq!(bench.keys.lane_count(), 0);
 }
 
 /// Invariant 2.
 #[test]
-fn those_held_back_are_let_in_in_turn() {
+fn blocked_jobs_are_admitted_in_turn() {
     let mut bench = Bench::new(1);
     assert!(bench.arrive(A) && bench.arrive(B));
     for key in [A, B, A, A, B] {
         assert!(!bench.arrive(key));
     }
-    assert_eq!(bench.lanes.len(), 5);
+    assert_eq!(bench.keys.len(), 5);
     assert!(bench.start_all().is_empty());
-    bench.out(B);
+    bench.release(B);
     assert_eq!(bench.start_all(), [2]);
-    assert_eq!(bench.lanes.first(), Some(1));
-    bench.lanes.remove(Some(&A.into()), 1);
-    bench.out(A);
-    bench.out(B);
+    assert_eq!(bench.keys.first(), Some(1));
+    bench.keys.remove(Some(&A.into()), 1);
+    bench.release(A);
+    bench.release(B);
     assert_eq!(bench.start_all(), [3, 5], "the longest pending first");
-    assert_eq!(bench.lanes.len(), 1);
+    assert_eq!(bench.keys.len(), 1);
 }
 
-/// Invariant 2: whoever was let in and leaves gives that on.
+/// Invariant 2: a leaving job passes its admission on.
 #[test]
-fn a_pending_job_that_leaves_lets_the_next_in() {
+fn leaving_pending_job_admits_the_next() {
     let mut bench = Bench::new(1);
-    assert!(bench.lanes.let_in(Some(&A.into())));
+    assert!(bench.keys.admit(Some(&A.into())));
     bench.pend(&A.into(), true);
     assert!(!bench.arrive(A));
-    assert_eq!(bench.lanes.first_let_in(), Some((1, 1)));
-    bench.lanes.remove(Some(&A.into()), 1);
-    assert_eq!(bench.lanes.first_let_in(), Some((2, 2)));
-    bench.lanes.remove(Some(&A.into()), 2);
-    assert_eq!((bench.lanes.first_let_in(), bench.lanes.count()), (None, 0));
+    assert_eq!(bench.keys.first_admitted(), Some((1, 1)));
+    bench.keys.remove(Some(&A.into()), 1);
+    assert_eq!(bench.keys.first_admitted(), Some((2, 2)));
+    bench.keys.remove(Some(&A.into()), 2);
+    assert_eq!((bench.keys.first_admitted(), bench.keys.lane_count()), (None, 0));
 }
 
 /// Invariant 3.
 #[test]
-fn those_that_could_start_are_called_in_turn_past_the_others() {
+fn eligible_spawners_are_called_past_the_others() {
     let mut bench = Bench::new(1);
     assert!(bench.arrive(A));
     let [a, next_a, b, next_b, plain] =
@@ -129,67 +129,67 @@ fn those_that_could_start_are_called_in_turn_past_the_others() {
     assert_eq!(bench.call(false), Some((b, true)));
     assert_eq!(bench.call(false), Some((plain, false)), "without a key there is no let-in");
     assert_eq!(bench.call(false), None);
-    bench.out(A);
+    bench.release(A);
     assert_eq!(bench.call(false), Some((a, true)));
-    bench.out(B);
-    bench.out(A);
+    bench.release(B);
+    bench.release(A);
     assert_eq!(bench.call(false), Some((next_a, true)));
     assert_eq!(bench.call(false), Some((next_b, true)));
 }
 
-/// Invariant 3: the one behind the first of an open lane takes its turn.
+/// Invariant 3: the second of an open lane takes its turn.
 #[test]
-fn a_spawner_that_leaves_makes_room_for_the_next_of_its_lane() {
+fn leaving_spawner_makes_room_for_the_next_of_its_lane() {
     let mut bench = Bench::new(1);
     let [first, second, third] = [(); 3].map(|()| bench.join(Some(A)));
-    assert!(bench.lanes.leave(second).is_some());
-    assert!(bench.lanes.leave(first).is_some());
-    assert!(bench.lanes.leave(first).is_none());
+    assert!(bench.keys.cancel_wait(second).is_some());
+    assert!(bench.keys.cancel_wait(first).is_some());
+    assert!(bench.keys.cancel_wait(first).is_none());
     assert_eq!(bench.call(false), Some((third, true)));
 
     // Of a lane at its limit nobody could start, first or not.
     let [fourth, fifth] = [(); 2].map(|()| bench.join(Some(A)));
-    assert!(bench.lanes.leave(fourth).is_some());
+    assert!(bench.keys.cancel_wait(fourth).is_some());
     assert_eq!(bench.call(false), None);
-    bench.out(A);
+    bench.release(A);
     assert_eq!(bench.call(false), Some((fifth, true)));
 }
 
 #[test]
-fn a_lane_that_goes_quiet_is_forgotten_however_it_does() {
+fn empty_lane_is_forgotten() {
     let mut bench = Bench::new(1);
     assert!(bench.arrive(A) && !bench.arrive(A));
     let waiting = bench.join(Some(A));
     let alone = bench.join(Some(B));
-    assert_eq!(bench.lanes.count(), 2);
-    bench.lanes.leave(alone);
-    assert_eq!(bench.lanes.count(), 1);
-    bench.lanes.remove(Some(&A.into()), 1);
-    bench.out(A);
-    assert_eq!(bench.lanes.count(), 1, "a spawner waits");
-    bench.lanes.leave(waiting);
-    assert_eq!(bench.lanes.count(), 0);
+    assert_eq!(bench.keys.lane_count(), 2);
+    bench.keys.cancel_wait(alone);
+    assert_eq!(bench.keys.lane_count(), 1);
+    bench.keys.remove(Some(&A.into()), 1);
+    bench.release(A);
+    assert_eq!(bench.keys.lane_count(), 1, "a spawner waits");
+    bench.keys.cancel_wait(waiting);
+    assert_eq!(bench.keys.lane_count(), 0);
 
     for key in [A, B] {
         bench.join(Some(key));
     }
-    assert_eq!(bench.lanes.take_waiters(9).len(), 2);
-    assert_eq!(bench.lanes.count(), 0);
+    assert_eq!(bench.keys.drain_waiting(9).len(), 2);
+    assert_eq!(bench.keys.lane_count(), 0);
 }
 
 #[test]
 fn without_a_limit_there_are_no_lanes() {
-    let mut lanes = Lanes::new(None);
-    let key = Some(&Key::from(A));
-    assert!(!lanes.are_limited() && lanes.let_in(key) && lanes.is_open(key));
-    lanes.join(key, Waker::noop().clone());
-    assert_eq!(lanes.count(), 0);
-    assert!(matches!(lanes.call_next(false), Some((_, None, false, _))));
-    lanes.let_out(key);
+    let mut keys = Keys::new(None);
+    let key = Some(&KeyName::from(A));
+    assert!(!keys.are_limited() && keys.admit(key) && keys.has_room(key));
+    keys.join(key, Waker::noop().clone());
+    assert_eq!(keys.lane_count(), 0);
+    assert!(matches!(keys.call_next(false), Some(CalledSpawner { key: None, key_admitted: false, .. })));
+    keys.release(key);
 }
 
 #[test]
-fn nothing_is_left_of_one_hot_key_among_a_million_cold_ones() {
+fn nothing_is_left_of_a_hot_key_among_a_million() {
     let mut bench = Bench::new(1);
     assert!(bench.arrive("hot"));
     for n in 0..1_000_000 {
@@ -197,17 +197,17 @@ fn nothing_is_left_of_one_hot_key_among_a_million_cold_ones() {
         assert!(bench.arrive(&cold));
         if n % 100 == 0 {
             assert!(!bench.arrive("hot"));
-            assert_eq!(bench.lanes.count(), 2);
+            assert_eq!(bench.keys.lane_count(), 2);
         }
-        bench.out(&cold);
+        bench.release(&cold);
     }
-    assert_eq!(bench.lanes.count(), 1);
+    assert_eq!(bench.keys.lane_count(), 1);
     for turn in 1..=10_000 {
-        bench.out("hot");
+        bench.release("hot");
         assert_eq!(bench.start_all(), [turn]);
     }
-    bench.out("hot");
-    let Lanes { lanes, let_in, held, waiting, open, .. } = &bench.lanes;
-    assert!(lanes.is_empty() && let_in.is_empty() && held.is_empty());
-    assert!(waiting.is_empty() && open.is_empty());
+    bench.release("hot");
+    let Keys { lanes, admitted, blocked, waiting, eligible, .. } = &bench.keys;
+    assert!(lanes.is_empty() && admitted.is_empty() && blocked.is_empty());
+    assert!(waiting.is_empty() && eligible.is_empty());
 }

@@ -1,0 +1,85 @@
+//! A snapshot of one job, for listings and reports.
+
+use std::{
+    borrow::Cow,
+    cell::Cell,
+    collections::HashMap,
+    fmt,
+    panic::Location,
+    ptr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use crate::{
+    rules::state::{JobId, JobState},
+    util::{
+        one_line::OneLine,
+        sync::{Mutex, lock},
+    },
+};
+
+/// A snapshot of one job.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct JobInfo {
+    /// The job's id.
+    pub id: JobId,
+    /// The job's name. Defaults to its spawn location.
+    pub name: Cow<'static, str>,
+    /// The job's state.
+    pub state: JobState,
+    /// The label of the request that spawned the job, as `METHOD /path`; `None` if the job was
+    /// spawned on the scheduler.
+    pub request: Option<Arc<str>>,
+    /// The job's concurrency key: see
+    /// [`JobBuilder::concurrency_key`](crate::JobBuilder::concurrency_key).
+    pub key: Option<Arc<str>>,
+    /// The job's spawn location, serialized as `file:line:column`.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_display"))]
+    pub location: &'static Location<'static>,
+    /// Time since the job was accepted.
+    pub age: Duration,
+}
+
+#[cfg(feature = "serde")]
+fn serialize_display<S: serde::Serializer>(
+    value: &impl fmt::Display,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+impl fmt::Display for JobInfo {
+    /// Formats as `job 7 "welcome e-mail" of POST /signup (src/main.rs:12:5)`, in one line: control
+    /// characters are escaped.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "job {}", self.id)?;
+        if self.name != name_of(self.location) {
+            write!(f, " {:?}", self.name)?;
+        }
+        if let Some(request) = &self.request {
+            write!(f, " of {}", OneLine(request))?;
+        }
+        write!(f, " ({})", self.location)
+    }
+}
+
+/// The name of jobs without a name: their spawn location. Leaked, once for each location.
+pub(super) fn name_of(location: &'static Location<'static>) -> &'static str {
+    static NAMES: OnceLock<Mutex<HashMap<&'static Location<'static>, &'static str>>> =
+        OnceLock::new();
+    type Last = Option<(&'static Location<'static>, &'static str)>;
+    // Most listings have many jobs of one location in a row.
+    thread_local!(static LAST: Cell<Last> = const { Cell::new(None) });
+    match LAST.get() {
+        Some((last, name)) if ptr::eq(last, location) => return name,
+        _ => {}
+    }
+    let mut names = lock(NAMES.get_or_init(Mutex::default));
+    let name = *names.entry(location).or_insert_with(|| location.to_string().leak());
+    drop(names);
+    LAST.set(Some((location, name)));
+    name
+}

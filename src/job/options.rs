@@ -1,0 +1,80 @@
+//! The options of a job: its traits, and the names that few jobs have.
+
+use std::{borrow::Cow, fmt, panic::Location, sync::Arc, time::Duration};
+
+use crate::{job::group::GroupOwner, rules::step::UniqueKey};
+
+/// How a job runs, and how it ends when it is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum JobKind {
+    /// Its future is dropped.
+    Plain,
+    /// It is cancelled, and its future is dropped if it does not end in time.
+    Cooperative,
+    /// It cannot be stopped once a thread has [claimed](super::record::Record::claim_blocking) it.
+    Blocking,
+    /// As plain, outside all limits.
+    Shielded,
+}
+
+/// Flags of a job.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct JobFlags(u8);
+
+impl JobFlags {
+    /// The job's first poll comes after the tasks that are ready now.
+    pub(crate) const YIELDS_FIRST: Self = Self(1);
+    /// The job has its group's label, and is not counted, awaited or closed with the group.
+    pub(crate) const OUTSIDE_GROUP: Self = Self(2);
+
+    pub(crate) fn has(self, flag: Self) -> bool {
+        self.0 & flag.0 != 0
+    }
+}
+
+/// The options of a job that is about to be made.
+#[derive(Clone, Default)]
+pub(crate) struct Options {
+    pub(crate) group: Option<Arc<dyn GroupOwner>>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) flags: JobFlags,
+    /// The spawn location; `None` is the caller.
+    pub(crate) location: Option<&'static Location<'static>>,
+    pub(crate) extras: Option<Box<Extras>>,
+}
+
+/// Options that most jobs do not have.
+#[derive(Clone, Default)]
+pub(crate) struct Extras {
+    pub(super) name: Option<Cow<'static, str>>,
+    pub(super) key: Option<Arc<str>>,
+    pub(super) unique: Option<UniqueKey>,
+}
+
+impl Options {
+    pub(crate) fn set_name(&mut self, name: Cow<'static, str>) {
+        self.extras().name = Some(name);
+    }
+
+    pub(crate) fn set_key(&mut self, key: Arc<str>) {
+        self.extras().key = Some(key);
+    }
+
+    pub(crate) fn set_unique(&mut self, unique: UniqueKey) {
+        self.extras().unique = Some(unique);
+    }
+
+    fn extras(&mut self) -> &mut Extras {
+        self.extras.get_or_insert_default()
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.extras.as_ref().and_then(|extras| extras.name.as_ref());
+        f.debug_struct("JobBuilder")
+            .field("name", &name)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}

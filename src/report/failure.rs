@@ -1,0 +1,43 @@
+use std::{error::Error, fmt};
+
+use crate::{
+    job::{error::JobError, info::JobInfo},
+    util::one_line::OneLine,
+};
+
+/// A failed job that no code awaited: the argument of [`on_failure`].
+///
+/// [`on_failure`]: crate::SchedulerBuilder::on_failure
+#[derive(Debug)]
+#[non_exhaustive]
+#[doc(alias = "Failure")]
+pub struct JobFailure {
+    /// The job.
+    pub job: JobInfo,
+    /// Its error.
+    pub error: JobError,
+}
+
+impl JobFailure {
+    /// The error and its causes, in one line.
+    pub(crate) fn chain(&self) -> String {
+        let mut chain = self.error.to_string();
+        let mut cause = self.error.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Many errors repeat their cause at the end of their own text.
+            if !text.is_empty() && !chain.ends_with(&format!(": {text}")) {
+                chain = format!("{chain}: {text}");
+            }
+            cause = error.source();
+        }
+        OneLine(chain).to_string()
+    }
+}
+
+impl fmt::Display for JobFailure {
+    /// Formats the job, its error and the causes of that, in one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.job, self.chain())
+    }
+}

@@ -1,0 +1,489 @@
+//! The oracle: a model that states the rules as plainly as possible. It looks through lists until
+//! nothing more can happen. Random histories run against the queue and the model, and after each step
+//! both must agree.
+
+use std::{
+    collections::BTreeSet,
+    env,
+    hash::{BuildHasher, RandomState},
+};
+
+use proptest::{
+    prelude::*,
+    test_runner::{RngSeed, TestRunner},
+};
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Offer(Names),
+    OfferOrWait(Names),
+    OfferDeferred(Names),
+    OfferOutside(Names),
+    Begin(usize),
+    Ask(usize),
+    Leave(usize),
+    Finish(usize, Outcome),
+    Remove(usize, Outcome),
+    Announce,
+    Drain,
+    Close,
+    TakeWaiters(usize),
+    TakeUnstarted(usize),
+    TakeEnded,
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    prop::sample::select(vec![
+        Outcome::Completed,
+        Outcome::Failed,
+        Outcome::TimedOut,
+        Outcome::Skipped,
+        Outcome::Abandoned,
+    ])
+}
+
+fn names() -> impl Strategy<Value = Names> {
+    let keys = prop::sample::select(vec!["a", "b", "c"]);
+    let uniques = (prop::sample::select(vec!["one", "two"]), any::<bool>());
+    (prop::option::weighted(0.7, keys), prop::option::weighted(0.2, uniques))
+        .prop_map(|(key, unique)| Names { key, unique })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let any = any::<u8>().prop_map(usize::from);
+    prop_oneof![
+        8 => names().prop_map(Step::Offer),
+        10 => names().prop_map(Step::OfferOrWait),
+        4 => names().prop_map(Step::OfferDeferred),
+        2 => names().prop_map(Step::OfferOutside),
+        4 => any.clone().prop_map(Step::Begin),
+        8 => any.clone().prop_map(Step::Ask),
+        3 => any.clone().prop_map(Step::Leave),
+        12 => (any.clone(), outcome()).prop_map(|(number, outcome)| Step::Finish(number, outcome)),
+        3 => (any, outcome()).prop_map(|(number, outcome)| Step::Remove(number, outcome)),
+        1 => Just(Step::Announce),
+        1 => Just(Step::Drain),
+        1 => Just(Step::Close),
+        2 => (0..3_usize).prop_map(Step::TakeWaiters),
+        2 => (0..3_usize).prop_map(Step::TakeUnstarted),
+        1 => Just(Step::TakeEnded),
+    ]
+}
+
+struct Model {
+    limit: usize,
+    pending_limit: usize,
+    limit_per_key: usize,
+    phase: Phase,
+    names: Vec<Names>,
+    deferred: Vec<usize>,
+    pending: Vec<usize>,
+    active: Vec<usize>,
+    outside: Vec<usize>,
+    /// Spawners, by the number of their job, in the order they came.
+    waiting: Vec<usize>,
+    granted: Vec<usize>,
+    /// The pending jobs and granted spawners that count against the limit of their key.
+    admitted: Vec<usize>,
+    started: Vec<usize>,
+    replaced: Vec<usize>,
+    accepted: u64,
+    outcomes: Vec<Outcome>,
+    ended: Vec<(usize, Outcome)>,
+}
+
+impl Model {
+    fn running(&self) -> Vec<usize> {
+        let inside = |number: &&usize| !self.outside.contains(number);
+        self.active.iter().filter(inside).copied().collect()
+    }
+
+    fn to_wait(&self) -> usize {
+        self.pending.len() + self.deferred.len() + self.granted.len()
+    }
+
+    fn free(&self) -> bool {
+        let held = self.running().len() + self.to_wait();
+        self.limit.checked_add(self.pending_limit).is_none_or(|places| held < places)
+    }
+
+    fn may_wait(&self) -> bool {
+        self.to_wait() < self.pending_limit // 10
+    }
+
+    fn of_key(&self, key: &str) -> usize {
+        let all = self.running().into_iter().chain(self.admitted.iter().copied());
+        all.filter(|number| self.names[*number].key == Some(key)).count()
+    }
+
+    fn key_is_open(&self, names: Names) -> bool {
+        names.key.is_none_or(|key| self.of_key(key) < self.limit_per_key)
+    }
+
+    fn has_room(&self, how: Admit, names: Names) -> bool {
+        match how {
+            Admit::Outside => true,
+            Admit::Limited if self.key_is_open(names) => self.free(),
+            Admit::Limited => self.may_wait(),
+            Admit::Deferred if self.pending_limit == 0 => self.free(),
+            Admit::Deferred => self.may_wait(),
+        }
+    }
+
+    /// The job of the same unique key, and whether it may be replaced.
+    fn rival(&self, names: Names) -> Option<(usize, bool)> {
+        let (unique, replace) = names.unique?;
+        let mut all = self.deferred.iter().chain(&self.pending).chain(&self.active);
+        let same =
+            |number: &&usize| self.names[**number].unique.is_some_and(|(other, _)| other == unique);
+        let rival = *all.find(same)?;
+        Some((rival, replace && !self.active.contains(&rival)))
+    }
+
+    /// What is said to a job that is offered.
+    fn offer(&mut self, number: usize, how: Admit) -> Answer {
+        let names = self.names[number];
+        let rival = self.rival(names);
+        match rival {
+            _ if self.phase == Phase::Closed => Closed,
+            Some((rival, false)) => Duplicate(rival),
+            // It would have to wait, and there is nothing to wait in.
+            Some(_)
+                if how == Admit::Limited && self.pending_limit == 0 && !self.key_is_open(names) =>
+            {
+                Full
+            }
+            None if !self.has_room(how, names) => Full,
+            _ => self.accept(number, how),
+        }
+    }
+
+    fn accept(&mut self, number: usize, how: Admit) -> Answer {
+        if let Some((rival, true)) = self.rival(self.names[number]) {
+            self.end(rival, Outcome::Cancelled);
+            self.replaced.push(rival);
+        }
+        self.accepted += 1;
+        match how {
+            Admit::Limited => self.pending.push(number),
+            Admit::Deferred => self.deferred.push(number),
+            Admit::Outside => {
+                self.outside.push(number);
+                self.active.push(number);
+                self.started.push(number);
+            }
+        }
+        Taken
+    }
+
+    /// A spawner leaves the line, granted or not.
+    fn leave(&mut self, number: usize) {
+        self.waiting.retain(|other| *other != number);
+        self.granted.retain(|other| *other != number);
+        if !self.pending.contains(&number) {
+            self.admitted.retain(|other| *other != number);
+        }
+    }
+
+    fn idle(&self) -> bool {
+        let spawners = self.waiting.len() + self.granted.len();
+        self.deferred.is_empty()
+            && self.pending.is_empty()
+            && self.active.is_empty()
+            && (spawners == 0 || self.phase == Phase::Closed)
+    }
+
+    fn end(&mut self, number: usize, outcome: Outcome) {
+        self.active.retain(|other| *other != number);
+        self.pending.retain(|other| *other != number);
+        self.deferred.retain(|other| *other != number);
+        self.admitted.retain(|other| *other != number);
+        self.outcomes.push(outcome);
+        let well = [Outcome::Completed, Outcome::Skipped].contains(&outcome);
+        if self.phase != Phase::Open && !well {
+            self.ended.push((number, outcome));
+        }
+    }
+
+    fn settle(&mut self) {
+        while self.phase != Phase::Closed && self.settle_one() {}
+    }
+
+    /// Does the first thing that can be done, if there is one.
+    fn settle_one(&mut self) -> bool {
+        let opens = |number: &&usize| self.key_is_open(self.names[**number]);
+        let held = self.pending.iter().filter(|number| !self.admitted.contains(number));
+        let ready = self.pending.iter().find(|number| self.admitted.contains(number));
+        let call = match self.free() {
+            true if self.may_wait() => self.waiting.first(),
+            true => self.waiting.iter().find(opens),
+            false => None,
+        };
+        if let Some(number) = held.copied().find(|number| opens(&number)) {
+            self.admitted.push(number);
+        } else if let Some(&number) = ready.filter(|_| self.running().len() < self.limit) {
+            self.pending.retain(|other| *other != number);
+            self.admitted.retain(|other| *other != number);
+            self.active.push(number);
+            self.started.push(number);
+        } else if let Some(&number) = call {
+            if opens(&&number) {
+                self.admitted.push(number);
+            }
+            self.waiting.retain(|other| *other != number);
+            self.granted.push(number);
+        } else if self.phase == Phase::Draining && self.idle() {
+            self.phase = Phase::Closed;
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// The keys of which the queue must know something.
+    fn lanes(&self) -> BTreeSet<&'static str> {
+        let (running, limited) = (self.running(), self.limit_per_key < usize::MAX);
+        let all = [&running, &self.pending, &self.admitted, &self.waiting].into_iter().flatten();
+        all.filter_map(|number| self.names[*number].key).filter(|_| limited).collect()
+    }
+
+    /// In the order in which a closed queue gives them up.
+    fn unstarted(&self) -> Vec<usize> {
+        [self.pending.clone(), self.deferred.clone()].concat()
+    }
+}
+
+fn pick<T: Copy>(from: &[T], at: usize) -> Option<T> {
+    (!from.is_empty()).then(|| from[at % from.len()])
+}
+
+fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<Step>) {
+    let mut bench = Bench::with_keys(limit, pending_limit, limit_per_key);
+    let mut model = Model {
+        limit: limit.unwrap_or(usize::MAX),
+        pending_limit: pending_limit.unwrap_or(usize::MAX),
+        limit_per_key: limit_per_key.unwrap_or(usize::MAX),
+        phase: Phase::Open,
+        names: Vec::new(),
+        deferred: Vec::new(),
+        pending: Vec::new(),
+        active: Vec::new(),
+        outside: Vec::new(),
+        waiting: Vec::new(),
+        granted: Vec::new(),
+        admitted: Vec::new(),
+        started: Vec::new(),
+        replaced: Vec::new(),
+        accepted: 0,
+        outcomes: Vec::new(),
+        ended: Vec::new(),
+    };
+    // Spawners that have joined the line and not left it, and the time of each job's last move.
+    let mut spawners: Vec<(usize, Ticket, Arc<Bell>)> = Vec::new();
+    let mut since: Vec<(JobState, Moment)> = Vec::new();
+    // Jobs that were deferred, and are so no more.
+    let mut begun = Vec::new();
+    for step in steps {
+        bench.now = Moment::from_nanos(bench.now.as_nanos() + 1);
+        match step {
+            Step::Offer(names)
+            | Step::OfferOrWait(names)
+            | Step::OfferDeferred(names)
+            | Step::OfferOutside(names) => {
+                let (number, bell) = (bench.jobs.len(), Arc::new(Bell::default()));
+                let how = match step {
+                    Step::OfferDeferred(_) => Admit::Deferred,
+                    Step::OfferOutside(_) => Admit::Outside,
+                    _ => Admit::Limited,
+                };
+                model.names.push(names);
+                let expected = model.offer(number, how);
+                if !matches!(step, Step::OfferOrWait(_)) {
+                    assert_eq!(bench.offer_as(how, names), expected);
+                } else if let Waits(ticket) = bench.offer_or_wait(names, &bell) {
+                    assert_eq!(expected, Full);
+                    assert!(spawners.iter().all(|(_, earlier, _)| *earlier < ticket));
+                    spawners.push((number, ticket, bell));
+                    model.waiting.push(number);
+                } else {
+                    let job = bench.jobs.last().expect("just offered");
+                    assert_eq!(expected == Taken, job.row() != NONE);
+                }
+            }
+            Step::Begin(at) => {
+                let Some(number) = pick(&Vec::from_iter(0..bench.jobs.len()), at) else {
+                    continue;
+                };
+                bench.begin(number);
+                if model.phase != Phase::Closed && model.deferred.contains(&number) {
+                    model.deferred.retain(|other| *other != number);
+                    model.pending.push(number);
+                    begun.push(number);
+                }
+            }
+            Step::Ask(at) => {
+                let Some(at) = pick(&Vec::from_iter(0..spawners.len()), at) else { continue };
+                let (number, ticket, _) = spawners[at];
+                let bell = Arc::new(Bell::default());
+                let answer = bench.ask(number, ticket, &bell);
+                let rival = model.rival(model.names[number]);
+                match rival {
+                    _ if model.phase == Phase::Closed => assert_eq!(answer, Closed),
+                    _ if !model.granted.contains(&number) => {
+                        assert_eq!(answer, Waits(ticket));
+                        spawners[at].2 = bell;
+                        continue;
+                    }
+                    Some((rival, false)) => assert_eq!(answer, Duplicate(rival)),
+                    _ => assert_eq!(answer, model.accept(number, Admit::Limited)),
+                }
+                if answer != Taken {
+                    spawners[at].2 = bell;
+                    bench.leave(ticket);
+                }
+                spawners.remove(at);
+                model.leave(number);
+            }
+            Step::Leave(at) => {
+                let Some(at) = pick(&Vec::from_iter(0..spawners.len()), at) else { continue };
+                let (number, ticket, _) = spawners.remove(at);
+                bench.leave(ticket);
+                model.leave(number);
+            }
+            Step::Finish(at, outcome) => {
+                // Any job, also one that is past it: then nothing happens.
+                let Some(number) = pick(&Vec::from_iter(0..bench.jobs.len()), at) else {
+                    continue;
+                };
+                bench.finish(number, outcome);
+                if model.active.contains(&number) {
+                    model.end(number, outcome);
+                }
+            }
+            Step::Remove(at, outcome) => {
+                let Some(number) = pick(&Vec::from_iter(0..bench.jobs.len()), at) else {
+                    continue;
+                };
+                let unstarted = model.pending.contains(&number) || model.deferred.contains(&number);
+                assert_eq!(bench.remove(number, outcome), unstarted);
+                if unstarted {
+                    model.end(number, outcome);
+                }
+            }
+            Step::Announce => {
+                bench.queue.announce();
+                model.phase = model.phase.max(Phase::Announced);
+            }
+            Step::Drain => {
+                bench.queue.drain();
+                model.phase = model.phase.max(Phase::Draining);
+            }
+            Step::Close => {
+                bench.queue.close();
+                model.phase = Phase::Closed;
+            }
+            Step::TakeWaiters(most) if model.phase == Phase::Closed => {
+                let taken = bench.queue.drain_waiting(most);
+                assert_eq!(taken.len(), most.min(model.waiting.len()));
+                taken.into_iter().for_each(Waker::wake);
+                for number in model.waiting.drain(..most.min(model.waiting.len())) {
+                    let spawner = spawners.iter().find(|spawner| spawner.0 == number);
+                    assert!(spawner.is_some_and(|(_, _, bell)| granted(bell)), "in turn");
+                }
+            }
+            Step::TakeUnstarted(most) if model.phase == Phase::Closed => {
+                let mut expected = model.unstarted();
+                expected.truncate(most);
+                assert_eq!(bench.take_unstarted(most), expected);
+                expected.iter().for_each(|number| model.end(*number, Outcome::NeverStarted));
+            }
+            Step::TakeWaiters(_) | Step::TakeUnstarted(_) => continue,
+            Step::TakeEnded => {
+                let id = |(number, outcome): (usize, Outcome)| (bench.jobs[number].id(), outcome);
+                let mut expected: Vec<_> = model.ended.drain(..).map(id).collect();
+                // Those that never started are kept by themselves.
+                expected.sort_by_key(|(_, outcome)| *outcome != Outcome::NeverStarted);
+                assert_eq!(bench.take_ended(), expected); // 9
+            }
+        }
+        model.settle();
+        let queue = &bench.queue;
+        assert_eq!(bench.started, model.started); // 3, 5, 6: when, in which order
+        assert_eq!(bench.replaced, model.replaced); // 11
+        assert!(model.running().len() <= model.limit); // 1
+        for key in model.lanes() {
+            assert!(model.of_key(key) <= model.limit_per_key); // 1
+        }
+        assert_eq!(
+            queue.cold.keys.lane_count(),
+            model.lanes().len(),
+            "those of quiet keys are forgotten"
+        );
+        assert_eq!(bench.counts(), (model.active.len(), model.pending.len()));
+        assert_eq!(queue.deferred_count(), model.deferred.len());
+        let waits_beside_no_queue =
+            |number: &&usize| model.pending_limit == 0 && begun.contains(number);
+        let beside = model.pending.iter().filter(waits_beside_no_queue).count();
+        assert!(queue.pending_count() <= model.pending_limit.saturating_add(beside)); // 2
+        assert_eq!(queue.waiting_count(), model.waiting.len()); // 4
+        assert_eq!((queue.phase(), queue.is_idle()), (model.phase, model.idle())); // 8
+        assert_eq!(queue.totals().accepted, model.accepted);
+        let ended: u64 = queue.totals().outcomes.iter().sum();
+        assert_eq!(model.accepted, queue.len() as u64 + ended); // 7
+        for outcome in [Outcome::Completed, Outcome::TimedOut, Outcome::NeverStarted] {
+            let expected = model.outcomes.iter().filter(|other| **other == outcome).count();
+            assert_eq!(queue.totals().of(outcome), expected as u64);
+        }
+        if model.phase != Phase::Closed {
+            for (number, _, bell) in &spawners {
+                assert_eq!(granted(bell), model.granted.contains(number), "woken once granted");
+                assert!(bell.rings() <= 1);
+            }
+        }
+        for number in 0..bench.jobs.len() {
+            let expected = match () {
+                () if model.active.contains(&number) => JobState::Active,
+                () if model.pending.contains(&number) => JobState::Pending,
+                () if model.deferred.contains(&number) => JobState::Deferred,
+                // Or not taken in.
+                () => JobState::Finished,
+            };
+            assert_eq!(bench.state(number), expected, "job {number}");
+            since.resize(bench.jobs.len(), (JobState::Deferred, bench.now));
+            if since[number].0 != expected {
+                since[number] = (expected, bench.now);
+            }
+        }
+        let oldest = |jobs: &[usize]| jobs.iter().map(|number| since[*number].1).min();
+        assert_eq!(queue.oldest(), (oldest(&model.pending), oldest(&model.active)));
+    }
+}
+
+#[test]
+fn every_invariant_holds_after_every_step() {
+    let limits = (
+        prop_oneof![4 => (1..4_usize).prop_map(Some), 1 => Just(None)],
+        prop_oneof![1 => Just(Some(0)), 4 => (1..4_usize).prop_map(Some), 1 => Just(None)],
+        prop_oneof![4 => (1..4_usize).prop_map(Some), 1 => Just(None)],
+    );
+    let limits = limits
+        .prop_map(|(limit, pending_limit, limit_per_key)| [limit, pending_limit, limit_per_key]);
+    let history = (limits, prop::collection::vec(step(), 1..80));
+    let mut config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    if env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = 2_000;
+    }
+    if config.rng_seed == RngSeed::Random {
+        config.rng_seed = RngSeed::Fixed(RandomState::new().hash_one(()));
+    }
+    let seed = config.rng_seed;
+    let checked = TestRunner::new(config).run(&history, |(limits, steps)| {
+        check(limits, steps);
+        Ok(())
+    });
+    if let Err(error) = checked {
+        panic!("{error}\nto see it again: PROPTEST_RNG_SEED={seed}");
+    }
+}

@@ -1,0 +1,125 @@
+//! Admission: how a job gets into the queue, at once or after waiting for a permit or a place.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use crate::{
+    job::{body::Work, error::SpawnError, record::Record},
+    rules::{
+        keys::Ticket,
+        step::{Admit, Refusal},
+    },
+    run::core::Core,
+    util::clock::Moment,
+};
+
+impl Core {
+    /// Admits a job, or refuses it without having called `work`. A call, since each future type has its
+    /// own copy of the code around it.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        how: Admit,
+        record: &Arc<Record>,
+        work: &mut dyn FnMut() -> Work,
+    ) -> Result<(), Refusal> {
+        self.admit_inline(how, record, work)
+    }
+
+    #[inline(always)]
+    fn admit_inline(
+        self: &Arc<Self>,
+        how: Admit,
+        record: &Arc<Record>,
+        work: impl FnOnce() -> Work,
+    ) -> Result<(), Refusal> {
+        let now = Moment::now();
+        // Cloned before locking: the reference count may be in another processor's cache.
+        let record = record.clone();
+        let admitted = self.queue().admit(how, record, work, now);
+        self.apply(admitted?);
+        Ok(())
+    }
+
+    /// Admits a spawner's job, once there is a permit or a place for it.
+    pub(crate) fn poll_admit(
+        self: &Arc<Self>,
+        record: &Arc<Record>,
+        work: &mut Option<Work>,
+        ticket: &mut Option<Ticket>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), SpawnError>> {
+        self.bind_runtime()?;
+        let Some(waiting) = *ticket else {
+            return self.poll_first_admit(record, work, ticket, cx);
+        };
+        let (waker, meta, now) = (cx.waker().clone(), record.clone(), Moment::now());
+        let mut queue = self.queue();
+        let Some(admitted) = queue.admit_granted(waiting, meta, || take_work(work), now) else {
+            let previous = queue.replace_waker(waiting, waker);
+            drop(queue);
+            drop(previous);
+            return Poll::Pending;
+        };
+        drop(queue);
+        let effects = admitted?;
+        *ticket = None;
+        self.apply(effects);
+        Poll::Ready(Ok(()))
+    }
+
+    #[inline(always)]
+    fn poll_first_admit(
+        self: &Arc<Self>,
+        record: &Arc<Record>,
+        work: &mut Option<Work>,
+        ticket: &mut Option<Ticket>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), SpawnError>> {
+        let admitted = self.admit_inline(Admit::Limited, record, || take_work(work));
+        if admitted != Err(Refusal::Full) || self.config.pending_limit == Some(0) {
+            return Poll::Ready(admitted.map_err(SpawnError::from));
+        }
+        // Cloning a waker may be user code, so it is cloned before locking.
+        let (waker, meta, now) = (cx.waker().clone(), record.clone(), Moment::now());
+        let mut queue = self.queue();
+        let admitted = queue.admit(Admit::Limited, meta, || take_work(work), now);
+        if let Err(Refusal::Full) = admitted {
+            *ticket = Some(queue.wait(record, waker));
+            return Poll::Pending;
+        }
+        drop(queue);
+        self.apply(admitted?);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes a spawner out of the line.
+    pub(crate) fn cancel_wait(self: &Arc<Self>, ticket: Ticket) {
+        let now = Moment::now();
+        let (effects, waker) = self.queue().cancel_wait(ticket, now);
+        drop(waker);
+        self.apply(effects);
+    }
+
+    /// Lets a deferred job start or become pending.
+    pub(crate) fn undefer(self: &Arc<Self>, record: &Record) {
+        let now = Moment::now();
+        let effects = self.queue().undefer(record.key(), now);
+        self.apply(effects);
+    }
+}
+
+fn take_work(work: &mut Option<Work>) -> Work {
+    work.take().expect("admitted once")
+}
+
+impl From<Refusal> for SpawnError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Full => Self::Full,
+            Refusal::Closed => Self::Closed,
+            Refusal::Duplicate(id) => Self::Duplicate(id),
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Reporting failures that no code awaits.
+
+use crate::{
+    job::{error::JobError, record::Record},
+    report::failure::JobFailure,
+    run::core::Core,
+    util::{
+        clock::Moment,
+        one_line::OneLine,
+        panics::{catch_panic, drop_contained, forget_panic, ignore_panic},
+    },
+};
+
+impl Core {
+    /// Reports the failure of a job whose handle is gone, if there is one.
+    #[inline(always)]
+    pub(super) fn report_unobserved(&self, record: &Record, failure: Option<JobError>) {
+        if let Some(error) = failure {
+            self.report(record, error);
+        }
+    }
+
+    /// Calls `on_failure`, or logs the failure.
+    #[cold]
+    pub(crate) fn report(&self, record: &Record, error: JobError) {
+        let info = || record.info(self.state(record), Moment::now());
+        let failure = JobFailure { job: info(), error };
+        // The hook is user code, and so is the error: showing or dropping it may panic.
+        let reported = match &self.on_failure {
+            Some(hook) => catch_panic(|| hook(failure)),
+            None => {
+                let logged = catch_panic(|| log_failure(&failure));
+                drop_contained(failure);
+                logged
+            }
+        };
+        let Err(payload) = reported else { return };
+        let (job, error) = (info(), JobError::panicked(payload));
+        ignore_panic(|| {
+            let error = OneLine(&error);
+            tracing::error!(
+                target: "tower_jobs",
+                %job,
+                %error,
+                "on_failure, or the error it was called with, panicked"
+            );
+        });
+        if let Ok(payload) = error.into_panic() {
+            forget_panic(payload);
+        }
+    }
+}
+
+fn log_failure(failure: &JobFailure) {
+    let job = &failure.job;
+    tracing::error!(
+        target: "tower_jobs",
+        {
+            job.id = %job.id,
+            job.name = %OneLine(&job.name),
+            job.request = job.request.as_deref(),
+            job.location = %job.location,
+        },
+        "{}",
+        failure.chain()
+    );
+}
