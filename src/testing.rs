@@ -8,15 +8,15 @@
 use std::{fmt::Write, mem, panic::resume_unwind, sync::Arc, thread};
 
 use crate::{
-    job::info::JobInfo,
-    job::span::SpanLink,
+    job::{info::JobInfo, span::SpanLink},
     report::failure::JobFailure,
-    rules::config::SchedulerConfig,
-    rules::state::JobState,
+    rules::{config::SchedulerConfig, state::JobState},
     run::core::{Core, FailureHook, Mode},
     scheduler::Scheduler,
-    util::clock::Moment,
-    util::sync::{Mutex, lock},
+    util::{
+        clock::Moment,
+        sync::{Mutex, lock},
+    },
 };
 
 /// A scheduler that accepts jobs and does not run them, until it is told to.

@@ -614,7 +614,7 @@ async fn on_one_thread_a_backlog_leaves_io_its_turn() {
         for _ in 0..5 {
             waited.push(jobs_until_a_byte_is_read(deferred).await);
         }
-        let all = waited.iter().all(|jobs| *jobs < 10);
+        let all = waited.iter().all(|jobs| *jobs <= 64);
         assert!(all, "{waited:?} jobs ran before a byte was read (deferred: {deferred})");
     }
 }

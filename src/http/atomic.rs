@@ -14,8 +14,10 @@ use tracing::Instrument;
 
 use crate::{
     http::jobs::Jobs,
-    job::error::{BoxError, JobError, SpawnError},
-    job::options::{JobFlags, Options},
+    job::{
+        error::{BoxError, JobError, SpawnError},
+        options::{JobFlags, Options},
+    },
     scheduler::Scheduler,
 };
 

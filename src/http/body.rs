@@ -14,7 +14,7 @@ use http::{HeaderMap, Method, Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::{http::jobs::Jobs, http::outcome::ResponseOutcome, http::request::RequestState};
+use crate::http::{jobs::Jobs, outcome::ResponseOutcome, request::RequestState};
 
 /// Ends the response with what it knows by then.
 pub(crate) struct ResponseGuard {

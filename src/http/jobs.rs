@@ -3,20 +3,22 @@ use std::{borrow::Cow, fmt, future::Future, marker::PhantomData, sync::Arc, time
 use tokio::time::Instant;
 
 use crate::{
-    http::after_response::RequestScope,
-    http::outcome::ResponseOutcome,
-    http::request::RequestState,
-    job::error::{JobError, SpawnError, TrySpawnError},
-    job::group::GroupOwner,
-    job::info::JobInfo,
-    job::options::Options,
-    job::output::JobOutput,
-    job::record::Record,
+    http::{after_response::RequestScope, outcome::ResponseOutcome, request::RequestState},
+    job::{
+        error::{JobError, SpawnError, TrySpawnError},
+        group::GroupOwner,
+        info::JobInfo,
+        options::Options,
+        output::JobOutput,
+        record::Record,
+    },
     rules::state::JobState,
     run::deadlines,
-    scheduler::Scheduler,
-    scheduler::handle::{Job, JobContext},
-    scheduler::spawn::{JobBuilder, SpawnFuture, Value},
+    scheduler::{
+        Scheduler,
+        handle::{Job, JobContext},
+        spawn::{JobBuilder, SpawnFuture, Value},
+    },
     util::clock::Moment,
 };
 

@@ -11,9 +11,11 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    http::body::{BodyRule, ResponseBody, ResponseFuture, ResponseGuard},
-    http::jobs::Jobs,
-    http::request::{Origin, RequestState},
+    http::{
+        body::{BodyRule, ResponseBody, ResponseFuture, ResponseGuard},
+        jobs::Jobs,
+        request::{Origin, RequestState},
+    },
     scheduler::Scheduler,
 };
 

@@ -8,10 +8,11 @@ use std::{
 };
 
 use crate::{
-    job::info::JobInfo,
-    job::record::Record,
-    rules::ledger::{Ended, Totals},
-    rules::state::{JobState, Outcome},
+    job::{info::JobInfo, record::Record},
+    rules::{
+        ledger::{Ended, Totals},
+        state::{JobState, Outcome},
+    },
     util::clock::Moment,
 };
 

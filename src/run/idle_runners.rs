@@ -1,11 +1,15 @@
 //! Idle runners: tasks that are parked until a job becomes ready. Waking a task costs half of spawning
 //! one, and a lone job costs little else.
 
-use std::{array, sync::OnceLock, task::Waker};
+use std::{array, task::Waker};
 
 use crate::{
     rules::step::Stealable,
-    util::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
+    util::sync::{
+        Mutex,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+        lock,
+    },
 };
 
 /// Places to park, one bit each. Loom keeps the history of each atomic, so it gets few.
@@ -15,20 +19,21 @@ const SHUTDOWN: u64 = 1 << PLACES;
 
 /// # Invariants
 ///
-/// 1. A place belongs to one runner for the runner's whole life.
+/// 1. A place belongs to one runner, from its first parking until it ends.
 /// 2. A parked runner's bit is set until the runner is unparked. The thread that clears the bit is the
 ///    one that unparks it.
-/// 3. After the shutdown no runner parks or is requested, and all parked runners are woken.
+/// 3. At most `enough` runners are parked.
+/// 4. After the shutdown no runner parks or is requested, and all parked runners are woken.
 pub(crate) struct IdleRunners {
     parked: AtomicU64,
-    /// Places that belong to a runner.
-    taken: AtomicUsize,
+    /// The places that belong to a runner.
+    taken: AtomicU64,
     places: [Place; PLACES],
 }
 
 #[derive(Default)]
 struct Place {
-    waker: OnceLock<Waker>,
+    waker: Mutex<Option<Waker>>,
     request: AtomicU8,
 }
 
@@ -51,29 +56,42 @@ impl ParkKey {
 impl IdleRunners {
     pub(crate) fn new() -> Self {
         let places = array::from_fn(|_| Place::default());
-        Self { parked: AtomicU64::new(0), taken: AtomicUsize::new(0), places }
+        Self { parked: AtomicU64::new(0), taken: AtomicU64::new(0), places }
     }
 
-    /// Gives a runner its place, unless `enough` others are parked. The waker is that of its task.
-    pub(crate) fn join(&self, waker: &Waker, enough: u32) -> Option<ParkKey> {
-        if self.parked.load(Ordering::Relaxed).count_ones() >= enough {
-            return None;
-        }
-        let next = |taken: usize| (taken < PLACES).then_some(taken + 1);
-        let free = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
-        let key = ParkKey(u8::try_from(free).ok()?);
-        self.places[free].waker.set(waker.clone()).ok()?;
+    /// Gives a runner its place. The waker is that of its task.
+    pub(crate) fn join(&self, waker: &Waker) -> Option<ParkKey> {
+        let with_first_free = |taken: u64| {
+            let free = taken.trailing_ones() as usize;
+            (free < PLACES).then(|| taken | 1 << free)
+        };
+        let order = (Ordering::AcqRel, Ordering::Relaxed);
+        let before = self.taken.fetch_update(order.0, order.1, with_first_free).ok()?;
+        let key = ParkKey(u8::try_from(before.trailing_ones()).ok()?);
+        *lock(&self.place(key).waker) = Some(waker.clone());
         Some(key)
     }
 
-    /// Parks the runner. Returns false after the shutdown. The last act of a poll.
-    pub(crate) fn park(&self, key: ParkKey) -> bool {
-        self.parked.fetch_or(key.bit(), Ordering::AcqRel) & SHUTDOWN == 0
+    /// Takes back the place of a runner that ends.
+    pub(crate) fn leave(&self, key: ParkKey) {
+        self.unpark(key);
+        let waker = lock(&self.place(key).waker).take();
+        drop(waker);
+        self.taken.fetch_and(!key.bit(), Ordering::AcqRel);
+    }
+
+    /// Parks the runner, unless `enough` are parked, or after the shutdown. The last act of a poll.
+    pub(crate) fn park(&self, key: ParkKey, enough: u32) -> bool {
+        let with_key = |parked: u64| {
+            let may_park = parked & SHUTDOWN == 0 && parked.count_ones() < enough;
+            may_park.then(|| parked | key.bit())
+        };
+        self.parked.fetch_update(Ordering::AcqRel, Ordering::Relaxed, with_key).is_ok()
     }
 
     /// Takes the request for which a parked runner was unparked, if it was.
     pub(crate) fn take_request(&self, key: ParkKey) -> Option<Stealable> {
-        let request = &self.places[usize::from(key.0)].request;
+        let request = &self.place(key).request;
         let stealable = match request.load(Ordering::Acquire) {
             request::NONE => return None,
             request::STEALABLE => Stealable::Yes,
@@ -83,8 +101,8 @@ impl IdleRunners {
         Some(stealable)
     }
 
-    /// Unparks a runner that goes away. Returns whether it was not requested meanwhile.
-    pub(crate) fn unpark(&self, key: ParkKey) -> bool {
+    /// Clears the bit of a runner that ends. Returns whether it was parked.
+    fn unpark(&self, key: ParkKey) -> bool {
         self.parked.fetch_and(!key.bit(), Ordering::AcqRel) & key.bit() != 0
     }
 
@@ -120,11 +138,16 @@ impl IdleRunners {
         // A requested runner that cannot see its request yet is about to be woken for it.
         self.parked.load(Ordering::Acquire) & SHUTDOWN != 0 && self.unpark(key)
     }
+
+    fn place(&self, key: ParkKey) -> &Place {
+        &self.places[usize::from(key.0)]
+    }
 }
 
 impl Place {
+    /// The waker is that of a runner's task, so no user code runs under the lock.
     fn wake(&self) {
-        if let Some(waker) = self.waker.get() {
+        if let Some(waker) = &*lock(&self.waker) {
             waker.wake_by_ref();
         }
     }
@@ -151,7 +174,7 @@ mod tests {
 
     fn runner(idle: &IdleRunners) -> (ParkKey, Arc<Woken>) {
         let woken = Arc::new(Woken::default());
-        let key = idle.join(&woken.clone().into(), u32::MAX).expect("a place");
+        let key = idle.join(&woken.clone().into()).expect("a place");
         (key, woken)
     }
 
@@ -166,7 +189,7 @@ mod tests {
         let (first, first_woken) = runner(&idle);
         let (second, second_woken) = runner(&idle);
         assert!(!idle.unpark_one(Stealable::Unknown), "none is parked yet");
-        assert!(idle.park(first) && idle.park(second));
+        assert!(idle.park(first, u32::MAX) && idle.park(second, u32::MAX));
         assert_eq!((idle.take_request(first), idle.take_request(second)), (None, None));
 
         assert!(idle.unpark_one(Stealable::Yes) && idle.unpark_one(Stealable::Unknown));
@@ -176,7 +199,7 @@ mod tests {
         assert_eq!(calls, [Some(Stealable::Yes), Some(Stealable::Unknown)]);
         assert_eq!([first, second].map(|key| idle.take_request(key)), [None, None]);
 
-        assert!(idle.park(second) && idle.unpark_one(Stealable::Yes));
+        assert!(idle.park(second, u32::MAX) && idle.unpark_one(Stealable::Yes));
         assert_eq!(idle.take_request(second), Some(Stealable::Yes));
     }
 
@@ -184,9 +207,9 @@ mod tests {
     fn leaving_runner_learns_whether_it_was_requested() {
         let idle = IdleRunners::new();
         let (key, woken) = runner(&idle);
-        assert!(idle.park(key) && idle.unpark(key));
+        assert!(idle.park(key, u32::MAX) && idle.unpark(key));
         assert!(!idle.unpark_one(Stealable::Unknown));
-        assert!(idle.park(key) && idle.unpark_one(Stealable::Unknown));
+        assert!(idle.park(key, u32::MAX) && idle.unpark_one(Stealable::Unknown));
         assert!(!idle.unpark(key), "it was requested");
         assert_eq!(times(&woken), 1);
     }
@@ -196,27 +219,33 @@ mod tests {
         let idle = IdleRunners::new();
         let [(waits, woken), (called, called_woken), (runs, not_woken)] =
             [(); 3].map(|()| runner(&idle));
-        assert!(idle.park(called) && idle.unpark_one(Stealable::Yes));
-        assert!(idle.park(waits) && !idle.is_over(waits));
+        assert!(idle.park(called, u32::MAX) && idle.unpark_one(Stealable::Yes));
+        assert!(idle.park(waits, u32::MAX) && !idle.is_over(waits));
         idle.shutdown();
         assert!(!idle.unpark_one(Stealable::Unknown));
         assert_eq!((times(&woken), times(&called_woken), times(&not_woken)), (1, 1, 0));
         assert!(idle.is_over(waits));
-        assert!(!idle.park(runs), "no runner parks any more");
+        assert!(!idle.park(runs, u32::MAX), "no runner parks any more");
         assert!(!idle.is_over(called), "it must answer its request first");
         assert_eq!(idle.take_request(called), Some(Stealable::Yes));
     }
 
     #[test]
-    fn places_are_limited() {
+    fn no_more_park_than_are_enough() {
         let idle = IdleRunners::new();
-        let (key, woken) = runner(&idle);
-        assert!(idle.park(key));
-        let waker = woken.into();
-        assert_eq!(idle.join(&waker, 1), None);
-        assert_eq!(idle.join(&waker, 0), None);
-        assert!((1..PLACES).all(|_| idle.join(&waker, 2).is_some()));
-        assert_eq!(idle.join(&waker, 2), None);
+        let [(first, _), (second, _)] = [(); 2].map(|()| runner(&idle));
+        assert!(idle.park(first, 1) && !idle.park(second, 1));
+        assert!(idle.unpark_one(Stealable::Unknown) && idle.park(second, 1));
+    }
+
+    #[test]
+    fn places_are_limited_and_used_again() {
+        let idle = IdleRunners::new();
+        let waker = Waker::noop();
+        let keys: Vec<ParkKey> = (0..PLACES).map(|_| idle.join(waker).expect("a place")).collect();
+        assert_eq!(idle.join(waker), None);
+        idle.leave(keys[7]);
+        assert_eq!(idle.join(waker), Some(keys[7]));
     }
 
     #[test]
@@ -224,7 +253,7 @@ mod tests {
         let idle = IdleRunners::new();
         let (key, woken) = runner(&idle);
         for round in 1..=1000 {
-            assert!(idle.park(key));
+            assert!(idle.park(key, u32::MAX));
             let called = thread::scope(|threads| {
                 let callers =
                     [(); 3].map(|()| threads.spawn(|| idle.unpark_one(Stealable::Unknown)));
@@ -276,7 +305,7 @@ mod all_orders {
         fn run(&self) -> usize {
             let (mut key, mut waits, mut calls) = (None, false, 0);
             block_on(poll_fn(|cx| {
-                key = key.or_else(|| self.idle.join(cx.waker(), 1));
+                key = key.or_else(|| self.idle.join(cx.waker()));
                 let Some(key) = key else { return Poll::Ready(()) };
                 if waits {
                     match self.idle.take_request(key) {
@@ -287,7 +316,7 @@ mod all_orders {
                     calls += 1;
                     self.work_off();
                 }
-                waits = self.idle.park(key);
+                waits = self.idle.park(key, u32::MAX);
                 if waits { Poll::Pending } else { Poll::Ready(()) }
             }));
             calls

@@ -120,8 +120,9 @@ impl Runner {
     /// Parks, unless enough others are parked. The last act of a poll.
     fn park(&mut self, cx: &Context<'_>) {
         let idle = &self.core.idle_runners.0;
-        self.park_key = self.park_key.or_else(|| idle.join(cx.waker(), self.core.threads()));
-        self.state = self.park_key.filter(|key| idle.park(*key)).map_or(State::Done, State::Parked);
+        self.park_key = self.park_key.or_else(|| idle.join(cx.waker()));
+        let parked = self.park_key.filter(|key| idle.park(*key, self.core.threads()));
+        self.state = parked.map_or(State::Done, State::Parked);
     }
 }
 
@@ -150,13 +151,13 @@ impl Drop for Runner {
     /// Closes the scheduler, unless the runner is done: only a runtime that goes away drops it before,
     /// and no job can run there any more.
     fn drop(&mut self) {
+        if let Some(key) = self.park_key {
+            self.core.idle_runners.0.leave(key);
+        }
         let job = match mem::replace(&mut self.state, State::Done) {
             State::Done => return,
             State::Requested(_) => None,
-            State::Parked(key) => {
-                self.core.idle_runners.0.unpark(key);
-                None
-            }
+            State::Parked(_) => None,
             State::HasJob(job) => Some(job),
         };
         self.core.close_now();

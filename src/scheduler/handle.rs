@@ -12,15 +12,10 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    job::error::JobError,
-    job::info::JobInfo,
-    job::record::Record,
-    job::result::BoxedValue,
+    job::{error::JobError, info::JobInfo, record::Record, result::BoxedValue},
     rules::state::{JobId, JobState},
-    run::core::Core,
-    run::deadlines,
-    util::clock::Moment,
-    util::panics::drop_contained,
+    run::{core::Core, deadlines},
+    util::{clock::Moment, panics::drop_contained},
 };
 
 /// A handle to one job: awaits it, watches it, ends it.

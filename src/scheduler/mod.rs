@@ -8,18 +8,20 @@ pub(crate) mod spawn;
 use std::{borrow::Cow, fmt, future::Future, sync::Arc, time::Duration};
 
 use crate::{
-    job::error::{JobError, SpawnError, TrySpawnError},
-    job::info::JobInfo,
-    job::options::Options,
-    job::output::JobOutput,
+    job::{
+        error::{JobError, SpawnError, TrySpawnError},
+        info::JobInfo,
+        options::Options,
+        output::JobOutput,
+    },
     report::drain_report::{DrainReport, Stats},
-    rules::state::Outcome,
-    rules::step::Phase,
+    rules::{state::Outcome, step::Phase},
     run::core::Core,
-    scheduler::handle::{Job, JobContext},
-    scheduler::spawn::{JobBuilder, SpawnFuture, Value},
-    util::clock::Moment,
-    util::panics::ignore_panic,
+    scheduler::{
+        handle::{Job, JobContext},
+        spawn::{JobBuilder, SpawnFuture, Value},
+    },
+    util::{clock::Moment, panics::ignore_panic},
 };
 
 /// Runs jobs in the background, so many at a time, and accounts for every one of them.
@@ -516,6 +518,15 @@ impl Scheduler {
             oldest_pending: pending.map(|since| now.since(since)),
             oldest_active: active.map(|since| now.since(since)),
         }
+    }
+}
+
+#[cfg(tower_jobs_count_locks)]
+impl Scheduler {
+    /// Locks of this crate that the process has taken so far, and how many of them were contended.
+    #[doc(hidden)]
+    pub fn locks() -> (u64, u64) {
+        crate::util::sync::counting::counts()
     }
 }
 

@@ -13,14 +13,14 @@ use tokio::{
 };
 
 use crate::{
-    job::error::JobError,
-    job::info::JobInfo,
-    job::output::JobOutput,
+    job::{error::JobError, info::JobInfo, output::JobOutput},
     report::drain_report::DrainReport,
     rules::config,
     scheduler::Scheduler,
-    util::one_line::OneLine,
-    util::panics::{catch_panic, drop_contained, forget_panic, ignore_panic},
+    util::{
+        one_line::OneLine,
+        panics::{catch_panic, drop_contained, forget_panic, ignore_panic},
+    },
 };
 
 type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;

@@ -184,7 +184,10 @@ fn without_a_limit_there_are_no_lanes() {
     assert!(!keys.are_limited() && keys.admit(key) && keys.has_room(key));
     keys.join(key, Waker::noop().clone());
     assert_eq!(keys.lane_count(), 0);
-    assert!(matches!(keys.call_next(false), Some(CalledSpawner { key: None, key_admitted: false, .. })));
+    assert!(matches!(
+        keys.call_next(false),
+        Some(CalledSpawner { key: None, key_admitted: false, .. })
+    ));
     keys.release(key);
 }
 
