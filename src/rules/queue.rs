@@ -51,9 +51,6 @@ use crate::{
     util::clock::Moment,
 };
 
-#[cfg(test)]
-pub(crate) mod tests;
-
 /// `hot` comes first: it shares the lock's two cache lines, which every thread that takes the lock must
 /// fetch from the processor that held it last.
 #[repr(C)]
@@ -656,3 +653,6 @@ impl<R: JobMeta, W> Queue<R, W> {
         Some((meta, effects))
     }
 }
+
+#[cfg(test)]
+mod tests;
