@@ -1,4 +1,4 @@
-//! Chapters for readers: nothing here is code.
+//! Chapters for readers. They contain no code.
 
 #[doc = include_str!("middleware_order.md")]
 pub mod middleware_order {}
