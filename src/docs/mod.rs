@@ -5,3 +5,9 @@ pub mod middleware_order {}
 
 #[doc = include_str!("testing.md")]
 pub mod testing {}
+
+#[doc = include_str!("design.md")]
+pub mod design {}
+
+#[doc = include_str!("performance.md")]
+pub mod performance {}
