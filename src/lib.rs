@@ -1,22 +1,22 @@
 //! Background jobs for axum and any other tower HTTP service: limited, reported, and drained at
 //! shutdown.
 //!
-//! A handler answers its client and leaves work behind: the welcome e-mail, the audit row, the
-//! webhook. With a bare `tokio::spawn` that work is lost at the next deploy, unlimited under load,
-//! and silent when it fails. Here it is a *job* of a [`Scheduler`]:
+//! A handler responds, and leaves work to do after it: a welcome e-mail, an audit row, a webhook.
+//! With a bare `tokio::spawn` that work is lost at the next deploy, has no limit under load, and fails
+//! silently. Here it is a *job* of a [`Scheduler`]:
 //!
-//! - at most so many run at once, the others wait in order, and a full queue pushes back;
-//! - every failure is reported exactly once, to whoever awaits the job or else to one hook;
-//! - [`wait_and_close`](Scheduler::wait_and_close) lets jobs finish, comes back in time whatever
-//!   they do, and names every job that did not end well;
-//! - jobs know their request: they can start when its response is over, outlive a client that
-//!   leaves, and are drained one request at a time in tests.
+//! - A limited number of jobs run at once. Others wait in order, and a full queue makes callers wait.
+//! - Every failure is reported exactly once: to the code that awaits the job, else to one hook.
+//! - [`wait_and_close`](Scheduler::wait_and_close) lets jobs finish, returns by its deadline whatever
+//!   they do, and names every job that failed, was cancelled or did not end.
+//! - A job belongs to a request: it can start when the response is over, outlives a client that
+//!   disconnects, and in a test the jobs of one request can be awaited alone.
 //!
-//! **It is not a durable queue.** A job lives in memory. When the process is killed or crashes, its
-//! jobs are lost; work that must survive belongs in an engine that stores it: `graphile_worker` or
+//! **It is not a durable queue.** A job lives in memory. If the process is killed or crashes, its
+//! jobs are lost. Work that must survive belongs in an engine that stores it: `graphile_worker` or
 //! `underway` (Postgres), `apalis` (Postgres, MySQL, SQLite, Redis), `rusty-sidekiq` (Redis).
 //!
-//! # Where to begin
+//! # Getting started
 //!
 //! ```no_run
 //! # #[cfg(all(feature = "axum", feature = "shutdown"))] mod example {
@@ -36,58 +36,37 @@
 //! let report = Shutdown::new(&scheduler) // with the feature `shutdown`
 //!     .serve(|stop| axum::serve(listener, app).with_graceful_shutdown(stop).into_future())
 //!     .await;
-//! println!("{report}"); // what became of the jobs, in one line
+//! println!("{report}"); // how the jobs ended, in one line
 //! # Ok(()) }
 //! # }
 //! ```
 //!
 //! | read | for |
 //! |---|---|
-//! | [`Scheduler`] | spawning, closing, looking; what it guarantees and what it does not |
+//! | [`Scheduler`] | spawning, closing and inspecting jobs; guarantees and their limits |
 //! | [`SchedulerBuilder`], [`SchedulerConfig`] | settings, from code and from files |
-//! | [`Job`], [`JobContext`], [`JobOutput`] | the handle, the inside, and the result of a job |
-//! | [`JobBuilder`] | a job with a name, a run timeout, a key |
+//! | [`Job`], [`JobContext`], [`JobOutput`] | a job's handle, its view of itself, and its result |
+//! | [`JobBuilder`] | jobs with a name, a run timeout or a key |
 //! | [`JobsLayer`], [`Jobs`] | one request's view of the scheduler; jobs after the response |
-//! | [`AtomicLayer`] | handlers that a leaving client cannot cut in half |
+//! | [`AtomicLayer`] | handlers that run to their end although the client disconnects |
 //! | [`Shutdown`] | signal, server and jobs under one deadline |
-//! | [`DrainReport`], [`JobList`], [`Stats`] | what became of jobs, and how many are where |
-//! | [`docs::middleware_order`] | what other layers, inside or outside, mean for jobs |
+//! | [`DrainReport`], [`JobList`], [`Stats`] | how jobs ended, and how many are in each state |
+//! | [`docs::middleware_order`] | the effect of other layers, inside or outside, on jobs |
+//! | [`docs::response_end`] | when a response is over, and when it is complete |
 //! | [`docs::testing`] | testing your handlers |
+//! | [`docs::design`], [`docs::performance`] | how the crate works inside, and the cost of a job |
 //!
 //! # Features
 //!
-//! | feature | default | what it adds |
+//! | feature | default | it adds |
 //! |---|---|---|
 //! | `axum` | yes | the [`Jobs`] extractor, spawn errors that are responses, and the handlers [`readiness`] and [`liveness`]; needs `axum-core` only |
 //! | `matched-path` | no | jobs are labelled with axum's matched path (`/users/{id}`) instead of the request's path; needs `axum` |
 //! | `shutdown` | no | [`Shutdown`]; needs tokio's `signal` |
 //! | `serde` | no | [`SchedulerConfig`] from configuration files; snapshots that serialize |
 //! | `testing` | no | the module `testing`: schedulers and checks for the tests of applications |
-//!
-//! # How a response ends
-//!
-//! "After the response" is the moment when the server drops the response's body, since that always
-//! comes and nothing else does. By then it is *complete* if the body gave its end or trailers, said
-//! that it had reached its end, or, over HTTP/1, gave as many bytes as it had declared; or if such a
-//! response has no body (`HEAD`, 101, 204, 304, a `CONNECT` that succeeds). Else, if it failed, or if it
-//! ended short of what it had declared, it was aborted. (So is a status 1xx other than 101: that is no
-//! response, and over HTTP/1 hyper sends a 500 instead.) hyper 1.12 was seen to do this with bodies:
-//!
-//! | response | frames polled: HTTP/1.1, HTTP/2 | polled to `None` | at its end when dropped |
-//! |---|---|---|---|
-//! | 204, or empty | 0, 0 | no | yes |
-//! | `"hello"` | 1, 1 | no | yes |
-//! | a stream of unknown length | 3, 3 | yes | no |
-//! | a stream of two frames with `content-length` | 2, 3 | no, yes | no |
-//! | a stream of one frame and trailers | 2, 2 | no | no |
-//! | a body of `"hello"` for `HEAD` | 0, 1 | no | no, yes |
-//!
-//! The body is dropped once its last part is in the server's buffer, which can be before the client
-//! has read its first byte: a job after the response can therefore start before that. Over HTTP/2
-//! it is dropped in another task than the one that writes to the socket; such a job lets that task
-//! go first.
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// Links to what a feature adds lead nowhere without it.
+// Links to the items of a feature are broken without it.
 #![cfg_attr(
     not(all(feature = "axum", feature = "shutdown", feature = "testing")),
     allow(rustdoc::broken_intra_doc_links)

@@ -3,6 +3,9 @@
 #[doc = include_str!("middleware_order.md")]
 pub mod middleware_order {}
 
+#[doc = include_str!("response_end.md")]
+pub mod response_end {}
+
 #[doc = include_str!("testing.md")]
 pub mod testing {}
 
