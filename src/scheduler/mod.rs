@@ -1,4 +1,4 @@
-//! What applications hold: the scheduler, its builder, handles to jobs.
+//! The types that applications hold: the scheduler, its builder, and handles to jobs.
 
 mod blocking;
 pub(crate) mod builder;
@@ -24,67 +24,71 @@ use crate::{
     util::{clock::Moment, panics::ignore_panic},
 };
 
-/// Runs jobs in the background, so many at a time, and accounts for every one of them.
+/// Runs jobs in the background, up to a limit at once, and accounts for each.
 ///
-/// A scheduler is made once, held by the whole application (clones are cheap and share
-/// everything) and closed at its end. [`new`](Self::new) and [`builder`](Self::builder) need no
-/// runtime.
+/// An application makes one scheduler, shares clones of it (a clone is cheap, and a handle to the same
+/// scheduler) and closes it at the end. [`new`](Self::new) and [`builder`](Self::builder) need no runtime.
 ///
 /// # Guarantees
 ///
-/// - At most [`limit`](Self::limit) jobs run at once, shielded and atomic work aside; the others
-///   wait in line, first come, first served. (A job that waits for its response joins the line when
-///   that is over; one whose key is at its limit lets others pass.) While
-///   [`pending_limit`](Self::pending_limit) jobs wait, spawners wait too, likewise.
-/// - A job's panic, failure, abort or slowness is its own: no other job is touched.
-/// - Every failure is reported exactly once: to whoever awaits the job's [handle](Job), else to
+/// - At most [`limit`](Self::limit) jobs run at once. Work started with [`shield`](Self::shield) or
+///   [`AtomicLayer`](crate::AtomicLayer) does not count. Other jobs wait in the queue, and start in the
+///   order in which they came. A job that waits for its response joins the queue when the response is
+///   over. A job whose key is at its limit does not block other keys.
+/// - While [`pending_limit`](Self::pending_limit) jobs wait in the queue, spawners wait too, in order.
+/// - A job's panic, failure, abort or slowness does not affect other jobs.
+/// - Every failure is reported exactly once: to the code that awaits the job's [handle](Job), else to
 ///   [`on_failure`](crate::SchedulerBuilder::on_failure).
-/// - Every accepted job is accounted for: at every moment [`stats`](Self::stats) adds up, and
-///   closing tells what became of each.
-/// - `close` and `wait_and_close` come back in time, whatever jobs do, as long as a thread of the
-///   caller's runtime is free to run them: on a current-thread runtime a job that never awaits
-///   stops everything.
+/// - Every accepted job is accounted for: at every moment the counts of [`stats`](Self::stats) add up,
+///   and the report of closing says how each job ended.
+/// - `close` and `wait_and_close` return by their deadline, whatever jobs do, while a thread of the
+///   caller's runtime is free to run them. On a current-thread runtime a job that never awaits stops
+///   everything.
 ///
 /// # What it does not do
 ///
-/// - A job lives in this process: killed with it, the job is lost. Work that must survive belongs
-///   in a durable queue.
-/// - It does not interrupt code that never awaits, nor a blocking closure; such a job is
-///   *abandoned* at the deadline, and says so in the report.
+/// - It does not survive the process: a job lives in memory. Work that must survive belongs in a durable
+///   queue.
+/// - It does not interrupt code that never awaits, or a blocking closure. Such a job is reported as
+///   *abandoned* at the deadline.
 /// - It does not start a job in place: a job never runs inside the call that spawns it.
 ///
 /// # The runtime
 ///
 /// A scheduler belongs to one tokio runtime, with time enabled: the one given to
 /// [`runtime`](crate::SchedulerBuilder::runtime), else the one in which its first job is spawned.
-/// Spawning from another runtime or from a plain thread afterwards runs the job there. When that
-/// runtime goes away the scheduler closes, and accounts for its jobs as for any others. (What a
-/// blocking closure that still runs then returns, nobody hears of. And one that has had no job yet
-/// does not notice: its first is accepted, and cancelled.)
+/// A job that is spawned later from another runtime, or from a plain thread, also runs on that runtime.
+///
+/// If that runtime goes away, the scheduler closes and accounts for its jobs as for any others. The
+/// result of a blocking closure that still runs then is lost. A scheduler that has had no job does not
+/// notice that its runtime is gone; its first job is accepted and then cancelled.
 ///
 /// # Tasks
 ///
-/// A job is not a task of its own. It is polled by one of the scheduler's tasks, and one that ends
-/// is followed by the next in the same task; one that waits keeps that task to itself. While jobs
-/// are ready, a task is there for any free thread to take up. (As with [`tokio::spawn`], a job that
-/// is alone may have to wait for the thread that spawned it, if that blocks.) Without jobs, about as
-/// many tasks as the runtime has threads wait for the next one, 63 at the most; they end when the
-/// scheduler is closed, or its last handle dropped.
+/// A job is not a task of its own: one of the scheduler's tasks, a *runner*, polls it. Each job is
+/// polled as a task of its own would be:
 ///
-/// Other tasks have their turn after 4 jobs or 2 µs: tokio looks for I/O after 61 such turns, or
-/// what the runtime's [`event_interval`](tokio::runtime::Builder::event_interval) says, as long as all
-/// threads have something to do (with 20, a route beside a backlog of very short jobs answered in half
-/// the time, and the jobs took no longer). On a
-/// runtime of one thread it is after 16 jobs or 10 µs, and the scheduler has tokio look about every
-/// 50 µs. (While jobs take less than 2 µs, the time is looked at after every fourth.) Who awaits one
-/// of them may have to wait for the end of its turn. So what is a task's is not a job's:
-/// [`tokio::task::id`] says nothing about it, and the jobs of one turn share the cooperative budget (a
-/// used-up one ends the turn). A job's span, panics and drop are its own.
+/// - A runner polls one job in a poll. When a job ends, the runner takes the next ready one and
+///   re-queues itself, so other tasks have their turn after each job. While all threads are busy, tokio
+///   looks for I/O after 61 polls, or after the number set by
+///   [`event_interval`](tokio::runtime::Builder::event_interval).
+/// - A re-queued runner is behind the tasks that its last job has woken, so those run before the same
+///   thread begins the runner's next job.
+/// - Each job has its own cooperative budget, span, panics and drop.
+///
+/// A job that waits keeps its runner. While jobs are ready, any free thread finds a runner for them. As
+/// with [`tokio::spawn`], a single ready job may have to wait for the thread that spawned it, if that
+/// thread blocks.
+///
+/// Without jobs, runners are parked until the next job: at most as many as the runtime has threads, and
+/// at most 63. They end when the scheduler is closed, or its last handle is dropped.
+///
+/// [`tokio::task::id`] identifies the runner and says nothing about a job.
 ///
 /// # Dropping
 ///
-/// There is no asynchronous `Drop`: dropping the last handle of an open scheduler that still has
-/// jobs logs a warning and leaves them running. Use [`wait_and_close`](Self::wait_and_close).
+/// Rust has no asynchronous `Drop`. If the last handle of an open scheduler is dropped while it has jobs,
+/// it logs a warning and the jobs run on. Use [`wait_and_close`](Self::wait_and_close).
 ///
 /// # Example
 ///
@@ -98,15 +102,15 @@ use crate::{
 /// # Ok(()) }
 /// ```
 ///
-/// The idea, its defaults and most of the names are aiojobs'. The nearest relatives in Rust are
-/// tokio-util's `TaskTracker` and tokio's [`JoinSet`](tokio::task::JoinSet), without the limit, the
-/// queue and the reports.
+/// The idea, the defaults and most of the names are those of aiojobs. The nearest relatives in Rust are
+/// tokio-util's `TaskTracker` and tokio's [`JoinSet`](tokio::task::JoinSet); they have no limit, no queue
+/// and no reports.
 #[derive(Clone)]
 pub struct Scheduler {
     handle: Arc<Handle>,
 }
 
-/// What the clones of a scheduler share; jobs do not hold it.
+/// The part that the clones of a scheduler share. Jobs do not hold it.
 struct Handle {
     core: Arc<Core>,
 }
@@ -130,8 +134,10 @@ impl Drop for Handle {
 }
 
 impl Scheduler {
-    /// A scheduler with the default settings: 100 jobs at once, 10 000 pending, 100 ms to close,
-    /// 60 s to wait.
+    /// Makes a scheduler with the default settings.
+    ///
+    /// They are: `limit` 100, `pending_limit` 10 000, `limit_per_key` `None`, `close_timeout` 100 ms,
+    /// `wait_timeout` 60 s.
     pub fn new() -> Self {
         Self::builder().build()
     }
@@ -156,14 +162,14 @@ impl Scheduler {
 
 /// Spawning.
 impl Scheduler {
-    /// Spawns a job, waiting for a place if there is none.
+    /// Spawns a job; waits if the queue is full.
     ///
-    /// It starts at once while fewer than [`limit`](Self::limit) jobs run; else it queues while
-    /// fewer than [`pending_limit`](Self::pending_limit) wait; else this waits until a place is
-    /// free, in turn with others who wait. (With a `pending_limit` of 0 there is nothing to wait
-    /// in: it refuses.)
+    /// The job starts at once while fewer than [`limit`](Self::limit) jobs run. Else it waits in the
+    /// queue, while fewer than [`pending_limit`](Self::pending_limit) jobs wait there. If the queue is
+    /// full too, the *caller* waits, in order with other callers. With a `pending_limit` of 0 there is no
+    /// queue, and the job is refused instead.
     ///
-    /// Nothing happens until the returned future is polled. The job outlives it, and the handle.
+    /// Nothing happens until the returned future is polled. The job outlives that future, and its handle.
     ///
     /// # Errors
     ///
@@ -173,8 +179,8 @@ impl Scheduler {
     ///
     /// # Cancel safety
     ///
-    /// Dropped before it has resolved, it drops the job, which has not run, and gives up its place
-    /// in the line.
+    /// If the returned future is dropped before it has resolved, the job is dropped without having run,
+    /// and its turn goes to the next caller.
     #[inline(always)]
     #[track_caller]
     pub fn spawn<F>(&self, future: F) -> SpawnFuture<Value<F>>
@@ -184,13 +190,15 @@ impl Scheduler {
         self.with_options(Options::default()).spawn(future)
     }
 
-    /// Spawns a job if there is a place for it now. Never waits.
+    /// Spawns a job if it can start or wait in the queue now.
+    ///
+    /// Never waits.
     ///
     /// # Errors
     ///
-    /// [`TrySpawnError::Full`] if all places are taken or others wait for one,
-    /// [`TrySpawnError::Closed`] if the scheduler is closed, [`TrySpawnError::NoRuntime`] if it has
-    /// no runtime yet and this is called outside one. All give the future back.
+    /// [`TrySpawnError::Full`] if the queue is full or other callers wait;
+    /// [`TrySpawnError::Closed`] if the scheduler is closed; [`TrySpawnError::NoRuntime`] if it has no
+    /// runtime yet and this is called outside one. Each returns the future.
     #[inline(always)]
     #[track_caller]
     pub fn try_spawn<F>(&self, future: F) -> Result<Job<Value<F>>, TrySpawnError<F>>
@@ -200,11 +208,13 @@ impl Scheduler {
         self.with_options(Options::default()).try_spawn(future)
     }
 
-    /// Spawns a job, waiting at most `timeout` for a place. A zero `timeout` tries once.
+    /// Spawns a job; waits at most `timeout` if the queue is full.
+    ///
+    /// A zero `timeout` tries once.
     ///
     /// # Errors
     ///
-    /// Like [`spawn`](Self::spawn), and [`SpawnError::TimedOut`] if no place came free in time.
+    /// Like [`spawn`](Self::spawn), and [`SpawnError::TimedOut`] if `timeout` passes first.
     ///
     /// # Panics
     ///
@@ -226,14 +236,16 @@ impl Scheduler {
         self.with_options(Options::default()).spawn_within(timeout, future)
     }
 
-    /// Spawns a job that can see when it is told to end, and its id and name.
+    /// Spawns a job that can see its own cancellation, id and name.
     ///
-    /// When its scheduler or handle is closed, such a job is told (see
-    /// [`JobContext::cancelled`]) and has the close timeout to end by itself; any other job is
-    /// dropped at once, at the `await` where it stands. One that does not end in time is dropped
-    /// too. It then counts as timed out, a failure, if its scheduler was closed; as cancelled if its
-    /// handle or its request's [`Jobs`](crate::Jobs) was ([`Job::close`] then gives an error that
-    /// [`is_close_timeout`](JobError::is_close_timeout)).
+    /// When its scheduler or its handle is closed, such a job is *cancelled*: it sees that through
+    /// [`JobContext::cancelled`], and has the close timeout to end by itself. Any other job is aborted
+    /// instead: its future is dropped at its next `await`.
+    ///
+    /// A cancelled job that does not end in time is aborted too. If its scheduler was closed, it counts
+    /// as timed out, which is a failure. If its handle or its request's [`Jobs`](crate::Jobs) was closed,
+    /// it counts as cancelled, and [`Job::close`] returns an error that
+    /// [`is_close_timeout`](JobError::is_close_timeout).
     ///
     /// ```
     /// # async fn example(scheduler: tower_jobs::Scheduler) -> Result<(), tower_jobs::SpawnError> {
@@ -266,13 +278,13 @@ impl Scheduler {
         self.with_options(Options::default()).spawn_with(make)
     }
 
-    /// Spawns a blocking closure, on one of the runtime's blocking threads. It is counted,
-    /// limited, listed and drained like any job.
+    /// Spawns a blocking closure on one of the runtime's blocking threads.
     ///
-    /// Once a thread has taken it up it cannot be ended. If it is then told to end and does not
-    /// within the close timeout, it is reported as *abandoned*, and nobody waits on. (The runtime
-    /// itself waits for such threads when it is dropped: see
-    /// [`shutdown_background`](tokio::runtime::Runtime::shutdown_background).)
+    /// It is counted, limited, listed and drained like any job. Once a thread has begun the closure, it
+    /// cannot be ended. If the scheduler closes and the closure does not end within the close timeout, the
+    /// job is reported as *abandoned*, and the scheduler no longer waits for it. The runtime itself waits
+    /// for such threads when it is dropped: see
+    /// [`shutdown_background`](tokio::runtime::Runtime::shutdown_background).
     ///
     /// # Errors
     ///
@@ -290,29 +302,30 @@ impl Scheduler {
         self.with_options(Options::default()).spawn_blocking(closure)
     }
 
-    /// Runs a future as a job outside the limit, and gives what it returns, unchanged.
+    /// Runs a future to its end, even if the caller is dropped.
     ///
-    /// If the caller is dropped, the future goes on as a detached job: what must not be cut in
-    /// half is not. Like every job it is listed and counted, and closing waits for it. It holds
-    /// no place, so it can neither be refused for lack of one nor wait for one.
+    /// The future runs as a job outside the limit, and its output is returned unchanged. If the caller is
+    /// dropped, the job goes on, detached. It is listed and counted like any job, and closing waits for
+    /// it. It holds no permit, so it does not wait for one, and is never refused because the queue is
+    /// full.
     ///
     /// # Errors
     ///
     /// A [`JobError`] that [`is_cancelled`](JobError::is_cancelled) if the scheduler is closed, or
-    /// closes before the future has ended; or if the work was not accepted for another reason, which
-    /// is then its [`source`](std::error::Error::source): no runtime, or a
-    /// [unique](JobBuilder::unique_key) key that is taken. One that
-    /// [`is_timeout`](JobError::is_timeout) if it ran longer than its timeout, or would not end when
-    /// the scheduler closed.
+    /// closes before the future has ended. The same if the job was not accepted for another reason, which
+    /// is then the error's [`source`](std::error::Error::source): no runtime, or a
+    /// [unique key](JobBuilder::unique_key) of another job. An error that
+    /// [`is_timeout`](JobError::is_timeout) if the future ran longer than its timeout, or did not end
+    /// when the scheduler closed.
     ///
     /// # Panics
     ///
-    /// If the future panics, so does this.
+    /// If the future panics.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its first poll, it drops the future, which has not run. Dropped later, it
-    /// detaches it.
+    /// Dropped before the first poll, it drops the future, which has not run. Dropped later, it detaches
+    /// the job.
     #[track_caller]
     pub fn shield<F>(
         &self,
@@ -324,7 +337,9 @@ impl Scheduler {
         self.with_options(Options::default()).shield(future)
     }
 
-    /// Begins a job with options: a name, a run timeout; then any of the spawn verbs.
+    /// Begins a job with options, such as a name and a run timeout.
+    ///
+    /// One of the spawn verbs ends it.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -340,10 +355,13 @@ impl Scheduler {
 
 /// Closing.
 impl Scheduler {
-    /// Resolves when no job runs or waits, and no spawner waits for a place. Closes nothing; jobs
-    /// may come again at once. Awaited by a job of this scheduler, it waits for that job, and so for
-    /// ever. (All that the jobs did has been done by then, but where there are several threads the
-    /// handle of the last may say so an instant later: await it.)
+    /// Resolves when no job runs or waits, and no spawner waits.
+    ///
+    /// It closes nothing, and new jobs may come at once. Do not await this inside a job of the same
+    /// scheduler: it would wait for itself.
+    ///
+    /// All jobs have run to their end by then. On several threads, the handle of the last job may show
+    /// that an instant later: await the handle.
     ///
     /// # Cancel safety
     ///
@@ -352,17 +370,18 @@ impl Scheduler {
         self.core().wait_idle().await;
     }
 
-    /// Closes now, giving running jobs the close timeout to end.
+    /// Closes the scheduler now; running jobs have the close timeout to end.
     ///
-    /// New jobs are refused from here on, and so are spawners that wait for a place. Pending jobs,
-    /// and those that wait for their response, are reported as never started, and dropped piece by
-    /// piece in a task, which may go on when this has returned. Running
-    /// jobs are told to end: those of [`spawn_with`](Self::spawn_with) have
-    /// [`close_timeout`](Self::close_timeout) to do so, all others are dropped at their next
-    /// `await`. What has not ended at the deadline is dropped too, and has some 20 ms to be so; a
-    /// job that then still holds on, since it does not await or blocks a thread, is *abandoned*.
+    /// - New jobs are refused from here on, and so are the jobs of waiting spawners.
+    /// - Pending jobs, and jobs that wait for their response, are reported as never started. Their futures
+    ///   are dropped in a background task, which may go on after this has returned.
+    /// - Running jobs of [`spawn_with`](Self::spawn_with) are cancelled, and have
+    ///   [`close_timeout`](Self::close_timeout) to end. All other running jobs are aborted: their futures
+    ///   are dropped at their next `await`.
+    /// - Jobs still running at the deadline are aborted. One that cannot be dropped within another 20 ms
+    ///   (it never awaits, or blocks its thread) is reported as *abandoned*.
     ///
-    /// Closing again is fine: every caller gets the report of the first.
+    /// It can be called again: every caller gets the same report.
     ///
     /// # Panics
     ///
@@ -370,29 +389,31 @@ impl Scheduler {
     ///
     /// # Cancel safety
     ///
-    /// Once polled, the scheduler is closed and its jobs have been told. Dropped after that, it
-    /// does not see to it that they heed; calling `close` again does.
+    /// The first poll closes the scheduler, and cancels or aborts its jobs. Dropped after that, it no
+    /// longer enforces the deadline; another call of `close` does.
     pub async fn close(&self) -> DrainReport {
         self.core().close().await
     }
 
-    /// Says that the end is near, and changes nothing else: [`is_draining`](Self::is_draining) is
-    /// true from here on, so that a readiness probe fails, and the report of the later
-    /// [`wait_and_close`](Self::wait_and_close) or [`close`](Self::close) begins here. Jobs are
-    /// accepted as before. For the time between a signal and the end of the last connection.
+    /// Announces the shutdown, and changes nothing else.
+    ///
+    /// From here on [`is_draining`](Self::is_draining) is true, so that a readiness probe fails, and the
+    /// report of the later [`wait_and_close`](Self::wait_and_close) or [`close`](Self::close) covers the
+    /// time from this call. Jobs are accepted as before. It is meant for the time between a signal and the
+    /// end of the last connection.
     pub fn start_draining(&self) {
         self.core().start_draining();
     }
 
     /// Lets jobs finish for up to [`wait_timeout`](Self::wait_timeout), then [closes](Self::close).
     ///
-    /// Until then the scheduler *drains*: it still accepts jobs, of running jobs, of requests
-    /// still being served, of anyone, and waits for them too. It closes in the very step that
-    /// leaves it idle, so no job slips in between; or when the time is over. A spawner that has been
-    /// granted a place, and is not polled, is waited for like a job.
+    /// Until then the scheduler *drains*: it still accepts jobs from all callers, such as running jobs and
+    /// requests in flight, and waits for those too. It closes in the very step that leaves it idle, so no
+    /// job slips in between, or when the time is over. A spawner that has been granted a permit or a place
+    /// in the queue, and has not been polled since, is waited for like a job.
     ///
-    /// Returns after `wait_timeout` and [`close_timeout`](Self::close_timeout) at the latest, and the
-    /// 20 ms of [`close`](Self::close) where jobs do not let themselves be dropped.
+    /// Returns after at most `wait_timeout` plus [`close_timeout`](Self::close_timeout), plus the 20 ms of
+    /// [`close`](Self::close) if jobs cannot be dropped in time.
     ///
     /// # Panics
     ///
@@ -400,14 +421,16 @@ impl Scheduler {
     ///
     /// # Cancel safety
     ///
-    /// Once polled, the scheduler drains. Dropped after that, it goes on draining and closes when
-    /// idle, but no deadline ends it; calling `wait_and_close` or `close` again sets one.
+    /// From the first poll on, the scheduler drains. If this is dropped after that, the scheduler goes on
+    /// draining and closes when idle, but without a deadline; another call of `wait_and_close` or `close`
+    /// sets one.
     pub async fn wait_and_close(&self) -> DrainReport {
         self.wait_and_close_within(self.wait_timeout()).await
     }
 
-    /// [`wait_and_close`](Self::wait_and_close) with another time to wait. A `timeout` too long
-    /// for the clock, as `Duration::MAX`, is no timeout.
+    /// Like [`wait_and_close`](Self::wait_and_close), with `timeout` instead of `wait_timeout`.
+    ///
+    /// A `timeout` too long for the clock, such as `Duration::MAX`, means no deadline.
     ///
     /// # Panics
     ///
@@ -422,50 +445,53 @@ impl Scheduler {
     }
 }
 
-/// Looking.
+/// Inspecting.
 impl Scheduler {
-    /// How many jobs there are: deferred, pending and active.
+    /// Returns the number of jobs: deferred, pending and active.
     pub fn len(&self) -> usize {
         self.core().queue().len()
     }
 
-    /// Whether there are no jobs.
+    /// Returns whether there are no jobs.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many jobs run. Shielded work runs outside the limit and can take this beyond it.
+    /// Returns the number of running jobs.
+    ///
+    /// Shielded work runs outside the limit, so this can exceed it.
     pub fn active_count(&self) -> usize {
         self.core().queue().active_count()
     }
 
-    /// How many jobs wait for a running place.
+    /// Returns the number of jobs that wait in the queue.
     pub fn pending_count(&self) -> usize {
         self.core().queue().pending_count()
     }
 
-    /// How many jobs run at once; `None` = any number.
+    /// Returns the maximum number of jobs that run at once; `None` = any number.
     pub fn limit(&self) -> Option<usize> {
         self.core().config.limit
     }
 
-    /// How many jobs may wait; `None` = any number, 0 = none.
+    /// Returns the maximum number of waiting jobs; `None` = any number, 0 = no queue.
     pub fn pending_limit(&self) -> Option<usize> {
         self.core().config.pending_limit
     }
 
-    /// How long a job that is told to end may take.
+    /// Returns the maximum time for cancelled jobs to end when the scheduler closes.
     pub fn close_timeout(&self) -> Duration {
         self.core().config.close_timeout
     }
 
-    /// How long [`wait_and_close`](Self::wait_and_close) lets jobs finish.
+    /// Returns the maximum time for jobs to finish in [`wait_and_close`](Self::wait_and_close).
     pub fn wait_timeout(&self) -> Duration {
         self.core().config.wait_timeout
     }
 
-    /// Resolves when the end has begun: when [`is_draining`](Self::is_draining) turns true. For
-    /// streams and loops that must end by themselves.
+    /// Resolves when the shutdown has begun: when [`is_draining`](Self::is_draining) turns true.
+    ///
+    /// It is meant for streams and loops that must end by themselves.
     ///
     /// # Cancel safety
     ///
@@ -474,19 +500,23 @@ impl Scheduler {
         self.core().shutting_down().await;
     }
 
-    /// Whether the end has begun: true from the first call of `start_draining`, `wait_and_close` or
-    /// `close` on, and for good. What a readiness probe asks.
+    /// Returns whether the shutdown has begun.
+    ///
+    /// It is true from the first call of `start_draining`, `wait_and_close` or `close` on, and never
+    /// false again. Readiness probes ask for it.
     pub fn is_draining(&self) -> bool {
         self.core().queue().phase() != Phase::Open
     }
 
-    /// Whether jobs are no longer accepted.
+    /// Returns whether new jobs are refused, because the scheduler is closed.
     pub fn is_closed(&self) -> bool {
         self.core().queue().phase() == Phase::Closed
     }
 
-    /// All jobs there are, oldest first. Taken piece by piece, so jobs that start or end meanwhile
-    /// may be missing or listed; ask [`stats`](Self::stats) for numbers that agree.
+    /// Lists all jobs, oldest first.
+    ///
+    /// It reads them in several steps, so jobs that start or end meanwhile may be missing or listed. The
+    /// numbers of [`stats`](Self::stats) agree with each other.
     pub fn jobs(&self) -> Vec<JobInfo> {
         let now = Moment::now();
         let mut jobs = Vec::new();
@@ -495,7 +525,7 @@ impl Scheduler {
         jobs
     }
 
-    /// All counts, of one and the same moment.
+    /// Returns all counts, taken at one moment.
     pub fn stats(&self) -> Stats {
         let now = Moment::now();
         let queue = self.core().queue();
@@ -523,7 +553,7 @@ impl Scheduler {
 
 #[cfg(tower_jobs_count_locks)]
 impl Scheduler {
-    /// Locks of this crate that the process has taken so far, and how many of them were contended.
+    /// Returns how many locks of this crate the process has taken, and how many were contended.
     #[doc(hidden)]
     pub fn locks() -> (u64, u64) {
         crate::util::sync::counting::counts()
