@@ -47,7 +47,8 @@ where
     });
     let ended = poll_fn(|cx| {
         if record.must_stop() && record.claim_blocking() {
-            // No thread will run it, but its handle resolves only when one has had a look.
+            // No thread will run the closure, but the thread's handle would resolve only once one has
+            // taken it from its queue.
             thread.abort();
             return Poll::Ready(Ok(None));
         }
@@ -66,7 +67,7 @@ where
     }
 }
 
-/// A closure that no thread may ever come to: it is then dropped where it belongs.
+/// A closure that may never run. It is then dropped in the job's span, and its panic is contained.
 struct UnrunClosure<C> {
     closure: Option<C>,
     span: Option<JobSpan>,

@@ -12,8 +12,8 @@ use crate::{
 
 /// Sets up a [`Scheduler`]. Needs no runtime.
 ///
-/// A setting that makes no sense panics here, with a text that says what to write instead, and
-/// never later.
+/// A setter panics if its value makes no sense, with a text that names a valid one. No later call panics
+/// because of a setting.
 #[derive(Default)]
 #[must_use = "a builder builds nothing until `build` is called"]
 pub struct SchedulerBuilder {
@@ -24,14 +24,16 @@ pub struct SchedulerBuilder {
 }
 
 impl Scheduler {
-    /// Begins a scheduler with other than the default settings.
+    /// Begins a scheduler with settings of your own.
     pub fn builder() -> SchedulerBuilder {
         SchedulerBuilder::default()
     }
 }
 
 impl SchedulerBuilder {
-    /// How many jobs run at once; `None` = any number. Defaults to 100.
+    /// Maximum number of jobs that run at once.
+    ///
+    /// `None` = any number. Defaults to 100.
     ///
     /// # Panics
     ///
@@ -43,8 +45,9 @@ impl SchedulerBuilder {
         self
     }
 
-    /// How many jobs of one [key](crate::JobBuilder::concurrency_key) run at once; `None` = any number.
-    /// Defaults to `None`.
+    /// Maximum number of jobs of one [key](crate::JobBuilder::concurrency_key) that run at once.
+    ///
+    /// `None` = any number. Defaults to `None`.
     ///
     /// # Panics
     ///
@@ -56,19 +59,21 @@ impl SchedulerBuilder {
         self
     }
 
-    /// How many jobs wait for a running place before spawners must wait themselves. Defaults to
-    /// 10 000.
+    /// Maximum number of jobs that wait in the queue; beyond it, spawners wait.
     ///
-    /// Jobs that wait for the end of their response wait here too, so it is also how many of those
-    /// there can be. 0 = no queue: a job runs now or is refused, and one that waits for its response
-    /// holds a running place. `None` = any number. (In aiojobs 0 means any
-    /// number.)
+    /// 0 = no queue: a job runs now or is refused, and a job that waits for its response holds a permit
+    /// to run. `None` = any number. Defaults to 10 000. In aiojobs 0 means any number.
+    ///
+    /// Jobs that wait for the end of their response count too, so this is also the maximum number of
+    /// those.
     pub fn pending_limit(mut self, pending_limit: impl Into<Option<usize>>) -> Self {
         self.config.pending_limit = pending_limit.into();
         self
     }
 
-    /// How long a job that is told to end may take. Defaults to 100 ms; zero = no time.
+    /// Maximum time for a job to end once it is closed.
+    ///
+    /// Zero = no time. Defaults to 100 ms.
     ///
     /// # Panics
     ///
@@ -80,8 +85,9 @@ impl SchedulerBuilder {
         self
     }
 
-    /// How long [`wait_and_close`](Scheduler::wait_and_close) lets jobs finish. Defaults to 60 s;
-    /// zero = not at all.
+    /// Maximum time for jobs to finish in [`wait_and_close`](Scheduler::wait_and_close).
+    ///
+    /// Zero = no time. Defaults to 60 s.
     ///
     /// # Panics
     ///
@@ -93,39 +99,45 @@ impl SchedulerBuilder {
         self
     }
 
-    /// What to do with the failure of a job that nobody awaits. Defaults to an event of
-    /// `tracing`, at level `ERROR` and of the target `tower_jobs`, with the job's id, name, request,
-    /// location and error.
+    /// Sets the hook for failures that no code awaits.
     ///
-    /// Called once for every such failure, in the job's span and before its place is given on, or
-    /// where the job's handle is dropped if that is held until after the failure. It should not
-    /// block. If it panics, that is logged, and nothing else happens.
+    /// Defaults to an event of `tracing`, of level `ERROR` and target `tower_jobs`, with the job's id,
+    /// name, request, location and error.
+    ///
+    /// Called once for each failure that no code awaits, in the job's span, while the job still holds its
+    /// permit. If the job's handle is still held then, the hook is called when the handle is dropped. It
+    /// should not block. If it panics, the panic is logged, and has no other effect.
     #[doc(alias = "exception_handler")]
     pub fn on_failure(mut self, hook: impl Fn(JobFailure) + Send + Sync + 'static) -> Self {
         self.on_failure = Some(Box::new(hook));
         self
     }
 
-    /// The runtime that jobs run on. Defaults to the one in which the first job is spawned.
+    /// Sets the runtime that jobs run on.
+    ///
+    /// Defaults to the one in which the first job is spawned.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self
     }
 
-    /// How a job's span is tied to the one in which it is spawned, such as its request's. Defaults
-    /// to [`SpanLink::FollowsFrom`].
+    /// Sets how a job's span is tied to the span of its spawner.
+    ///
+    /// That is the span in which the job is spawned, such as its request's. Defaults to
+    /// [`SpanLink::FollowsFrom`].
     pub fn span(mut self, link: SpanLink) -> Self {
         self.span = link;
         self
     }
 
-    /// Takes all limits and times from a [`SchedulerConfig`], in place of what was set before;
-    /// setters called after it change single ones.
+    /// Sets all limits and times from a [`SchedulerConfig`].
+    ///
+    /// It replaces all values that were set before; setters that are called after it change single ones.
     ///
     /// # Panics
     ///
-    /// If a value makes no sense: see [`SchedulerConfig::validate`]. A configuration that was
-    /// read by serde has been checked.
+    /// If a value makes no sense: see [`SchedulerConfig::validate`]. A configuration that serde has read
+    /// has been checked.
     #[track_caller]
     pub fn config(mut self, config: SchedulerConfig) -> Self {
         accept(config.validate());
@@ -133,7 +145,7 @@ impl SchedulerBuilder {
         self
     }
 
-    /// The scheduler.
+    /// Makes the scheduler.
     #[must_use]
     pub fn build(self) -> Scheduler {
         let Self { config, span, on_failure, runtime } = self;

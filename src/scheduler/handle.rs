@@ -18,27 +18,27 @@ use crate::{
     util::{clock::Moment, panics::drop_contained},
 };
 
-/// A handle to one job: awaits it, watches it, ends it.
+/// Awaits, inspects and ends one job.
 ///
-/// Awaiting gives what the job returned. Dropping the handle *detaches*: the job runs on, and if
-/// it fails, [`on_failure`] hears of it. A failure is told exactly once: to whoever awaits (or
-/// closes) the handle, else to `on_failure`; if the handle is dropped only after the job has failed,
-/// then.
+/// Awaiting the handle returns the job's output. Dropping it *detaches* the job: the job runs on, and a
+/// failure goes to [`on_failure`]. Every failure is reported exactly once: to the code that awaits (or
+/// closes) the handle, else to `on_failure`. If the handle is dropped after the job has failed, that is
+/// when `on_failure` is called.
 ///
 /// The nearest relatives are aiojobs' `Job` and tokio's [`JoinHandle`](tokio::task::JoinHandle).
 ///
 /// # Cancel safety
 ///
-/// Awaiting the handle, or [`wait`](Self::wait), may be given up at any point: the job goes on as if
-/// nobody had asked, and its result waits for whoever asks next. The methods that close a job tell
-/// it to end when they are first polled ([`wait_or_close`](Self::wait_or_close): when its time is
-/// over); giving them up does not take that back.
+/// Awaiting the handle, or [`wait`](Self::wait), may be dropped at any point: the job runs on, and its
+/// result stays for the next wait. The methods that close a job cancel or abort it at their first poll
+/// ([`wait_or_close`](Self::wait_or_close) when its time is over); dropping them after that does not undo
+/// it.
 ///
 /// [`on_failure`]: crate::SchedulerBuilder::on_failure
 pub struct Job<T> {
     record: Arc<Record>,
     core: Arc<Core>,
-    /// What its value is, whatever the record knows of that.
+    /// The type of its value, which the record does not know.
     value: PhantomData<fn() -> T>,
 }
 
@@ -51,82 +51,87 @@ impl<T> Job<T> {
         self.record.result().poll_published(cx)
     }
 
-    /// Reports what its taker has no use for.
+    /// Reports an error that its taker cannot return, if it is a failure.
     pub(crate) fn report(&self, error: JobError) {
         if error.is_failure() {
             self.core.report(&self.record, error);
         }
     }
 
-    /// The job's id, unique within the process.
+    /// Returns the job's id, unique within the process.
     pub fn id(&self) -> JobId {
         self.record.id()
     }
 
-    /// The name given with [`Scheduler::job`](crate::Scheduler::job), by default where the job was
-    /// spawned: `src/main.rs:12:5`.
+    /// Returns the job's name.
+    ///
+    /// It is the name given with [`Scheduler::job`](crate::Scheduler::job), by default the place in the code
+    /// where the job was spawned: `src/main.rs:12:5`.
     pub fn name(&self) -> Cow<'static, str> {
         self.record.name()
     }
 
-    /// Where the job is in its life.
+    /// Returns the job's state.
     pub fn state(&self) -> JobState {
         match self.core.state(&self.record) {
-            // It has left the queue, and who awaits it is about to be told.
+            // It has left the queue, and its result is about to be published.
             JobState::Finished if !self.record.is_finished() => JobState::Active,
             state => state,
         }
     }
 
-    /// What is known of the job now.
+    /// Returns a snapshot of the job.
     pub fn info(&self) -> JobInfo {
         self.record.info(self.state(), Moment::now())
     }
 
-    /// Whether the job waits for the end of its response.
+    /// Returns whether the job waits for the end of its response.
     pub fn is_deferred(&self) -> bool {
         self.state() == JobState::Deferred
     }
 
-    /// Whether the job waits for a running place.
+    /// Returns whether the job waits in the queue.
     pub fn is_pending(&self) -> bool {
         self.state() == JobState::Pending
     }
 
-    /// Whether the job runs.
+    /// Returns whether the job runs.
     pub fn is_active(&self) -> bool {
         self.state() == JobState::Active
     }
 
-    /// Whether the job has ended, one way or another. Awaiting it then gives the result at once.
+    /// Returns whether the job has ended, with any outcome.
+    ///
+    /// Awaiting the handle then resolves at once.
     pub fn is_finished(&self) -> bool {
         self.state() == JobState::Finished
     }
 }
 
 impl<T: Send + 'static> Job<T> {
-    /// Waits for the job's end and gives what it returned. The same as awaiting the handle, which
-    /// stays usable.
+    /// Waits for the job's end, and returns its output.
+    ///
+    /// It does the same as awaiting the handle, and leaves the handle usable.
     ///
     /// # Errors
     ///
-    /// See [`JobError`]. The value or failure is given once; a second wait is told so. That a job
-    /// was cancelled is told every time.
+    /// See [`JobError`]. The value or failure is returned once; a second wait returns an error that says
+    /// so. The error of a cancelled job is returned every time.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the wait leaves the job running, and its result in place.
+    /// Dropping the returned future leaves the job running, and its result in place.
     pub async fn wait(&mut self) -> Result<T, JobError> {
         self.await
     }
 
-    /// Waits up to `timeout`, then [closes](Self::close) the job: aiojobs' `wait(timeout)`.
+    /// Waits up to `timeout`, then [closes](Self::close) the job.
     ///
-    /// Takes `timeout` plus the scheduler's `close_timeout` at the longest.
+    /// It takes at most `timeout` plus the scheduler's `close_timeout`. In aiojobs it is `wait(timeout)`.
     ///
     /// # Errors
     ///
-    /// What [`wait`](Self::wait) gives, or, if the time ran out, an error that
+    /// Like [`wait`](Self::wait). If the time ran out, an error that
     /// [`is_timeout`](JobError::is_timeout), even if the job then still returned a value.
     ///
     /// # Panics
@@ -135,7 +140,7 @@ impl<T: Send + 'static> Job<T> {
     ///
     /// # Cancel safety
     ///
-    /// Dropped before the time ran out, it leaves the job running.
+    /// If the returned future is dropped before the time ran out, the job runs on.
     pub async fn wait_or_close(&mut self, timeout: Duration) -> Result<T, JobError> {
         if self.ended_within(timeout).await {
             return self.take();
@@ -146,18 +151,18 @@ impl<T: Send + 'static> Job<T> {
         }
     }
 
-    /// Ends the job within the scheduler's `close_timeout` (100 ms unless set).
+    /// Ends the job within the scheduler's `close_timeout` (default 100 ms).
     ///
-    /// A pending job never starts. A job of [`spawn_with`](crate::Scheduler::spawn_with) is told,
-    /// and may take that long to end by itself. Any other future is dropped where it stands, at
-    /// its next `await`. Closing twice is fine.
+    /// A pending job never starts. A running job of [`spawn_with`](crate::Scheduler::spawn_with) is
+    /// cancelled, and has that time to end by itself. Any other future is dropped at its next `await`. It
+    /// can be called again.
     ///
     /// # Errors
     ///
-    /// The job's own failure, if nobody has had it yet; or an error that
-    /// [`is_close_timeout`](JobError::is_close_timeout) if it did not end in time: it has then
-    /// been [aborted](Self::abort). (If it panics all the same, that is told as any failure is; that
-    /// it did not end is not told again.) A job that was cancelled, or returned a value, is `Ok`.
+    /// The job's own failure, if it has not been reported yet. Or an error that
+    /// [`is_close_timeout`](JobError::is_close_timeout), if the job did not end in time; it has then been
+    /// [aborted](Self::abort). If it panics later, the panic is reported like any failure; that it did not
+    /// end is not reported again. A job that was cancelled, or returned a value, is `Ok`.
     ///
     /// # Panics
     ///
@@ -165,13 +170,13 @@ impl<T: Send + 'static> Job<T> {
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, it has told the job to end, and nothing else: one that does not listen runs
-    /// on.
+    /// The first poll cancels or aborts the job. Dropped after that, it no longer enforces the deadline:
+    /// a cancelled job that does not end by itself runs on.
     pub async fn close(&mut self) -> Result<(), JobError> {
         self.close_within(self.core.config.close_timeout).await
     }
 
-    /// [Closes](Self::close) the job, giving it `timeout` to end.
+    /// Like [`close`](Self::close), with `timeout` instead of `close_timeout`.
     ///
     /// # Errors
     ///
@@ -194,26 +199,28 @@ impl<T: Send + 'static> Job<T> {
         Err(self.record.result().take_failure_or_late(JobError::close_timeout(timeout)))
     }
 
-    /// Ends the job at once, without waiting: a pending one never starts, an active one is dropped
-    /// at its next `await`. A blocking job that has started cannot be ended and runs on.
+    /// Aborts the job, without waiting for its end.
     ///
-    /// Being aborted is not a failure: nobody is told but who awaits the handle.
+    /// A pending job never starts; the future of an active one is dropped at its next `await`. A blocking
+    /// job that has started cannot be ended and runs on.
+    ///
+    /// Being aborted is not a failure: only code that awaits the handle sees it.
     pub fn abort(&self) {
         if !self.record.is_finished() {
             self.core.abort_job(&self.record);
         }
     }
 
-    /// What the job returned.
+    /// Takes the job's result, once it is published.
     pub(crate) fn take(&self) -> Result<T, JobError> {
         match self.record.result().take()? {
             Some(value) => value_of(value),
-            // Known to the compiler, which then need not ask what it is.
+            // The compiler knows this type, and removes the downcast.
             None => value_of(Box::new(())),
         }
     }
 
-    /// What the job returned, if nobody has had it. The handle is detached.
+    /// Detaches the handle, and takes the result if it has not been taken.
     pub(crate) fn take_result_if_unread(&self) -> Option<Result<T, JobError>> {
         if self.record.result().detach() {
             return None;
@@ -268,8 +275,9 @@ impl<T> fmt::Debug for Job<T> {
     }
 }
 
-/// What a job of [`spawn_with`](crate::Scheduler::spawn_with) knows of itself, above all whether
-/// it has been told to end.
+/// Shows a job its own cancellation, id and name.
+///
+/// Passed to jobs of [`spawn_with`](crate::Scheduler::spawn_with).
 #[derive(Clone)]
 pub struct JobContext {
     record: Arc<Record>,
@@ -280,23 +288,24 @@ impl JobContext {
         Self { record }
     }
 
-    /// The job's id, unique within the process.
+    /// Returns the job's id, unique within the process.
     pub fn id(&self) -> JobId {
         self.record.id()
     }
 
-    /// The job's name.
+    /// Returns the job's name.
     pub fn name(&self) -> Cow<'static, str> {
         self.record.name()
     }
 
-    /// Whether the job has been told to end.
+    /// Returns whether the job has been cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.record.is_cancelled()
     }
 
-    /// Resolves when the job is told to end: its scheduler or its handle is closed. From then on
-    /// it has the close timeout to finish; after that it is dropped where it stands.
+    /// Resolves when the job is cancelled: its scheduler, its handle or its request's jobs are closed.
+    ///
+    /// From then on the job has the close timeout to end; after that it is aborted.
     ///
     /// # Cancel safety
     ///

@@ -479,7 +479,7 @@ impl Scheduler {
         self.core().config.pending_limit
     }
 
-    /// Returns the maximum time for cancelled jobs to end when the scheduler closes.
+    /// Returns the maximum time for a job to end once it is closed.
     pub fn close_timeout(&self) -> Duration {
         self.core().config.close_timeout
     }

@@ -37,12 +37,12 @@ use crate::{
     util::panics::{catch_panic, drop_contained},
 };
 
-/// What a job made of the future `F` gives.
+/// The value of a job made of the future `F`.
 pub(crate) type Value<F> = <<F as Future>::Output as JobOutput>::Value;
 
-/// One job about to be spawned, with its options: made by [`Scheduler::job`] or [`Jobs::job`].
+/// Spawns one job with options; made by [`Scheduler::job`] or [`Jobs::job`].
 ///
-/// Every verb does what the scheduler's own does.
+/// Each verb does the same as the verb of that name of the scheduler.
 ///
 /// [`Scheduler::job`]: crate::Scheduler::job
 /// [`Jobs::job`]: crate::Jobs::job
@@ -59,18 +59,20 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         Self { core, options, scope }
     }
 
-    /// The job's name in logs, listings and reports. Defaults to where it is spawned.
+    /// Sets the job's name in logs, listings and reports.
+    ///
+    /// Defaults to the place in the code where it is spawned: `src/main.rs:12:5`.
     pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.options.set_name(name.into());
         self
     }
 
-    /// How long the job may run, counted from its start. Defaults to any time.
+    /// Sets the maximum time that the job may run, from its start.
     ///
-    /// A job that runs longer is dropped where it stands, and has failed. A blocking one cannot be
-    /// interrupted: it keeps its place until it returns, and has then failed; its time counts from
-    /// when a thread takes it up. On a runtime without a timer (`enable_time`) the job panics when it
-    /// first waits.
+    /// Defaults to no limit. A job that runs longer is dropped at its current `await`, and has failed. A
+    /// blocking job cannot be interrupted: it keeps its permit until it returns, and has then failed; its
+    /// time counts from when a thread begins it. On a runtime without a timer (`enable_time`) the job
+    /// panics when it first waits.
     ///
     /// # Panics
     ///
@@ -84,10 +86,11 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         self
     }
 
-    /// Names what the job works on, such as a tenant. At most
-    /// [`limit_per_key`](crate::SchedulerBuilder::limit_per_key) jobs of one key run at once; the
-    /// others wait in the queue, in order, and keep no other key's jobs from running. Without that
-    /// setting the key is shown in listings and reports, and limits nothing.
+    /// Sets a key, such as a tenant, whose jobs share a limit.
+    ///
+    /// At most [`limit_per_key`](crate::SchedulerBuilder::limit_per_key) jobs of one key run at once. The
+    /// others wait in the queue, in order, and do not block jobs of other keys. Without that setting the
+    /// key is shown in listings and reports, and limits nothing.
     ///
     /// Shielded work is outside this limit too.
     #[doc(alias = "key")]
@@ -96,19 +99,22 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         self
     }
 
-    /// Sees to it that there is one job of this key: while one is deferred, pending or active,
-    /// another is refused with [`SpawnError::Duplicate`] ([`TrySpawnError::Duplicate`] from the
-    /// verbs that do not wait), which has the first one's id.
+    /// Allows at most one unfinished job with this key.
     ///
-    /// These keys have nothing to do with those of [`concurrency_key`](Self::concurrency_key).
+    /// While one is deferred, pending or active, another is refused with [`SpawnError::Duplicate`], or
+    /// with [`TrySpawnError::Duplicate`] by the verbs that do not wait. The error has the id of the
+    /// unfinished job.
+    ///
+    /// These keys are unrelated to those of [`concurrency_key`](Self::concurrency_key).
     #[doc(alias = "unique")]
     pub fn unique_key(self, key: impl Into<Arc<str>>) -> Self {
         self.set_unique(key.into(), false)
     }
 
-    /// Like [`unique_key`](Self::unique_key), but where the other job has not started, this one replaces it,
-    /// at the end of the line: the other is dropped and counts as cancelled. One that runs is left
-    /// alone, and this one refused.
+    /// Like [`unique_key`](Self::unique_key), and replaces an unstarted job of the key.
+    ///
+    /// The new job waits at the end of the queue; the replaced one is dropped and counts as cancelled. If
+    /// the other job runs, it goes on, and the new one is refused.
     #[doc(alias = "unique_or_replace")]
     pub fn unique_key_or_replace(self, key: impl Into<Arc<str>>) -> Self {
         self.set_unique(key.into(), true)
@@ -120,8 +126,8 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     }
 
     /// Like [`Scheduler::spawn`](crate::Scheduler::spawn).
-    // Most calls are of a future of their own type, and become code of their own anyway; what comes
-    // back need not be moved then.
+    // Most calls have a future type of their own, so this code is duplicated anyway. Inlined, its result
+    // is not moved.
     #[inline(always)]
     #[track_caller]
     pub fn spawn<F>(self, future: F) -> SpawnFuture<Value<F>>
@@ -175,7 +181,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         let spawn = self.spawn(future);
         async move {
             let deadline = Instant::now().checked_add(timeout);
-            // Inline there is no wait for a place, and what takes its time is the job.
+            // An inline scheduler has no wait for a permit: the time would be the job's own.
             let deadline = deadline.filter(|_| !is_inline);
             deadlines::timeout_at(deadline, spawn).await.unwrap_or(Err(SpawnError::TimedOut))
         }
@@ -191,7 +197,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         let core = self.core;
         let (record, run) = self.pack(JobKind::Cooperative, |record| {
             let context = JobContext::new(record.clone());
-            // Made inside the job, so that a panic in there is the job's.
+            // Called inside the job, so that a panic of `make` is the job's.
             Run::<_, AsResult>::new(async move { make(context).await }, record)
         });
         SpawnFuture::new(core, record, run.into_work())
@@ -234,7 +240,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
             self.pack(JobKind::Shielded, |record| Run::<_, PassThrough>::new(future, record));
         async move {
             core.bind_runtime().map_err(JobError::refused)?;
-            // Refused, it is dropped after unlocking: that is user code.
+            // If it is refused it is dropped after unlocking, since its `Drop` is user code.
             let mut work = Some(run.into_work());
             let mut take = || work.take().expect("admitted once");
             let admitted = core.admit(Admit::Outside, &record, &mut take);
@@ -307,7 +313,7 @@ impl<S> fmt::Debug for JobBuilder<'_, S> {
     }
 }
 
-/// Waits for shielded work. If it goes first, it sees to it that a failure is still told.
+/// Waits for shielded work. If this is dropped first, a failure that is stored already is reported.
 struct Shielded<T: JobOutput + Send + 'static>(Job<T>);
 
 impl<T: JobOutput + Send + 'static> Drop for Shielded<T> {
@@ -325,13 +331,15 @@ impl<T: JobOutput + Send + 'static> Drop for Shielded<T> {
     }
 }
 
-/// Spawns one job: waits for its place, and gives its handle. Made by
-/// [`Scheduler::spawn`](crate::Scheduler::spawn) and its like.
+/// Spawns one job, and resolves to its handle.
+///
+/// It waits if the queue is full. Made by [`Scheduler::spawn`](crate::Scheduler::spawn) and the other verbs
+/// that wait.
 ///
 /// # Cancel safety
 ///
-/// Dropped before it has resolved, it drops the job, which has not run, and gives up its place in
-/// the line.
+/// If it is dropped before it has resolved, the job is dropped without having run, and its turn goes to
+/// the next caller.
 #[doc(alias = "Spawn")]
 #[must_use = "a job is spawned only when this is awaited"]
 pub struct SpawnFuture<T> {
@@ -340,7 +348,7 @@ pub struct SpawnFuture<T> {
     work: Option<Work>,
     ticket: Option<Ticket>,
     value: PhantomData<fn() -> T>,
-    /// Spawned, and awaited, since this is a test.
+    /// The job that an inline scheduler has spawned, and whose end this awaits.
     inline: Option<Job<T>>,
 }
 
@@ -361,7 +369,7 @@ impl<T> SpawnFuture<T> {
         }
     }
 
-    /// Neither its work nor a place that it was granted is held until this is dropped.
+    /// Drops the work and gives back a grant, now and not only when this is dropped.
     #[cold]
     fn give_up(&mut self) {
         self.leave();
