@@ -1,0 +1,26 @@
+# Recipes of plain shell lines: `.ci/run` can also run those that it uses without `just`.
+
+# Format, lints and unit tests: run it before each commit.
+check: fmt clippy
+    cargo test --package tower-jobs --all-features --lib
+
+fmt:
+    cargo fmt --all --check
+
+clippy:
+    cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+# All tests, and the examples in the documentation.
+test:
+    cargo test --workspace --all-features
+
+docs:
+    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
+
+# All interleavings of the types without a lock around them.
+loom:
+    RUSTFLAGS='--cfg tower_jobs_loom' CARGO_TARGET_DIR=target/ci/loom cargo test --package tower-jobs --lib --locked all_orders
+
+# Everything that a change must pass. Needs Debian and root.
+ci:
+    .ci/run
