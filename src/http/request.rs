@@ -9,13 +9,15 @@ use crate::{
     job::group::{Group, GroupOwner},
 };
 
-/// The source of a label, which is formatted on first use.
+/// The source of a label. The label is formatted on first use.
 #[derive(Debug)]
 pub(crate) enum Origin {
-    /// `None` if the request names a host instead, as `CONNECT` does.
+    /// The method and the path of the URI. The path is `None` if the URI is a host only, as for
+    /// `CONNECT`.
     Path(Method, Option<PathAndQuery>),
     #[cfg(feature = "matched-path")]
     MatchedPath(Method, axum::extract::MatchedPath),
+    /// A label of [`JobsLayer::label`](crate::JobsLayer::label).
     Label(Arc<str>),
 }
 
@@ -41,11 +43,13 @@ impl Origin {
     }
 }
 
-/// A call to make once the response is over.
+/// Runs once, when the response ends.
 type Callback = Box<dyn FnOnce(ResponseOutcome) + Send>;
 
-/// The state of one request, shared by its [`Jobs`](crate::Jobs), its jobs and its response. Each
-/// request has one, so it is small, and parts that few requests need are allocated when needed.
+/// The state of one request, shared by its [`Jobs`](crate::Jobs), its jobs and its response.
+///
+/// Every request has one, so the state is small: parts that few requests need are allocated on first
+/// use.
 pub(crate) struct RequestState {
     origin: Origin,
     label: OnceLock<Arc<str>>,
@@ -65,25 +69,27 @@ impl RequestState {
         }
     }
 
-    /// Whether the connection serves other requests at the same time, as over HTTP/2 and later. The
-    /// server then drops the response's body in another task than the one that writes to the socket.
+    /// Returns whether the connection serves several requests at a time, as HTTP/2 and later do. The
+    /// server then drops the response's body in one task, and writes to the socket in another.
     pub(crate) fn is_multiplexed(&self) -> bool {
         self.is_multiplexed
     }
 
-    /// Calls `then` exactly once when the response is over; now if it is.
-    pub(crate) fn when_over(&self, then: Callback) {
-        if let Some((then, outcome)) = self.response.wait(then) {
-            then(outcome);
+    /// Calls `callback` exactly once: when the response ends, or now if it has ended.
+    pub(crate) fn on_response_end(&self, callback: Callback) {
+        if let Some((callback, outcome)) = self.response.wait(callback) {
+            callback(outcome);
         }
     }
 
-    /// Ends the response, and makes the calls that wait for that.
-    pub(crate) fn over(&self, outcome: ResponseOutcome) {
-        if let Some(waiting) = self.response.over(outcome) {
-            waiting.for_each(|then| then(outcome));
+    /// Ends the response, and runs the callbacks that wait for it.
+    pub(crate) fn end_response(&self, outcome: ResponseOutcome) {
+        if let Some(callbacks) = self.response.end(outcome) {
+            callbacks.for_each(|callback| callback(outcome));
         }
     }
+
+    /// Returns the outcome of the response, if it has ended.
 
     pub(crate) fn outcome(&self) -> Option<ResponseOutcome> {
         self.response.outcome()
@@ -106,12 +112,14 @@ mod tests {
 
     #[test]
     fn request_state_is_small() {
-        // With the two counts of its `Arc`.
-        assert!(size_of::<RequestState>() + 16 <= 160, "{}", size_of::<RequestState>() + 16);
+        const MAX_SIZE: usize = 160;
+        const ARC_COUNTS: usize = 2 * size_of::<usize>();
+        let size = size_of::<RequestState>() + ARC_COUNTS;
+        assert!(size <= MAX_SIZE, "{size}");
     }
 
     #[test]
-    fn label_is_method_and_path_without_query() {
+    fn label_has_method_and_path_without_query() {
         let of = |method, uri: &'static str| {
             Origin::new(&method, &Uri::from_static(uri), &Extensions::new()).label()
         };
@@ -119,7 +127,7 @@ mod tests {
         assert_eq!(&*of(Method::POST, "https://example.com"), "POST /");
         assert_eq!(&*of(Method::OPTIONS, "*"), "OPTIONS *");
         assert_eq!(&*of(Method::CONNECT, "example.com:443"), "CONNECT ");
-        let odd = Method::from_bytes(b"A-METHOD-OF-ONES-OWN").expect("a method");
+        let odd = Method::from_bytes(b"A-METHOD-OF-ONES-OWN").expect("a valid method");
         assert_eq!(&*of(odd, "/"), "A-METHOD-OF-ONES-OWN /");
     }
 }
