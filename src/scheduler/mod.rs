@@ -14,7 +14,7 @@ use crate::{
         options::Options,
         output::JobOutput,
     },
-    report::drain_report::{DrainReport, Stats},
+    report::{drain_report::DrainReport, stats::Stats},
     rules::{state::Outcome, step::Phase},
     run::core::Core,
     scheduler::{
