@@ -1,15 +1,18 @@
-//! The settings of a scheduler, and their validation.
+//! The settings of a scheduler, their defaults and their validation.
 
 use std::{error::Error, fmt, time::Duration};
 
-/// The settings of a [`Scheduler`](crate::Scheduler), as plain data.
+/// Holds the settings of a [`Scheduler`](crate::Scheduler), as plain data.
 ///
-/// Builds a scheduler through
-/// [`SchedulerBuilder::config`](crate::SchedulerBuilder::config), or from code through the
-/// builder's own setters. With the feature `serde` it is read from configuration files:
-/// durations are written `"100ms"` or `"1m 30s"`, an unlimited number `"unlimited"` (or null),
-/// every field has its default, an unknown field is an error, and so is a value that makes no
-/// sense; the error names the field.
+/// Give it to [`SchedulerBuilder::config`](crate::SchedulerBuilder::config). In code, the setters of the
+/// builder do the same.
+///
+/// With the feature `serde`, it can be read from configuration files:
+///
+/// - A duration is written as `"100ms"` or `"1m 30s"`.
+/// - A number without a limit is written as `"unlimited"` (or null).
+/// - A missing field has its default.
+/// - An unknown field, or an invalid value, is an error that names the field.
 ///
 /// ```
 /// # #[cfg(feature = "serde")] {
@@ -24,20 +27,30 @@ use std::{error::Error, fmt, time::Duration};
 #[cfg_attr(feature = "serde", serde(try_from = "fields::Fields"))]
 #[non_exhaustive]
 pub struct SchedulerConfig {
-    /// How many jobs run at once; `None` = any number. Defaults to 100.
+    /// Maximum number of jobs that run at once.
+    ///
+    /// `None` is unlimited, and 0 is invalid. Defaults to 100.
     #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
     pub limit: Option<usize>,
-    /// How many jobs wait for a running place before spawners must wait themselves; 0 = no
-    /// queue, `None` = any number. Defaults to 10 000.
+    /// Maximum number of jobs that wait in the queue for a permit.
+    ///
+    /// While the queue is full, spawners wait. `None` is unlimited. With 0 there is no queue: once `limit`
+    /// is reached, `spawn` returns [`SpawnError::Full`](crate::SpawnError::Full). Defaults to 10 000.
     #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
     pub pending_limit: Option<usize>,
-    /// How many jobs of one key run at once; `None` = any number. Defaults to `None`.
+    /// Maximum number of jobs of one key that run at once.
+    ///
+    /// `None` is unlimited, and 0 is invalid. Defaults to `None`.
     #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
     pub limit_per_key: Option<usize>,
-    /// How long a job that is told to end may take. Defaults to 100 ms.
+    /// Maximum time for a job to end after it is asked to.
+    ///
+    /// At most 365 days. Defaults to 100 ms.
     #[cfg_attr(feature = "serde", serde(with = "fields::duration"))]
     pub close_timeout: Duration,
-    /// How long `wait_and_close` lets jobs finish. Defaults to 60 s.
+    /// Maximum time that `wait_and_close` waits for jobs to finish.
+    ///
+    /// At most 365 days. Defaults to 60 s.
     #[cfg_attr(feature = "serde", serde(with = "fields::duration"))]
     pub wait_timeout: Duration,
 }
@@ -54,15 +67,19 @@ impl Default for SchedulerConfig {
     }
 }
 
-/// Longer than any deploy, and far from where adding to the clock overflows.
+/// The longest valid duration. It is longer than any deploy, and short enough that adding it to the
+/// clock does not overflow.
 pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl SchedulerConfig {
-    /// Checks what the types cannot: the rules that the builder's setters enforce by panicking.
+    /// Checks that all values are valid.
+    ///
+    /// The setters of the builder panic by the same rules.
     ///
     /// # Errors
     ///
-    /// Names the first field whose value makes no sense, the value, and what to write instead.
+    /// Returns an error for the first invalid field. Its text has the field, the value, and how to correct
+    /// it.
     pub fn validate(&self) -> Result<(), ConfigError> {
         limit("limit", self.limit)?;
         limit("limit_per_key", self.limit_per_key)?;
@@ -71,6 +88,7 @@ impl SchedulerConfig {
     }
 }
 
+/// Checks a number of jobs, which must not be 0.
 pub(crate) fn limit(field: &str, limit: Option<usize>) -> Result<(), ConfigError> {
     match limit {
         Some(0) => Err(ConfigError(format!(
@@ -81,20 +99,22 @@ pub(crate) fn limit(field: &str, limit: Option<usize>) -> Result<(), ConfigError
     }
 }
 
+/// Checks a duration, which must not exceed [`MAX_TIMEOUT`].
 pub(crate) fn timeout(field: &str, value: Duration) -> Result<(), ConfigError> {
     if value <= MAX_TIMEOUT {
         return Ok(());
     }
     Err(ConfigError(format!(
-        "{field} is {value:?}, and the longest is 365 days: set it to how long a shutdown may \
-         really take"
+        "{field} is {value:?}, and the longest is 365 days: set it to the time that a shutdown may \
+         take"
     )))
 }
 
+/// Checks a job's run timeout, which must not be 0 or exceed [`MAX_TIMEOUT`].
 pub(crate) fn run_timeout(value: Duration) -> Result<(), ConfigError> {
     if value.is_zero() {
         return Err(ConfigError(
-            "the job's timeout is 0, so it would fail before it ran: set how long it may run, or \
+            "the job's timeout is 0, so the job would fail before it ran: set a longer timeout, or \
              leave the timeout out"
                 .into(),
         ));
@@ -102,7 +122,9 @@ pub(crate) fn run_timeout(value: Duration) -> Result<(), ConfigError> {
     timeout("the job's timeout", value)
 }
 
-/// A setting that makes no sense. The text names the setting, its value and the cure.
+/// Reports an invalid setting.
+///
+/// The text has the setting, its value, and how to correct it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError(String);
 
@@ -122,7 +144,7 @@ mod fields {
 
     use super::{ConfigError, SchedulerConfig};
 
-    /// What a file may say, before it is checked.
+    /// The contents of a file, before validation.
     #[derive(Deserialize)]
     #[serde(default, deny_unknown_fields)]
     pub(super) struct Fields {
@@ -138,7 +160,7 @@ mod fields {
         wait_timeout: Duration,
     }
 
-    // Not every format says at which field an error came up.
+    // Adds the field's name to its errors, since not every format does.
     macro_rules! named {
         ($($field:ident: $type:ty = $kind:ident;)*) => {$(
             fn $field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
