@@ -1,4 +1,12 @@
-//! What applications hold: the scheduler, its builder, handles to jobs.
+//! The types that applications hold: the scheduler, its builder, and handles to jobs.
+//!
+//! In reading order:
+//!
+//! 1. This file: [`Scheduler`], for spawning, closing and looking.
+//! 2. `builder`: the settings, in code.
+//! 3. `spawn`: [`JobBuilder`], which makes a job and admits it.
+//! 4. `handle`: [`Job`], the handle of a job, and [`JobContext`], its view from the inside.
+//! 5. `blocking`: blocking closures as jobs.
 
 mod blocking;
 pub(crate) mod builder;
