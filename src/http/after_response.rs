@@ -96,17 +96,19 @@ impl JobBuilder<'_, RequestScope> {
         F: Future<Output: JobOutput> + Send + 'static,
     {
         let (core, request) = (self.core, self.scope.0.clone());
-        let flags =
-            if request.is_multiplexed() { JobFlags::YIELDS_FIRST } else { JobFlags::default() };
+        let mut flags = JobFlags::default();
+        if request.is_multiplexed() {
+            flags = flags.with(JobFlags::YIELDS_FIRST);
+        }
+        if !starts_after(ResponseOutcome::Unfinished(None)) {
+            flags = flags.with(JobFlags::SKIP_IF_GIVEN_UP);
+        }
         let (record, run) = self
             .flags(flags)
             .pack(JobKind::Plain, |record| Run::<_, AsResult>::new(future, record));
         admit_now(core, &record, run, Admit::Deferred)
             .map_err(|error| error.map(Run::into_future))?;
-        let (deferred, owner) = (record.clone(), core.clone());
-        request.on_response_end(Box::new(move |outcome| {
-            if starts_after(outcome) { owner.undefer(&deferred) } else { owner.skip(&deferred) }
-        }));
+        request.defer(&record, starts_after);
         Ok(Job::new(record, core.clone()))
     }
 }
@@ -141,9 +143,7 @@ where
             let future = match self.as_mut().project() {
                 MakeProjection::Made { future } => return future.poll(cx),
                 MakeProjection::Make { make, request } => {
-                    let outcome =
-                        request.outcome().expect("a deferred job starts after its response");
-                    make.take().expect("`make` is called once")(outcome)
+                    make.take().expect("`make` is called once")(request.outcome_now())
                 }
             };
             self.set(Self::Made { future });

@@ -105,7 +105,7 @@ impl IntoResponse for SpawnError {
                 (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
             }
             Self::Duplicate(_) => (StatusCode::CONFLICT, self.to_string()).into_response(),
-            Self::Closed | Self::Full | Self::TimedOut => (
+            Self::Closed | Self::Full | Self::DeferredFull | Self::TimedOut => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 [(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS))],
                 self.to_string(),

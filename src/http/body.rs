@@ -12,11 +12,14 @@ use std::{
 };
 
 use bytes::Buf;
-use http::{HeaderMap, Method, Response, StatusCode, header::CONTENT_LENGTH};
+use http::{Extensions, HeaderMap, Method, Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::http::{jobs::Jobs, outcome::ResponseOutcome, request::RequestState};
+use crate::{
+    http::{jobs::Jobs, outcome::ResponseOutcome, request::RequestState},
+    job::group::GroupOwner,
+};
 
 /// Ends the response when it is dropped, with the outcome known by then.
 pub(crate) struct ResponseGuard {
@@ -94,15 +97,27 @@ where
         // On an error this returns, and drops the guard: `NoResponse`.
         let mut response = result?;
         if let Some(jobs) = this.jobs.take() {
-            let extensions = response.extensions_mut();
-            // The innermost layer wins.
-            if extensions.get::<Jobs<M>>().is_none() {
-                extensions.insert(jobs);
-            }
+            insert_jobs(response.extensions_mut(), jobs);
         }
+        guard.request.set_status(response.status());
         let remaining = Remaining::of(&response, *this.body_rule);
         let tracker = EndTracker::new(guard, response.status(), remaining, response.body());
         Poll::Ready(Ok(response.map(|inner| ResponseBody { inner, tracker: Some(tracker) })))
+    }
+}
+
+/// Inserts the request's `Jobs`, if it has had a job. Those of an inner layer stay. Those of another
+/// request go once that is over: a cached response may carry them.
+fn insert_jobs<M: 'static>(extensions: &mut Extensions, jobs: Jobs<M>) {
+    let request = jobs.request();
+    if let Some(found) = extensions.get::<Jobs<M>>() {
+        if found.request().is_same_request(request) || found.request().outcome().is_none() {
+            return;
+        }
+        extensions.remove::<Jobs<M>>();
+    }
+    if request.group().is_used() {
+        extensions.insert(jobs);
     }
 }
 
@@ -156,6 +171,8 @@ impl Remaining {
 /// Follows the frames of a body, and keeps [`ResponseGuard::is_complete`] up to date.
 struct EndTracker {
     remaining: Remaining,
+    /// The body was empty from the start, or has given its end or its trailers.
+    has_ended: bool,
     guard: ResponseGuard,
 }
 
@@ -167,32 +184,45 @@ impl EndTracker {
         body: &B,
     ) -> Self {
         guard.status = Some(status);
-        let mut tracker = Self { remaining, guard };
-        tracker.guard.is_complete = tracker.is_complete(|| body.is_end_stream());
+        let mut tracker = Self { remaining, has_ended: body.is_end_stream(), guard };
+        tracker.guard.is_complete = tracker.is_complete();
         tracker
     }
 
     /// Returns whether the server has taken the response in full. A body that ends before its declared
     /// length is not complete: an HTTP/1.1 server closes the connection there, and an HTTP/2 client
-    /// rejects the response.
-    fn is_complete(&self, has_ended: impl FnOnce() -> bool) -> bool {
+    /// rejects the response. Neither is a longer body.
+    fn is_complete(&self) -> bool {
         match self.remaining {
             Remaining::NoBody => true,
             // An HTTP/1 server stops polling at the declared length. Later versions poll to the end.
-            Remaining::Bytes(left) => {
-                left == 0 && (!self.guard.request.is_multiplexed() || has_ended())
-            }
-            Remaining::Unknown => has_ended(),
+            Remaining::Bytes(left) => left == 0 && (!self.is_multiplexed() || self.has_ended),
+            Remaining::Unknown => self.has_ended,
             Remaining::Failed => false,
         }
+    }
+
+    fn is_multiplexed(&self) -> bool {
+        self.guard.request.is_multiplexed()
+    }
+
+    /// Whether the server must poll for the end, although the body could say that it is there.
+    ///
+    /// Over HTTP/2 and later, hyper takes the last frame before the client's window has room for it, and
+    /// may have to throw it away. Only when hyper asks for more has it passed that frame on.
+    fn hides_end(&self) -> bool {
+        self.is_multiplexed() && !self.has_ended && !matches!(self.remaining, Remaining::NoBody)
     }
 
     /// Records the result of one `poll_frame`.
     fn record<B: Body>(&mut self, polled: Option<&Result<Frame<B::Data>, B::Error>>, body: &B) {
         match (polled, &mut self.remaining) {
-            (Some(Ok(frame)), Remaining::Bytes(left)) => {
-                let bytes = frame.data_ref().map_or(0, Buf::remaining);
-                *left = left.saturating_sub(bytes as u64);
+            (Some(Ok(frame)), remaining @ Remaining::Bytes(_)) => {
+                let bytes = frame.data_ref().map_or(0, Buf::remaining) as u64;
+                if let Remaining::Bytes(left) = remaining {
+                    *remaining =
+                        left.checked_sub(bytes).map_or(Remaining::Failed, Remaining::Bytes);
+                }
             }
             // A layer further out may treat the error as the end, and poll on.
             (Some(Err(_)), remaining @ (Remaining::Bytes(_) | Remaining::Unknown)) => {
@@ -200,12 +230,15 @@ impl EndTracker {
             }
             _ => {}
         }
-        self.guard.is_complete = self.is_complete(|| match polled {
+        self.has_ended |= match polled {
             // A server does not poll after the trailers.
-            Some(Ok(frame)) => frame.is_trailers() || body.is_end_stream(),
+            Some(Ok(frame)) => {
+                frame.is_trailers() || (!self.is_multiplexed() && body.is_end_stream())
+            }
             Some(Err(_)) => false,
             None => true,
-        });
+        };
+        self.guard.is_complete = self.is_complete();
     }
 }
 
@@ -238,7 +271,8 @@ impl<B: Body> Body for ResponseBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        let hides_end = self.tracker.as_ref().is_some_and(EndTracker::hides_end);
+        !hides_end && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -180,7 +180,9 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let body_rule = BodyRule::from(request.method());
         let origin = self.layer.origin(&request);
-        let state = Arc::new(RequestState::new(origin, request.version()));
+        let outer = request.extensions().get::<Jobs<M>>().map(|jobs| jobs.request().clone());
+        let core = self.layer.scheduler.core().clone();
+        let state = Arc::new(RequestState::new(core, origin, request.version(), outer));
         // The guard ends the response, even if the inner service panics in `call`.
         let guard = ResponseGuard::new(state.clone());
         let jobs = Jobs::<M>::new(self.layer.scheduler.clone(), state);

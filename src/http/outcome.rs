@@ -23,6 +23,13 @@ pub enum ResponseOutcome {
     /// Causes: the client left or a timeout struck while the handler ran, the handler panicked, or the
     /// service returned an error.
     NoResponse,
+    /// The response had not ended when the job was started, and may still end.
+    ///
+    /// Causes: the job was deferred for longer than
+    /// [`deferred_timeout`](crate::SchedulerBuilder::deferred_timeout), or a
+    /// [`Shutdown`](crate::Shutdown) gave the connection up. The status is that of the response's
+    /// head, if the service had returned one.
+    Unfinished(Option<StatusCode>),
 }
 
 impl ResponseOutcome {
@@ -31,6 +38,7 @@ impl ResponseOutcome {
         match self {
             Self::Complete(status) | Self::Aborted(status) => Some(status),
             Self::NoResponse => None,
+            Self::Unfinished(status) => status,
         }
     }
 

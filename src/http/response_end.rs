@@ -11,10 +11,9 @@
 //! 3. Each item is returned exactly once. If the change of `wait` is first, `end` finds `HAS_WAITERS`,
 //!    and the item in the list. If the change of `end` is first, `wait` finds the outcome, and returns
 //!    the item at once.
-//! 4. `end` returns the items in the order in which they were added, after it has unlocked the list.
-//!    Their owner may therefore call `wait` while it handles them.
+//! 4. `end` returns the items in their order, after it has unlocked the list. Their owner may therefore call `wait` while it handles them.
 
-use std::{mem, sync::OnceLock};
+use std::{collections::BTreeSet, mem, sync::OnceLock};
 
 use http::StatusCode;
 
@@ -50,24 +49,32 @@ mod bit {
 /// The items that wait. Most responses with waiters have one.
 struct Waiters<T> {
     first: Option<T>,
-    others: Vec<T>,
+    others: BTreeSet<T>,
 }
 
-impl<T> Waiters<T> {
+impl<T: Ord> Waiters<T> {
     fn new() -> Self {
-        Self { first: None, others: Vec::new() }
+        Self { first: None, others: BTreeSet::new() }
     }
 
-    fn push(&mut self, item: T) {
-        if self.first.is_none() {
+    fn insert(&mut self, item: T) {
+        if self.first.is_none() && self.others.is_empty() {
             self.first = Some(item);
         } else {
-            self.others.push(item);
+            self.others.insert(item);
+        }
+    }
+
+    fn remove(&mut self, item: &T) {
+        if self.first.as_ref() == Some(item) {
+            self.first = None;
+        } else {
+            self.others.remove(item);
         }
     }
 }
 
-impl<T> ResponseEnd<T> {
+impl<T: Ord> ResponseEnd<T> {
     pub(crate) fn new() -> Self {
         Self { word: AtomicU32::new(0), waiters: OnceLock::new() }
     }
@@ -84,9 +91,16 @@ impl<T> ResponseEnd<T> {
         match outcome(self.word.fetch_or(bit::HAS_WAITERS, Ordering::AcqRel)) {
             Some(outcome) => Some((item, outcome)),
             None => {
-                waiters.push(item);
+                waiters.insert(item);
                 None
             }
+        }
+    }
+
+    /// Forgets an item that waits.
+    pub(crate) fn forget(&self, item: &T) {
+        if let Some(waiters) = self.waiters.get() {
+            lock(waiters).remove(item);
         }
     }
 
@@ -106,6 +120,7 @@ impl<T> ResponseEnd<T> {
 /// Encodes an outcome.
 fn word(outcome: ResponseOutcome) -> u32 {
     match outcome {
+        ResponseOutcome::Unfinished(_) => unreachable!("a response does not end as unfinished"),
         ResponseOutcome::NoResponse => bit::ENDED,
         ResponseOutcome::Aborted(status) => {
             bit::ENDED | bit::HAS_STATUS | u32::from(status.as_u16())
@@ -142,7 +157,7 @@ mod tests {
 
     const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
 
-    fn ended<T>(end: &ResponseEnd<T>, outcome: ResponseOutcome) -> Vec<T> {
+    fn ended<T: Ord>(end: &ResponseEnd<T>, outcome: ResponseOutcome) -> Vec<T> {
         end.end(outcome).into_iter().flatten().collect()
     }
 
@@ -175,6 +190,20 @@ mod tests {
         assert_eq!(ended(&end, COMPLETE), [0, 1, 2, 3]);
         assert_eq!(end.outcome(), Some(COMPLETE));
         assert!(end.waiters.get().is_some_and(|waiters| lock(waiters).first.is_none()));
+    }
+
+    #[test]
+    fn forgotten_items_are_not_returned() {
+        let end = ResponseEnd::new();
+        for item in 0..4 {
+            assert_eq!(end.wait(item), None);
+        }
+        end.forget(&0);
+        end.forget(&2);
+        end.forget(&7);
+        assert_eq!(end.wait(4), None);
+        assert_eq!(ended(&end, COMPLETE), [1, 3, 4]);
+        end.forget(&1);
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub enum SpawnError {
     /// The `limit`, or the limit of the job's [key](crate::JobBuilder::concurrency_key), is reached, and
     /// there is no queue: `pending_limit` is 0.
     Full,
+    /// `deferred_limit` jobs wait for the end of their response.
+    DeferredFull,
     /// No place in the queue became free within the timeout of `spawn_within`.
     TimedOut,
     /// The scheduler has no runtime to run jobs on.
@@ -40,6 +42,9 @@ impl fmt::Display for SpawnError {
             Self::Duplicate(id) => return write!(f, "job {id} has the same unique key"),
             Self::Closed => "the scheduler is closed and accepts no more jobs",
             Self::Full => "the scheduler is full: all places are taken",
+            Self::DeferredFull => {
+                "the scheduler is full: deferred_limit jobs wait for the end of their response"
+            }
             Self::TimedOut => "the scheduler is full: no place became free within the timeout",
             Self::NoRuntime => {
                 "the scheduler has no tokio runtime: spawn its first job inside one, or name one \
@@ -63,6 +68,8 @@ pub enum TrySpawnError<F> {
     /// [key](crate::JobBuilder::concurrency_key) is at its limit. For these it means that the queue is
     /// full.
     Full(F),
+    /// `deferred_limit` jobs wait for the end of their response.
+    DeferredFull(F),
     /// The scheduler is closed.
     Closed(F),
     /// The scheduler has no runtime to run jobs on.
@@ -76,6 +83,7 @@ impl<F> TrySpawnError<F> {
     pub fn into_inner(self) -> F {
         match self {
             Self::Full(future)
+            | Self::DeferredFull(future)
             | Self::Closed(future)
             | Self::NoRuntime(future)
             | Self::Duplicate(future, _) => future,
@@ -84,7 +92,7 @@ impl<F> TrySpawnError<F> {
 
     /// Returns whether the scheduler is full, and a later retry can succeed.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full(_))
+        matches!(self, Self::Full(_) | Self::DeferredFull(_))
     }
 
     /// Returns whether the scheduler is closed.
@@ -95,6 +103,7 @@ impl<F> TrySpawnError<F> {
     pub(crate) fn map<G>(self, to: impl FnOnce(F) -> G) -> TrySpawnError<G> {
         match self {
             Self::Full(future) => TrySpawnError::Full(to(future)),
+            Self::DeferredFull(future) => TrySpawnError::DeferredFull(to(future)),
             Self::Closed(future) => TrySpawnError::Closed(to(future)),
             Self::NoRuntime(future) => TrySpawnError::NoRuntime(to(future)),
             Self::Duplicate(future, id) => TrySpawnError::Duplicate(to(future), id),
@@ -105,6 +114,7 @@ impl<F> TrySpawnError<F> {
     pub(crate) fn kind(&self) -> SpawnError {
         match self {
             Self::Full(_) => SpawnError::Full,
+            Self::DeferredFull(_) => SpawnError::DeferredFull,
             Self::Closed(_) => SpawnError::Closed,
             Self::NoRuntime(_) => SpawnError::NoRuntime,
             Self::Duplicate(_, id) => SpawnError::Duplicate(*id),

@@ -41,6 +41,8 @@ pub struct Stats {
     pub abandoned: u64,
     /// Number of spawners that wait for a place in the queue. Their jobs are not accepted yet.
     pub waiting_spawners: u64,
+    /// Time since the longest deferred job was deferred.
+    pub oldest_deferred: Option<Duration>,
     /// Time that the job at the head of the queue has waited.
     pub oldest_pending: Option<Duration>,
     /// Time that the longest-running job has run.

@@ -38,6 +38,17 @@ pub struct SchedulerConfig {
     /// is reached, `spawn` returns [`SpawnError::Full`](crate::SpawnError::Full). Defaults to 10 000.
     #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
     pub pending_limit: Option<usize>,
+    /// Maximum number of deferred jobs, which wait for the end of their response.
+    ///
+    /// `None` is unlimited, and 0 is invalid. Defaults to 10 000.
+    #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
+    pub deferred_limit: Option<usize>,
+    /// Maximum time that a job is deferred.
+    ///
+    /// After it the job starts although its response is not over. `None` is no maximum, and zero is
+    /// invalid. Defaults to `None`; at most 365 days.
+    #[cfg_attr(feature = "serde", serde(with = "fields::optional_duration"))]
+    pub deferred_timeout: Option<Duration>,
     /// Maximum number of jobs of one key that run at once.
     ///
     /// `None` is unlimited, and 0 is invalid. Defaults to `None`.
@@ -60,6 +71,8 @@ impl Default for SchedulerConfig {
         Self {
             limit: Some(100),
             pending_limit: Some(10_000),
+            deferred_limit: Some(10_000),
+            deferred_timeout: None,
             limit_per_key: None,
             close_timeout: Duration::from_millis(100),
             wait_timeout: Duration::from_secs(60),
@@ -82,6 +95,10 @@ impl SchedulerConfig {
     /// it.
     pub fn validate(&self) -> Result<(), ConfigError> {
         limit("limit", self.limit)?;
+        deferred_limit(self.deferred_limit)?;
+        if let Some(after) = self.deferred_timeout {
+            deferred_timeout(after)?;
+        }
         limit("limit_per_key", self.limit_per_key)?;
         timeout("close_timeout", self.close_timeout)?;
         timeout("wait_timeout", self.wait_timeout)
@@ -94,6 +111,32 @@ pub(crate) fn limit(field: &str, limit: Option<usize>) -> Result<(), ConfigError
         Some(0) => Err(ConfigError(format!(
             "{field} is 0, so no job would ever run: set it to at least 1, or to none \
              (\"unlimited\") for no limit"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn deferred_limit(limit: Option<usize>) -> Result<(), ConfigError> {
+    match limit {
+        Some(0) => Err(ConfigError(
+            "deferred_limit is 0, so every job of after_response would be refused: set it to at \
+             least 1, or to none (\"unlimited\") for no limit"
+                .into(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn deferred_timeout(value: Duration) -> Result<(), ConfigError> {
+    match value {
+        Duration::ZERO => Err(ConfigError(
+            "deferred_timeout is 0, so no job would wait for its response: set how long a job may \
+             wait, or leave it out"
+                .into(),
+        )),
+        value if value > MAX_TIMEOUT => Err(ConfigError(format!(
+            "deferred_timeout is {value:?}, and the longest is 365 days: set how long a job may \
+             wait for its response, or leave it out"
         ))),
         _ => Ok(()),
     }
@@ -119,7 +162,13 @@ pub(crate) fn run_timeout(value: Duration) -> Result<(), ConfigError> {
                 .into(),
         ));
     }
-    timeout("the job's timeout", value)
+    if value > MAX_TIMEOUT {
+        return Err(ConfigError(format!(
+            "the job's timeout is {value:?}, and the longest is 365 days: set how long it may run, \
+             or leave the timeout out"
+        )));
+    }
+    Ok(())
 }
 
 /// Reports an invalid setting.
@@ -152,6 +201,10 @@ mod fields {
         limit: Option<usize>,
         #[serde(deserialize_with = "pending_limit")]
         pending_limit: Option<usize>,
+        #[serde(deserialize_with = "deferred_limit")]
+        deferred_limit: Option<usize>,
+        #[serde(deserialize_with = "deferred_timeout")]
+        deferred_timeout: Option<Duration>,
         #[serde(deserialize_with = "limit_per_key")]
         limit_per_key: Option<usize>,
         #[serde(deserialize_with = "close_timeout")]
@@ -174,6 +227,8 @@ mod fields {
     named! {
         limit: Option<usize> = count;
         pending_limit: Option<usize> = count;
+        deferred_limit: Option<usize> = count;
+        deferred_timeout: Option<Duration> = optional_duration;
         limit_per_key: Option<usize> = count;
         close_timeout: Duration = duration;
         wait_timeout: Duration = duration;
@@ -184,11 +239,21 @@ mod fields {
             let SchedulerConfig {
                 limit,
                 pending_limit,
+                deferred_limit,
+                deferred_timeout,
                 limit_per_key,
                 close_timeout,
                 wait_timeout,
             } = SchedulerConfig::default();
-            Self { limit, pending_limit, limit_per_key, close_timeout, wait_timeout }
+            Self {
+                limit,
+                pending_limit,
+                deferred_limit,
+                deferred_timeout,
+                limit_per_key,
+                close_timeout,
+                wait_timeout,
+            }
         }
     }
 
@@ -196,9 +261,24 @@ mod fields {
         type Error = ConfigError;
 
         fn try_from(fields: Fields) -> Result<Self, ConfigError> {
-            let Fields { limit, pending_limit, limit_per_key, close_timeout, wait_timeout } =
-                fields;
-            let config = Self { limit, pending_limit, limit_per_key, close_timeout, wait_timeout };
+            let Fields {
+                limit,
+                pending_limit,
+                deferred_limit,
+                deferred_timeout,
+                limit_per_key,
+                close_timeout,
+                wait_timeout,
+            } = fields;
+            let config = Self {
+                limit,
+                pending_limit,
+                deferred_limit,
+                deferred_timeout,
+                limit_per_key,
+                close_timeout,
+                wait_timeout,
+            };
             config.validate().map(|()| config)
         }
     }
@@ -296,6 +376,33 @@ mod fields {
                     ))
                 })
             }
+        }
+    }
+
+    pub(super) mod optional_duration {
+        use std::time::Duration;
+
+        use serde::{Deserialize, Deserializer, Serializer};
+
+        #[derive(Deserialize)]
+        #[serde(transparent)]
+        struct Text(#[serde(deserialize_with = "super::duration::deserialize")] Duration);
+
+        #[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+        pub(crate) fn serialize<S: Serializer>(
+            value: &Option<Duration>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            match value {
+                Some(value) => super::duration::serialize(value, serializer),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Option<Duration>, D::Error> {
+            Ok(Option::<Text>::deserialize(deserializer)?.map(|Text(duration)| duration))
         }
     }
 }

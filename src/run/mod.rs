@@ -18,6 +18,7 @@ pub(crate) mod cancel;
 pub(crate) mod close;
 pub(crate) mod core;
 pub(crate) mod deadlines;
+pub(crate) mod deferred;
 pub(crate) mod failures;
 pub(crate) mod idle_runners;
 pub(crate) mod runner;

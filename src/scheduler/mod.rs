@@ -508,7 +508,7 @@ impl Scheduler {
         let now = Moment::now();
         let queue = self.core().queue();
         let totals = queue.totals();
-        let (pending, active) = queue.oldest();
+        let [deferred, pending, active] = queue.oldest();
         Stats {
             accepted: totals.accepted,
             deferred: queue.deferred_count() as u64,
@@ -523,6 +523,7 @@ impl Scheduler {
             never_started: totals.of(Outcome::NeverStarted),
             abandoned: totals.of(Outcome::Abandoned),
             waiting_spawners: queue.waiting_count() as u64,
+            oldest_deferred: deferred.map(|since| now.since(since)),
             oldest_pending: pending.map(|since| now.since(since)),
             oldest_active: active.map(|since| now.since(since)),
         }

@@ -295,6 +295,7 @@ pub(crate) fn admit_now<B: Body + 'static>(
     match (admitted, body.map(Packed::into_body)) {
         (Ok(()), _) => Ok(()),
         (Err(Refusal::Full), Some(body)) => Err(TrySpawnError::Full(body)),
+        (Err(Refusal::DeferredFull), Some(body)) => Err(TrySpawnError::DeferredFull(body)),
         (Err(Refusal::Closed), Some(body)) => Err(TrySpawnError::Closed(body)),
         (Err(Refusal::Duplicate(id)), Some(body)) => Err(TrySpawnError::Duplicate(body, id)),
         (Err(_), None) => unreachable!("the body of a refused job stays here"),
