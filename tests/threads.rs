@@ -2,17 +2,18 @@
 //! is lost, and the law holds throughout.
 #![allow(clippy::disallowed_methods, reason = "real threads are the subject")]
 
+mod support;
+
 use std::{
     collections::HashMap,
-    future::{Future, poll_fn},
+    future::poll_fn,
     panic::resume_unwind,
-    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
         mpsc,
     },
-    task::{Context, Poll, Wake},
+    task::Poll,
     thread,
     time::Duration,
 };
@@ -25,33 +26,13 @@ use tokio::{
 };
 use tower_jobs::{DrainReport, Job, Outcome, Scheduler, Stats};
 
+use support::{PLENTY, assert_adds_up, block_on};
+
 const ROUNDS: usize = 32;
 const THREADS: usize = 200;
 const JOBS_PER_THREAD: usize = 10;
 const LIMIT: usize = 4;
 const PENDING_LIMIT: usize = 8;
-/// For what takes no time unless it hangs.
-const LONG: Duration = Duration::from_secs(60);
-
-struct Parked(thread::Thread);
-
-impl Wake for Parked {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Waits on a plain thread, outside any runtime.
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Arc::new(Parked(thread::current())).into();
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park_timeout(LONG),
-        }
-    }
-}
 
 /// Jobs are named by their number.
 fn number(name: &str) -> usize {
@@ -144,17 +125,11 @@ fn spawner(scheduler: &Scheduler, round: &Arc<Round>, thread: usize, news: &mpsc
     }
 }
 
-fn sum(stats: &Stats) -> u64 {
-    let there = stats.deferred + stats.pending + stats.active;
-    let ended = stats.completed + stats.failed + stats.panicked + stats.timed_out;
-    there + ended + stats.cancelled + stats.skipped + stats.never_started + stats.abandoned
-}
-
 /// Looks on until the round is over.
 fn watch(scheduler: &Scheduler, round: &Round) {
     while !round.over.load(SeqCst) {
         let stats = scheduler.stats();
-        assert_eq!(stats.accepted, sum(&stats));
+        assert_adds_up(&stats);
         assert!(stats.active <= LIMIT as u64);
         assert!(stats.pending <= PENDING_LIMIT as u64);
         thread::yield_now();
@@ -169,8 +144,8 @@ fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> D
     let scheduler = Scheduler::builder()
         .limit(LIMIT)
         .pending_limit(PENDING_LIMIT)
-        .close_timeout(LONG)
-        .wait_timeout(LONG)
+        .close_timeout(PLENTY)
+        .wait_timeout(PLENTY)
         .runtime(runtime.handle().clone())
         .on_failure(move |failure| {
             let number = number(&failure.job.name);
@@ -187,7 +162,7 @@ fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> D
         let _over = Over(&round.over);
         // Closes once so many jobs have been accepted.
         for _ in 0..round_number * THREADS * JOBS_PER_THREAD / (2 * ROUNDS) {
-            arrivals.recv_timeout(LONG).expect("jobs are accepted");
+            arrivals.recv_timeout(PLENTY).expect("jobs are accepted");
         }
         close(&scheduler)
     });
@@ -195,7 +170,7 @@ fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> D
     let waits_since = Instant::now();
     let is_gone = |trace: &Trace| trace.dropped.load(SeqCst) > 0 || !trace.made.load(SeqCst);
     while !round.traces.iter().all(is_gone) {
-        assert!(waits_since.elapsed() < LONG, "a future was not dropped");
+        assert!(waits_since.elapsed() < PLENTY, "a future was not dropped");
         thread::yield_now();
     }
     add_up(&scheduler.stats(), &report, &round);
@@ -206,7 +181,7 @@ fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> D
 fn add_up(stats: &Stats, report: &DrainReport, round: &Round) {
     let accepted = round.traces.iter().filter(|trace| trace.accepted.load(SeqCst)).count();
     assert_eq!(stats.accepted, accepted as u64);
-    assert_eq!(stats.accepted, sum(stats));
+    assert_adds_up(stats);
     assert_eq!(stats.pending + stats.active + stats.waiting_spawners + stats.abandoned, 0);
     let named: HashMap<usize, Outcome> =
         report.jobs().map(|(outcome, job)| (number(&job.name), outcome)).collect();
@@ -248,7 +223,7 @@ fn play(mut runtime: Builder, close: fn(&Scheduler) -> DrainReport) {
         });
         done.send(()).expect("the test waits");
     });
-    if ended.recv_timeout(LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
+    if ended.recv_timeout(PLENTY) == Err(mpsc::RecvTimeoutError::Timeout) {
         panic!("a round hangs");
     }
     rounds.join().expect("a round failed");
@@ -299,14 +274,14 @@ fn a_job_aborted_while_it_is_first_polled_is_dropped() {
     let future = poll_fn(move |_| {
         let _dropped = &dropped;
         polled.send(()).expect("the test waits");
-        is_aborted.recv_timeout(LONG).expect("the test aborts");
+        is_aborted.recv_timeout(PLENTY).expect("the test aborts");
         Poll::<()>::Pending
     });
     let job = block_on(scheduler.spawn(future)).expect("there is a place");
-    is_polled.recv_timeout(LONG).expect("the job runs");
+    is_polled.recv_timeout(PLENTY).expect("the job runs");
     job.abort();
     aborted.send(()).expect("the job waits");
-    assert_eq!(is_dropped.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected));
+    assert_eq!(is_dropped.recv_timeout(PLENTY), Err(mpsc::RecvTimeoutError::Disconnected));
     assert!(block_on(job).is_err_and(|error| error.is_cancelled()));
 }
 
@@ -324,7 +299,7 @@ fn a_failure_whose_telling_outlasts_the_close_is_told_once() {
             telling.send(failure.error.is_failed()).expect("the test listens");
             let is_closed = first.lock().expect("nothing panics here").take();
             if let Some(is_closed) = is_closed {
-                is_closed.recv_timeout(LONG).expect("the test closes");
+                is_closed.recv_timeout(PLENTY).expect("the test closes");
             }
         })
         .build();
@@ -335,10 +310,10 @@ fn a_failure_whose_telling_outlasts_the_close_is_told_once() {
     }));
     drop(job);
     detach.send(()).expect("the job waits");
-    assert_eq!(is_telling.recv_timeout(LONG), Ok(true));
+    assert_eq!(is_telling.recv_timeout(PLENTY), Ok(true));
     let report = block_on(scheduler.close());
     assert_eq!(report.abandoned.len(), 1);
     closed.send(()).expect("the failure is still being told");
     drop((scheduler, runtime));
-    assert_eq!(is_telling.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected));
+    assert_eq!(is_telling.recv_timeout(PLENTY), Err(mpsc::RecvTimeoutError::Disconnected));
 }

@@ -36,10 +36,6 @@
 //! | 33 | `@atomic` | `tests/atomic.rs` |
 //! | 34 | closing the server | `tests/requests.rs`, `tests/shutdown.rs`, `tests/welcome_email.rs` |
 //! | 35 | open requests (362, 484, 15, 152, 623) | [`a_job_does_not_inherit_the_span_it_was_spawned_in`], [`a_job_that_runs_longer_than_its_timeout_has_failed`], [`try_spawn_never_waits_and_gives_the_future_back`], [`a_pending_limit_of_zero_refuses_in_place_of_queueing`], [`waiting_and_closing_is_woken_by_the_last_job_and_by_nothing_else`]. Priorities (455): none; jobs of another priority have a scheduler of their own |
-#![allow(clippy::disallowed_methods, reason = "a caller is a task of its own, to be cancelled")]
-
-#[path = "support/logs.rs"]
-mod logs;
 
 use std::{
     future::{Future, pending},
@@ -51,28 +47,16 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot},
-    task::yield_now,
     time::{Instant, sleep, timeout},
 };
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
-use tower_jobs::{
-    Job, JobFailure, JobState, Outcome, Scheduler, SchedulerBuilder, SpanLink, SpawnError,
-    TrySpawnError,
+use tower_jobs::{Job, JobState, Outcome, Scheduler, SpanLink, SpawnError, TrySpawnError};
+
+use crate::support::{
+    HOUR, SECOND, limited,
+    logs::{Event, Logs, span_names},
+    turn, watched,
 };
-
-const SECOND: Duration = Duration::from_secs(1);
-const LONG: Duration = Duration::from_secs(3600);
-
-fn limited(limit: usize, pending_limit: usize) -> Scheduler {
-    Scheduler::builder().limit(limit).pending_limit(pending_limit).build()
-}
-
-/// A scheduler to be whose failures come out of the channel.
-fn watched() -> (SchedulerBuilder, mpsc::UnboundedReceiver<JobFailure>) {
-    let (tell, failures) = mpsc::unbounded_channel();
-    let builder = Scheduler::builder().on_failure(move |failure| drop(tell.send(failure)));
-    (builder, failures)
-}
 
 /// The future ends when the sender is used or dropped.
 fn gate() -> (oneshot::Sender<()>, impl Future<Output = ()> + Send + 'static) {
@@ -97,13 +81,6 @@ impl Started {
 
 async fn failing() -> io::Result<()> {
     Err(io::Error::other("no such mailbox"))
-}
-
-/// Gives every job that can run its turn.
-async fn turn() {
-    for _ in 0..10 {
-        yield_now().await;
-    }
 }
 
 fn counts(scheduler: &Scheduler) -> (usize, usize) {
@@ -415,8 +392,7 @@ async fn closing_a_job_gives_its_exception_and_closing_twice_is_fine() {
 
 #[tokio::test(start_paused = true)]
 async fn a_close_given_up_in_the_instant_the_job_ends_loses_nothing() {
-    let (builder, mut failures) = watched();
-    let scheduler = builder.close_timeout(SECOND).build();
+    let (scheduler, mut failures) = watched(Scheduler::builder().close_timeout(SECOND));
     let failing_when_told = |context: tower_jobs::JobContext| async move {
         context.cancelled().await;
         failing().await
@@ -470,8 +446,7 @@ async fn a_job_has_the_name_it_was_given_or_that_of_its_place() {
 
 #[tokio::test]
 async fn an_exception_that_nobody_awaits_is_handled_once() {
-    let (builder, mut failures) = watched();
-    let scheduler = builder.build();
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     let spawned = line!() + 1;
     let id = scheduler.job("mail").spawn(failing()).await.unwrap().id();
     scheduler.wait_and_close().await;
@@ -484,8 +459,7 @@ async fn an_exception_that_nobody_awaits_is_handled_once() {
 
 #[tokio::test]
 async fn an_exception_that_was_awaited_or_closed_is_not_handled() {
-    let (builder, mut failures) = watched();
-    let scheduler = builder.build();
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     scheduler.spawn(failing()).await.unwrap().await.unwrap_err();
     let mut closed = scheduler.spawn(failing()).await.unwrap();
     scheduler.wait_idle().await;
@@ -498,8 +472,7 @@ async fn an_exception_that_was_awaited_or_closed_is_not_handled() {
 
 #[tokio::test(start_paused = true)]
 async fn an_exception_while_the_scheduler_closes_is_handled_once() {
-    let (builder, mut failures) = watched();
-    let scheduler = builder.build();
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     let failing_when_told = |context: tower_jobs::JobContext| async move {
         context.cancelled().await;
         failing().await
@@ -514,8 +487,7 @@ async fn an_exception_while_the_scheduler_closes_is_handled_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_that_outlives_the_close_timeout_is_handled_and_named_in_the_report() {
-    let (builder, mut failures) = watched();
-    let scheduler = builder.close_timeout(SECOND).build();
+    let (scheduler, mut failures) = watched(Scheduler::builder().close_timeout(SECOND));
     scheduler.job("deaf").spawn_with(|_| pending::<()>()).await.unwrap();
     let report = scheduler.close().await;
     assert_eq!(
@@ -598,8 +570,7 @@ async fn when_wait_and_close_times_out_jobs_and_shields_are_cancelled() {
 
 #[tokio::test(start_paused = true)]
 async fn exceptions_during_wait_and_close_are_handled_once_and_counted() {
-    let (builder, mut failures) = watched();
-    let scheduler = builder.build();
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     scheduler
         .spawn(async {
             sleep(SECOND).await;
@@ -622,7 +593,7 @@ async fn exceptions_during_wait_and_close_are_handled_once_and_counted() {
 
 #[tokio::test]
 async fn dropping_the_last_handle_warns_and_leaves_its_jobs_running() {
-    let logs = logs::capture();
+    let (logs, _guard) = Logs::start();
     let (open, opened) = gate();
     let (tell, told) = oneshot::channel();
     let scheduler = Scheduler::new();
@@ -638,7 +609,7 @@ async fn dropping_the_last_handle_warns_and_leaves_its_jobs_running() {
         .await
         .unwrap();
     drop(scheduler.clone());
-    let of_these = |event: &logs::Event| event.field("jobs") == "77";
+    let of_these = |event: &Event| event.field("jobs") == "77";
     assert_eq!(logs.iter().filter(of_these).count(), 0, "a handle is left");
     drop(scheduler);
     let warning = logs.iter().find(of_these).expect("a warning");
@@ -650,13 +621,13 @@ async fn dropping_the_last_handle_warns_and_leaves_its_jobs_running() {
 
 #[tokio::test]
 async fn a_job_does_not_inherit_the_span_it_was_spawned_in() {
-    logs::capture();
+    let (_logs, _guard) = Logs::start();
     for (link, inherits) in
         [(SpanLink::FollowsFrom, false), (SpanLink::None, false), (SpanLink::Child, true)]
     {
         let scheduler = Scheduler::builder().span(link).build();
         let request = tracing::info_span!("request");
-        let spawned = request.in_scope(|| scheduler.spawn(async { logs::span_names() }));
+        let spawned = request.in_scope(|| scheduler.spawn(async { span_names() }));
         let names = spawned.await.unwrap().await.unwrap();
         let expected = if inherits { vec!["job", "request"] } else { vec!["job"] };
         assert_eq!(names, expected, "{link:?}");
@@ -666,10 +637,10 @@ async fn a_job_does_not_inherit_the_span_it_was_spawned_in() {
 #[tokio::test(start_paused = true)]
 async fn a_job_that_runs_longer_than_its_timeout_has_failed() {
     let scheduler = limited(1, 10);
-    scheduler.spawn(sleep(LONG)).await.unwrap();
+    scheduler.spawn(sleep(HOUR)).await.unwrap();
     // It waits for an hour, and that does not count.
     let job =
-        scheduler.job("slow").timeout(SECOND).spawn(async { sleep(LONG).await }).await.unwrap();
+        scheduler.job("slow").timeout(SECOND).spawn(async { sleep(HOUR).await }).await.unwrap();
     let quick = scheduler
         .job("quick")
         .timeout(SECOND)
@@ -678,7 +649,7 @@ async fn a_job_that_runs_longer_than_its_timeout_has_failed() {
         .unwrap();
     let began = Instant::now();
     assert!(job.await.unwrap_err().is_timeout());
-    assert_eq!(began.elapsed(), LONG + SECOND);
+    assert_eq!(began.elapsed(), HOUR + SECOND);
     quick.await.unwrap();
     assert_eq!((scheduler.stats().timed_out, scheduler.stats().completed), (1, 2));
 }

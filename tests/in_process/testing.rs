@@ -1,11 +1,9 @@
 //! The module `testing`: recording, running inline, and finding what was left behind.
-#![cfg(feature = "testing")]
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     convert::Infallible,
     future::{pending, ready},
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -25,7 +23,7 @@ use tower_jobs::{
     testing::{LeakCheck, Recorder, assert_no_jobs, inline},
 };
 
-const HOUR: Duration = Duration::from_secs(3600);
+use crate::support::{HOUR, PLENTY, panic_text};
 
 /// What happened, in order.
 #[derive(Clone, Default)]
@@ -38,16 +36,6 @@ impl Log {
 
     fn take(&self) -> Vec<&'static str> {
         std::mem::take(&mut self.0.lock().unwrap())
-    }
-}
-
-/// What a panic says.
-#[track_caller]
-fn panic_of(what: impl FnOnce()) -> String {
-    let payload = catch_unwind(AssertUnwindSafe(what)).expect_err("it does not panic");
-    match payload.downcast::<String>() {
-        Ok(text) => *text,
-        Err(payload) => (*payload.downcast::<&str>().expect("a text")).to_owned(),
     }
 }
 
@@ -112,7 +100,7 @@ async fn a_recorder_runs_nothing_until_it_is_told_to() {
 async fn what_was_spawned_is_listed_when_an_assertion_fails() {
     let recorder = Recorder::default();
     assert_eq!(
-        panic_of(|| drop(recorder.assert_spawned("invoice"))),
+        panic_text(|| drop(recorder.assert_spawned("invoice"))),
         "no job named \"invoice\" was spawned; there are no jobs"
     );
     recorder.assert_not_spawned("invoice");
@@ -122,18 +110,19 @@ async fn what_was_spawned_is_listed_when_an_assertion_fails() {
     oneshot(&scheduler, async |jobs: Jobs| drop(jobs.job("audit").spawn(async {}).await)).await;
     let listed = recorder.spawned();
     let list = format!("2 jobs:\n  {}\n  {}", listed[0], listed[1]);
-    assert!(list.contains("\"welcome\" (tests/testing.rs:"), "{list}");
-    assert!(list.contains("\"audit\" of POST /signup (tests/testing.rs:"), "{list}");
+    let file = file!();
+    assert!(list.contains(&format!("\"welcome\" ({file}:")), "{list}");
+    assert!(list.contains(&format!("\"audit\" of POST /signup ({file}:")), "{list}");
 
     assert_eq!(recorder.assert_spawned("welcome").id, welcome.id());
     assert_eq!(recorder.assert_spawned("audit").request.as_deref(), Some("POST /signup"));
     recorder.assert_not_spawned("invoice");
     assert_eq!(
-        panic_of(|| drop(recorder.assert_spawned("invoice"))),
+        panic_text(|| drop(recorder.assert_spawned("invoice"))),
         format!("no job named \"invoice\" was spawned; there are {list}")
     );
     assert_eq!(
-        panic_of(|| recorder.assert_not_spawned("audit")),
+        panic_text(|| recorder.assert_not_spawned("audit")),
         format!("{} was spawned; there are {list}", listed[1])
     );
 }
@@ -283,7 +272,7 @@ async fn a_job_may_sleep_in_real_time_on_other_threads() {
         };
         recorder.scheduler().spawn(job).await.unwrap();
     }
-    tokio::time::timeout(Duration::from_secs(60), recorder.run_all()).await.unwrap();
+    tokio::time::timeout(PLENTY, recorder.run_all()).await.unwrap();
     assert_eq!(log.take(), ["first", "second", "third"]);
 }
 
@@ -412,8 +401,8 @@ async fn a_leak_check_panics_with_a_list_of_what_was_left_behind() {
 
     let job = scheduler.job("left").try_spawn(pending::<()>()).unwrap();
     let expected = format!("jobs were left behind: 1 jobs:\n  {}", job.info());
-    assert_eq!(panic_of(|| assert_no_jobs(&scheduler)), expected);
-    assert_eq!(panic_of(|| drop(LeakCheck::new(&scheduler))), expected);
+    assert_eq!(panic_text(|| assert_no_jobs(&scheduler)), expected);
+    assert_eq!(panic_text(|| drop(LeakCheck::new(&scheduler))), expected);
 
     job.abort();
     assert!(job.await.unwrap_err().is_cancelled());
@@ -425,7 +414,7 @@ async fn a_leak_check_says_nothing_in_a_test_that_panics_already() {
     let scheduler = Scheduler::new();
     let _job = scheduler.try_spawn(pending::<()>()).unwrap();
     // A second panic would end the process.
-    let text = panic_of(|| {
+    let text = panic_text(|| {
         let _check = LeakCheck::new(&scheduler);
         panic!("the test's own");
     });
@@ -441,7 +430,7 @@ async fn a_leak_check_finds_what_a_handler_left_pending_or_deferred() {
         jobs.job("deferred").after_response(async {}).unwrap();
     })
     .await;
-    let text = panic_of(|| assert_no_jobs(&scheduler));
+    let text = panic_text(|| assert_no_jobs(&scheduler));
     assert!(text.contains("2 jobs:") && text.contains("\"pending\" of POST /signup"), "{text}");
     assert!(text.contains("\"deferred\" of POST /signup"), "{text}");
     drop(response);

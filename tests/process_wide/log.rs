@@ -1,5 +1,6 @@
-//! Applications that have no subscriber of tracing, and read what it writes to `log`, as it does in
-//! any build that has axum's default features.
+//! Here because it sets the logger of `log`, and needs a process without a subscriber of tracing.
+//!
+//! tracing then writes to `log`, in any build that has axum's default features.
 
 use std::sync::Mutex;
 

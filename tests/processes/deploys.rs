@@ -2,16 +2,12 @@
 //! its log against its report. The long version:
 //!
 //! ```sh
-//! DEPLOY_ROUNDS=200 cargo test --all-features --test deploys -- --nocapture
+//! DEPLOY_ROUNDS=200 cargo test --all-features --test processes deploys -- --nocapture
 //! ```
 //!
 //! A round that fails prints its seed: `DEPLOY_SEED=seed DEPLOY_ROUNDS=1` sends the same load again
 //! (though no two runs meet in time the same way).
-#![cfg(unix)]
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "real tasks, real time")]
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and print")]
-
-mod support;
+#![allow(clippy::print_stdout, reason = "a failure is to be repeated")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,42 +24,20 @@ use std::{
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, StatusCode, body::Bytes};
 use serde_json::{Value, json};
-use support::{BoxError, Connection, Ended, Process, empty_folder, example, send, within};
 use tokio::{process::Command, task::JoinSet, time::sleep};
+use tower_jobs::BoxError;
+
+use crate::support::{
+    Random,
+    http::{Connection, send},
+    process::{Ended, Process, empty_folder, example},
+    within,
+};
 
 const TOLERANCE: Duration = Duration::from_millis(250);
 /// Jobs that end well, if they are left to.
 const HEALTHY: &[&str] = &["work", "blocking", "spawning", "after_response"];
 const ALL: &[&str] = &["work", "blocking", "spawning", "after_response", "failing", "panicking"];
-
-/// SplitMix64: the same numbers for the same seed.
-#[derive(Clone)]
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn ms(&mut self, end: u64) -> Duration {
-        Duration::from_millis(self.below(end))
-    }
-}
 
 /// What a round is like.
 #[derive(Debug)]

@@ -1,26 +1,18 @@
 //! `examples/after_response.rs` and `examples/atomic_payment.rs` as their users run them.
-#![cfg(unix)]
-
-mod support;
 
 use std::net::SocketAddr;
 
-use http_body_util::Empty;
-use hyper::{Request, StatusCode, body::Bytes};
+use hyper::StatusCode;
 use serde_json::{Value, json};
-use support::{Answer, Process, empty_folder, example, send, within};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    task::yield_now,
+use tokio::{io::AsyncReadExt, net::TcpStream, task::yield_now};
+
+use crate::support::{
+    http::{connect, get},
+    process::{Process, empty_folder, example},
+    within,
 };
 
 const FILE: usize = 64 * 1024 * 1024;
-
-async fn get(from: SocketAddr, path: &str) -> Answer {
-    let request = Request::get(path).body(Empty::<Bytes>::new()).expect("a valid request");
-    send(from, request).await.expect("an answer")
-}
 
 /// Returns once the program has counted that.
 async fn counted(at: SocketAddr, expected: &Value) {
@@ -43,9 +35,8 @@ fn counts(complete: u64, aborted: u64, no_response: u64, under_way: u64) -> Valu
 
 /// A client that has asked for a download and has read `bytes` of the answer.
 async fn begin(from: SocketAddr, path: &str, bytes: usize) -> TcpStream {
-    let mut client = TcpStream::connect(from).await.expect("the program listens");
     let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
-    client.write_all(request.as_bytes()).await.expect("the program reads");
+    let mut client = connect(from, &request).await;
     let mut read = vec![0; bytes];
     within("the answer", client.read_exact(&mut read)).await.expect("the program answers");
     client

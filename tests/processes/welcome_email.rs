@@ -1,8 +1,4 @@
 //! `examples/welcome_email.rs` as its users run it: a process, HTTP over TCP, a real mail server.
-#![cfg(unix)]
-#![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
-
-mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,14 +10,17 @@ use std::{
 use http_body_util::{Full, channel::Channel};
 use hyper::{Request, StatusCode, body::Bytes};
 use serde_json::{Value, json};
-use support::{
-    Answer, BoxError, Process, empty_folder, example,
-    mail::{Delivered, MailServer},
-    send,
-};
 use tokio::{
     process::Command,
     sync::{mpsc, watch},
+};
+use tower_jobs::BoxError;
+
+use crate::support::{
+    http::{Answer, get, send},
+    mail::{Delivered, MailServer},
+    process::{Process, empty_folder, example},
+    within,
 };
 
 fn welcome_email(folder: &Path) -> Command {
@@ -58,8 +57,7 @@ fn job_id(answer: &Answer) -> u64 {
 }
 
 async fn stats(to: SocketAddr) -> BTreeMap<String, Value> {
-    let request = Request::get("/stats").body(Full::<Bytes>::default()).expect("a valid request");
-    let answer = send(to, request).await.expect("an answer");
+    let answer = get(to, "/stats").await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     serde_json::from_str(&answer.text).expect("JSON")
 }
@@ -136,16 +134,16 @@ async fn a_sign_up_that_got_its_202_is_delivered_once_although_sigterm_came() {
         other => assert!(n < 100, "sign-up {n} had begun before SIGTERM: {other:?}"),
     };
     for _ in 0..100 {
-        support::within("a half-sent request", half_sents.recv()).await;
+        within("a half-sent request", half_sents.recv()).await;
     }
     for _ in 0..60 {
-        record(support::within("a sign-up", answers.recv()).await.expect("200 come"));
+        record(within("a sign-up", answers.recv()).await.expect("200 come"));
     }
     assert_eq!(stats(address).await["completed"], 0);
     program.terminate().await;
     program.stderr.line_with("shutting down").await;
     finish.send_replace(true);
-    while let Some(answer) = support::within("a sign-up", answers.recv()).await {
+    while let Some(answer) = within("a sign-up", answers.recv()).await {
         record(answer);
     }
     program.stderr.line_with("draining").await;
@@ -251,7 +249,7 @@ async fn an_unreachable_mail_server_is_reported_with_the_jobs_name_and_id_and_th
 /// A failure is reported first and counted then. Until it is, it would be one of the drain.
 async fn failures_are_counted(to: SocketAddr, failures: u64) {
     let counted = async { while stats(to).await["failed"] != failures {} };
-    support::within("the failures to be counted", counted).await;
+    within("the failures to be counted", counted).await;
 }
 
 /// Whether a line of the log reports that the welcome e-mail with that id failed.

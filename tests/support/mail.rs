@@ -12,7 +12,7 @@ use tokio::{
     process::{ChildStdin, Command},
 };
 
-use super::Process;
+use super::process::Process;
 
 pub(crate) struct MailServer {
     /// As the example wants it in `SMTP_URL`.

@@ -2,43 +2,21 @@
 //!
 //! `cargo test` builds the examples first. `cargo test --test NAME` alone does not: after a change
 //! it would run the example as it was before.
-#![allow(dead_code, reason = "no test uses all of it")]
-#![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
 
 use std::{
-    env,
-    error::Error,
-    fs,
+    env, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
 };
 
-use hyper::{
-    HeaderMap, Request, Response, StatusCode,
-    body::{Body, Bytes, Incoming},
-    client::conn::http1::SendRequest,
-};
-use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader},
-    net::TcpStream,
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
     sync::watch,
 };
 
-pub(crate) mod mail;
-
-pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
-
-/// What `future` gives, or a failed test: nothing here takes a minute unless it never comes.
-pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
-    match tokio::time::timeout(Duration::from_secs(60), future).await {
-        Ok(output) => output,
-        Err(_) => panic!("waited 60 s in vain for {what}"),
-    }
-}
+use super::within;
 
 /// An empty folder for the test of that name.
 pub(crate) fn empty_folder(name: &str) -> PathBuf {
@@ -75,7 +53,7 @@ pub(crate) fn example(name: &str, folder: &Path) -> Command {
 
 /// A started process and what it prints.
 pub(crate) struct Process {
-    child: Child,
+    pub(super) child: Child,
     pub(crate) stdout: Lines,
     pub(crate) stderr: Lines,
 }
@@ -167,66 +145,5 @@ impl Lines {
         let mut lines = self.0.clone();
         within("the end of the output", async { while lines.changed().await.is_ok() {} }).await;
         self.so_far()
-    }
-}
-
-/// What a server answered.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
-    pub(crate) text: String,
-}
-
-/// Sends one request over a connection of its own.
-pub(crate) async fn send<B>(to: SocketAddr, request: Request<B>) -> Result<Answer, BoxError>
-where
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-{
-    Connection::open(to).await?.send(request).await
-}
-
-/// A connection that is kept open for one request after the other.
-pub(crate) struct Connection<B> {
-    to: SocketAddr,
-    client: SendRequest<B>,
-}
-
-impl<B> Connection<B>
-where
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-{
-    pub(crate) async fn open(to: SocketAddr) -> Result<Self, BoxError> {
-        Self::over(TcpStream::connect(to).await?, to).await
-    }
-
-    /// Speaks HTTP over `stream`, which leads there.
-    pub(crate) async fn over(
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        to: SocketAddr,
-    ) -> Result<Self, BoxError> {
-        let (client, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        Ok(Self { to, client })
-    }
-
-    /// Sends a request and gives the head of the answer, with the body still to come.
-    pub(crate) async fn begin(
-        &mut self,
-        mut request: Request<B>,
-    ) -> Result<Response<Incoming>, BoxError> {
-        let host = self.to.to_string().parse().expect("an address is a header value");
-        request.headers_mut().insert("host", host);
-        self.client.ready().await?;
-        Ok(self.client.send_request(request).await?)
-    }
-
-    pub(crate) async fn send(&mut self, request: Request<B>) -> Result<Answer, BoxError> {
-        let response = within("a response", self.begin(request)).await?;
-        let (head, body) = response.into_parts();
-        let body = http_body_util::BodyExt::collect(body).await?.to_bytes();
-        let text = String::from_utf8(body.into())?;
-        Ok(Answer { status: head.status, headers: head.headers, text })
     }
 }

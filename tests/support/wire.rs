@@ -1,12 +1,7 @@
 //! Servers on real sockets, and clients that control every byte they send and read.
-#![allow(dead_code, reason = "no test uses all of it")]
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
 
 use std::{
     collections::VecDeque,
-    convert::Infallible,
-    error::Error,
     io,
     net::SocketAddr,
     pin::Pin,
@@ -15,7 +10,6 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use hyper::{
@@ -34,17 +28,9 @@ use tokio::{
     sync::{Notify, mpsc},
 };
 use tower::Service;
-use tower_jobs::{Jobs, ResponseOutcome, Scheduler, Stats};
+use tower_jobs::{BoxError, Jobs, ResponseOutcome, Scheduler};
 
-pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
-
-/// What `future` gives, or a failed test: nothing here takes half a minute unless it never comes.
-pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
-    match tokio::time::timeout(Duration::from_secs(30), future).await {
-        Ok(output) => output,
-        Err(_) => panic!("waited 30 s in vain for {what}"),
-    }
-}
+use super::{assert_adds_up, http::listen, within};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -73,8 +59,7 @@ impl Server {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self::on(listener, service)
+        Self::on(listen().await.0, service)
     }
 
     pub(crate) fn on<S, B>(listener: TcpListener, service: S) -> Self
@@ -445,24 +430,7 @@ impl Recorder {
         {
             return Err(format!("{stats:?}"));
         }
-        check_accounts(&stats);
+        assert_adds_up(&stats);
         Ok(())
     }
 }
-
-/// The accounting law.
-pub(crate) fn check_accounts(stats: &Stats) {
-    let ended = stats.completed
-        + stats.failed
-        + stats.panicked
-        + stats.timed_out
-        + stats.cancelled
-        + stats.skipped
-        + stats.never_started
-        + stats.abandoned;
-    let here = stats.deferred + stats.pending + stats.active;
-    assert_eq!(stats.accepted, here + ended, "{stats:?}");
-}
-
-/// For services that return no error.
-pub(crate) type Never = Infallible;

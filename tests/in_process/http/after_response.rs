@@ -1,10 +1,7 @@
 //! When an `after_response` job starts and what it is told: response shape by protocol by client.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
-
-mod wire;
 
 use std::{
+    convert::Infallible,
     fmt::Write as _,
     future::{poll_fn, ready},
     pin::Pin,
@@ -32,11 +29,16 @@ use tower_http::{
     catch_panic::CatchPanicLayer, compression::CompressionLayer, timeout::TimeoutLayer,
 };
 use tower_jobs::{
-    JobsLayer,
+    BoxError, JobsLayer,
     ResponseOutcome::{self, Aborted, Complete, NoResponse},
     Scheduler,
 };
-use wire::{Ask, BoxError, Client, Http1, Http2, Protocol, Recorder, Script, Server, Step, within};
+
+use crate::support::{
+    http::listen,
+    wire::{Ask, Client, Http1, Http2, Protocol, Recorder, Script, Server, Step},
+    within,
+};
 
 const OK: StatusCode = StatusCode::OK;
 
@@ -455,8 +457,7 @@ async fn a_service_that_returns_an_error_gives_no_response() {
 #[tokio::test]
 async fn axums_own_server_tells_the_end_of_a_response_too() {
     let stage = Stage::default();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let (listener, address) = listen().await;
     tokio::spawn(axum::serve(listener, stage.jobs(answer("hello"))).into_future());
     let mut client = Client::connect(address, Http1).await;
     client.send(&Ask { headers: &[("connection", "close")], ..Ask::default() }.bytes(Http1)).await;
@@ -554,7 +555,7 @@ async fn the_declared_length_of_a_body_that_is_not_sent_is_not_waited_for() {
     let stage = Stage::default();
     let inner = service_fn(async |_: Request<Body>| {
         let body = Body::new(Script::new([]));
-        Ok::<_, wire::Never>(([("content-length", "5")], body).into_response())
+        Ok::<_, Infallible>(([("content-length", "5")], body).into_response())
     });
     let response = call(&stage, inner, "HEAD").await.await.unwrap();
     assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
@@ -596,7 +597,7 @@ async fn what_opens_a_tunnel_has_no_body_and_what_only_announces_a_response_is_n
         let stage = Stage::default();
         let inner = service_fn(move |_: Request<Body>| {
             let body = Body::new(Script::new([data("hel"), data("lo")]));
-            ready(Ok::<_, wire::Never>((status, body).into_response()))
+            ready(Ok::<_, Infallible>((status, body).into_response()))
         });
         drop(call(&stage, inner, method).await.await.unwrap());
         check(&stage, expected).await;
@@ -608,7 +609,7 @@ async fn what_opens_a_tunnel_has_no_body_and_what_only_announces_a_response_is_n
 async fn a_response_that_has_no_body_is_complete_however_much_of_one_was_polled() {
     let stage = Stage::default();
     let inner = service_fn(async |_: Request<Body>| {
-        Ok::<_, wire::Never>(Body::new(Script::new([data("hel"), data("lo")])).into_response())
+        Ok::<_, Infallible>(Body::new(Script::new([data("hel"), data("lo")])).into_response())
     });
     let mut body = call(&stage, inner, "HEAD").await.await.unwrap().into_body();
     body.frame().await.unwrap().unwrap();
@@ -721,7 +722,7 @@ async fn how_a_body_ends_depends_on_its_shape_and_on_the_protocol() {
                 let report = watched.clone();
                 let response =
                     make().map(|inner| Body::new(Watched { inner, seen: Seen::default(), report }));
-                async { Ok::<_, wire::Never>(response) }
+                async { Ok::<_, Infallible>(response) }
             });
             let service = tower::ServiceBuilder::new()
                 .layer(JobsLayer::new(stage.scheduler.clone()))

@@ -1,11 +1,4 @@
 //! `AtomicLayer`, and `shield`: work that a client that leaves, or a timeout, does not cut in half.
-#![allow(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    reason = "a test may start tasks, and fail"
-)]
-
-mod support;
 
 use std::{
     convert::Infallible,
@@ -14,7 +7,6 @@ use std::{
     net::SocketAddr,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use axum::{
@@ -25,20 +17,26 @@ use axum::{
     middleware::{self, Next},
     routing::post,
 };
-use support::within;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{Semaphore, mpsc},
     time::sleep,
 };
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, task};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
-use tower_jobs::{
-    AtomicLayer, JobFailure, Jobs, JobsLayer, ResponseOutcome, Scheduler, SchedulerBuilder,
-};
+use tower_jobs::{AtomicLayer, Jobs, JobsLayer, ResponseOutcome, Scheduler};
 use tracing::Instrument;
+use tracing_subscriber::layer::Identity;
+
+use crate::support::{
+    SECOND, all,
+    http::{connect, listen},
+    logs,
+    oneshot::text,
+    received, turn, watched, within,
+};
 
 #[derive(Debug, PartialEq, Eq)]
 enum Event {
@@ -69,7 +67,7 @@ fn handler() -> (Handler, Events) {
 
 impl Handler {
     async fn serve(self) -> &'static str {
-        let unless_it_ends = OnDrop(Some((self.events.clone(), Cut)));
+        let unless_it_ends = SendOnDrop(Some((self.events.clone(), Cut)));
         self.events.send(Entered).unwrap();
         self.go.acquire().await.unwrap().forget();
         unless_it_ends.forget();
@@ -86,7 +84,7 @@ impl Handler {
         let (handler, events) = (self.clone(), self.events.clone());
         let app = Router::new().route("/pay", post(move || handler.clone().serve()));
         layers(app).layer(middleware::from_fn(move |request: Request, next: Next| {
-            let unless_it_ends = OnDrop(Some((events.clone(), Left)));
+            let unless_it_ends = SendOnDrop(Some((events.clone(), Left)));
             async move {
                 let response = next.run(request).await;
                 unless_it_ends.forget();
@@ -102,19 +100,20 @@ impl Events {
     }
 
     fn so_far(&mut self) -> Vec<Event> {
-        std::iter::from_fn(|| self.0.try_recv().ok()).collect()
+        received(&mut self.0)
     }
 }
 
-struct OnDrop(Option<(mpsc::UnboundedSender<Event>, Event)>);
+/// Sends its event when it is dropped, unless it was forgotten.
+struct SendOnDrop(Option<(mpsc::UnboundedSender<Event>, Event)>);
 
-impl OnDrop {
+impl SendOnDrop {
     fn forget(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for OnDrop {
+impl Drop for SendOnDrop {
     fn drop(&mut self) {
         if let Some((events, event)) = self.0.take() {
             events.send(event).ok();
@@ -136,21 +135,6 @@ async fn ready<S: Service<Request>>(service: &mut S) -> Result<&mut S, S::Error>
     service.ready().await
 }
 
-async fn text(response: Response<Body>) -> String {
-    let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
-    String::from_utf8(body.into()).unwrap()
-}
-
-/// The failures that nobody else was told of.
-fn reporting(builder: SchedulerBuilder) -> (Scheduler, mpsc::UnboundedReceiver<JobFailure>) {
-    let (failures, receiver) = mpsc::unbounded_channel();
-    (builder.on_failure(move |failure| failures.send(failure).unwrap()).build(), receiver)
-}
-
-fn all(failures: &mut mpsc::UnboundedReceiver<JobFailure>) -> Vec<String> {
-    std::iter::from_fn(|| failures.try_recv().ok()).map(|failure| failure.to_string()).collect()
-}
-
 fn assert_all_are_zero(scheduler: &Scheduler) {
     let stats = scheduler.stats();
     let counts = [stats.deferred, stats.pending, stats.active, scheduler.len() as u64];
@@ -159,17 +143,10 @@ fn assert_all_are_zero(scheduler: &Scheduler) {
 
 // Real clients.
 
-async fn listen(app: Router) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+async fn serve(app: Router) -> SocketAddr {
+    let (listener, address) = listen().await;
     tokio::spawn(axum::serve(listener, app).into_future());
     address
-}
-
-async fn connect(to: SocketAddr, request: &str) -> TcpStream {
-    let mut client = TcpStream::connect(to).await.unwrap();
-    client.write_all(request.as_bytes()).await.unwrap();
-    client
 }
 
 const PAY: &str = "POST /pay HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n";
@@ -202,7 +179,7 @@ impl Leaves {
 async fn a_client_that_leaves_cuts_a_plain_handler_in_half() {
     for leaves in Leaves::WAYS {
         let (handler, mut events) = handler();
-        let address = listen(handler.app(|app| app)).await;
+        let address = serve(handler.app(|app| app)).await;
         let client = connect(address, PAY).await;
         assert_eq!(events.next().await, Entered);
         let _rest = leaves.leave(client).await;
@@ -218,8 +195,8 @@ async fn a_client_that_leaves_does_not_cut_an_atomic_handler() {
     for leaves in Leaves::WAYS {
         for per_route in [true, false] {
             let (handler, mut events) = handler();
-            let (scheduler, mut failures) = reporting(Scheduler::builder());
-            let address = listen(if per_route {
+            let (scheduler, mut failures) = watched(Scheduler::builder());
+            let address = serve(if per_route {
                 let (inner, layer) = (handler.clone(), AtomicLayer::new(scheduler.clone()));
                 let route = post(move || inner.clone().serve()).layer(layer);
                 handler.app(|_| Router::new().route("/pay", route))
@@ -245,7 +222,7 @@ async fn a_client_that_leaves_does_not_cut_an_atomic_handler() {
 async fn a_client_that_stays_has_the_response_of_its_atomic_handler() {
     let (handler, mut events) = handler();
     let scheduler = Scheduler::new();
-    let address = listen(handler.app(atomic(&scheduler))).await;
+    let address = serve(handler.app(atomic(&scheduler))).await;
     let request = PAY.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n");
     let mut client = connect(address, &request).await;
     assert_eq!(events.next().await, Entered);
@@ -258,10 +235,10 @@ async fn a_client_that_stays_has_the_response_of_its_atomic_handler() {
 
 #[tokio::test]
 async fn without_catch_panic_a_panic_in_an_atomic_handler_ends_its_connection() {
-    let (scheduler, mut failures) = reporting(Scheduler::builder());
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     let app =
         Router::new().route("/pay", post(no_money).layer(AtomicLayer::new(scheduler.clone())));
-    let mut client = connect(listen(app).await, PAY).await;
+    let mut client = connect(serve(app).await, PAY).await;
     let mut response = Vec::new();
     within("the end of the connection", client.read_to_end(&mut response)).await.ok();
     assert_eq!(response, b"");
@@ -284,7 +261,7 @@ async fn a_body_left_unread_fails_once_the_client_has_gone() {
     let scheduler = Scheduler::new();
     let app = Router::new().route("/upload", post(upload)).layer(AtomicLayer::new(scheduler));
     let half = "POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nhello";
-    let client = connect(listen(app).await, half).await;
+    let client = connect(serve(app).await, half).await;
     assert_eq!(events.next().await, Entered);
     drop(client);
     handler.go_on();
@@ -306,7 +283,7 @@ async fn a_body_that_an_extractor_has_read_is_there_after_the_client_has_gone() 
     let layer = AtomicLayer::new(Scheduler::new());
     let app = handler.app(|_| Router::new().route("/upload", post(upload)).layer(layer));
     let whole = "POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\nhello";
-    let client = connect(listen(app).await, whole).await;
+    let client = connect(serve(app).await, whole).await;
     assert_eq!(events.next().await, Entered);
     drop(client);
     assert_eq!(events.next().await, Left);
@@ -342,8 +319,6 @@ async fn a_timeout_further_in_cuts_an_atomic_handler() {
     assert_eq!(events.so_far(), [Entered, Cut]);
     assert_all_are_zero(&scheduler);
 }
-
-const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
 async fn an_atomic_handler_is_listed_with_its_request_and_where_its_layer_was_made() {
@@ -397,7 +372,7 @@ async fn a_closed_scheduler_answers_503_with_retry_after_and_the_handler_does_no
 #[tokio::test(start_paused = true)]
 async fn a_scheduler_that_closes_cuts_the_handler_names_it_and_answers_503() {
     let (handler, mut events) = handler();
-    let (scheduler, mut failures) = reporting(Scheduler::builder());
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     let call = tokio::spawn(handler.app(atomic(&scheduler)).oneshot(pay()));
     assert_eq!(events.next().await, Entered);
     let report = scheduler.close().await;
@@ -423,7 +398,7 @@ async fn no_money() -> StatusCode {
 
 #[tokio::test(start_paused = true)]
 async fn catch_panic_further_out_catches_the_very_panic_of_an_atomic_handler() {
-    let (scheduler, mut failures) = reporting(Scheduler::builder());
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     let catch = CatchPanicLayer::custom(|payload: Box<dyn std::any::Any + Send>| {
         let text = *payload.downcast_ref::<&str>().expect("what panic! was given");
         Response::builder().status(500).body(Body::from(text)).unwrap()
@@ -468,7 +443,7 @@ type BankruptFuture =
 #[tokio::test(start_paused = true)]
 async fn an_error_of_the_service_is_its_callers() {
     let (handler, _events) = handler();
-    let (scheduler, mut failures) = reporting(Scheduler::builder());
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     let service = AtomicLayer::new(scheduler.clone()).layer(service_fn(bankrupt(&handler, false)));
     handler.go_on();
     assert_eq!(service.oneshot(pay()).await.unwrap_err().to_string(), "no money");
@@ -482,7 +457,7 @@ async fn a_failure_that_the_client_did_not_wait_for_is_reported_once() {
     for panics in [false, true] {
         for the_client_leaves_first in [false, true] {
             let (handler, mut events) = handler();
-            let (scheduler, mut failures) = reporting(Scheduler::builder());
+            let (scheduler, mut failures) = watched(Scheduler::builder());
             let service = ServiceBuilder::new()
                 .layer(JobsLayer::new(scheduler.clone()))
                 .layer(AtomicLayer::new(scheduler.clone()))
@@ -515,7 +490,7 @@ async fn a_failure_that_the_client_did_not_wait_for_is_reported_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failure_is_told_exactly_once_whenever_the_client_leaves() {
     let (handler, _events) = handler();
-    let (scheduler, mut failures) = reporting(Scheduler::builder());
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     let service = AtomicLayer::new(scheduler.clone()).layer(service_fn(bankrupt(&handler, false)));
     handler.go.add_permits(2_000);
     let mut told = 0;
@@ -604,7 +579,7 @@ async fn a_job_after_the_response_starts_when_the_client_leaves_although_the_han
 
 #[tokio::test(start_paused = true)]
 async fn the_extensions_and_the_span_of_the_request_go_along() {
-    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry());
+    let _guard = logs::subscribe(Identity::new());
     let handler = |Extension(customer): Extension<u64>| async move {
         let span = tracing::Span::current();
         format!("customer {customer} in {}", span.metadata().unwrap().name())
@@ -700,9 +675,7 @@ async fn a_concurrency_limit_further_in_counts_the_handlers_that_run_on() {
     assert_pending!(next.poll().map_ok(|_| ()));
     handler.go_on();
     assert_eq!(events.next().await, Ended);
-    for _ in 0..10 {
-        tokio::task::yield_now().await;
-    }
+    turn().await;
     assert!(next.is_woken());
     assert!(assert_ready!(next.poll()).is_ok());
 }
@@ -728,7 +701,7 @@ where
 
 #[tokio::test(start_paused = true)]
 async fn what_shielded_work_returns_passes_through_errors_included() {
-    let (scheduler, mut failures) = reporting(Scheduler::builder());
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     let response = with_jobs(&scheduler, |jobs| async move {
         let ok = jobs.shield(async { Ok::<_, io::Error>(7) }).await.unwrap();
         let error = jobs.shield(async { Err::<u8, _>(io::Error::other("no money")) }).await;
@@ -744,7 +717,7 @@ async fn what_shielded_work_returns_passes_through_errors_included() {
 #[tokio::test(start_paused = true)]
 async fn shielded_work_whose_caller_is_dropped_goes_on_as_a_job_of_its_request() {
     let (handler, mut events) = handler();
-    let (scheduler, mut failures) = reporting(Scheduler::builder().limit(1));
+    let (scheduler, mut failures) = watched(Scheduler::builder().limit(1));
     let (give, mut given) = mpsc::unbounded_channel();
     let inner = handler.clone();
     let mut call = task::spawn(with_jobs(&scheduler, move |jobs| {
@@ -780,7 +753,7 @@ async fn shielded_work_whose_caller_is_dropped_goes_on_as_a_job_of_its_request()
 
 #[tokio::test(start_paused = true)]
 async fn shielded_work_that_panics_panics_in_its_caller() {
-    let (scheduler, mut failures) = reporting(Scheduler::builder());
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     let call =
         with_jobs(
             &scheduler,

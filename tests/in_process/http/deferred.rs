@@ -1,11 +1,8 @@
 //! The places of deferred jobs: taken at the call, given up by every way out.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(clippy::disallowed_methods, reason = "a test may start threads")]
 
 use std::{
-    cell::Cell,
     convert::Infallible,
-    future::{pending, poll_fn, ready},
+    future::{pending, ready},
     pin::Pin,
     sync::{
         Arc,
@@ -23,52 +20,21 @@ use tokio::sync::{Notify, mpsc};
 use tokio_test::{assert_pending, assert_ready, task::spawn as poll_by_hand};
 use tower::{ServiceExt, service_fn};
 use tower_jobs::{
-    Job, JobFailure, JobState, Jobs, JobsLayer, ResponseBody, ResponseOutcome, Scheduler,
-    SpawnError, Stats, TrySpawnError,
+    Job, JobState, Jobs, JobsLayer, ResponseOutcome, Scheduler, SpawnError, Stats, TrySpawnError,
+};
+
+use crate::support::{
+    SECOND, give_way_once, limited,
+    oneshot::{Open, respond, respond_over, respond_with},
+    received, watched,
 };
 
 const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
 const ABORTED: ResponseOutcome = ResponseOutcome::Aborted(StatusCode::OK);
 
-/// A response that is over when this is dropped.
-struct Open<B> {
-    jobs: Jobs,
-    response: Response<ResponseBody<B>>,
-}
-
-async fn respond_over<B: hyper::body::Body>(
-    version: Version,
-    scheduler: &Scheduler,
-    body: B,
-) -> Open<B> {
-    let body = Cell::new(Some(body));
-    let inner = service_fn(|_: Request<()>| {
-        ready(Ok::<_, Infallible>(Response::new(body.take().expect("one request"))))
-    });
-    let service =
-        tower::ServiceBuilder::new().layer(JobsLayer::new(scheduler.clone())).service(inner);
-    let request = Request::builder().version(version).body(()).unwrap();
-    let response = service.oneshot(request).await.unwrap();
-    let jobs = response.extensions().get::<Jobs>().unwrap().clone();
-    Open { jobs, response }
-}
-
-async fn respond_with<B: hyper::body::Body>(scheduler: &Scheduler, body: B) -> Open<B> {
-    respond_over(Version::HTTP_11, scheduler, body).await
-}
-
-/// With no body: dropped, it is complete.
-async fn respond(scheduler: &Scheduler) -> Open<Empty<Bytes>> {
-    respond_with(scheduler, Empty::new()).await
-}
-
 /// With a body that nobody reads: dropped, it is aborted.
 async fn respond_unread(scheduler: &Scheduler) -> Open<String> {
-    respond_with(scheduler, "hello".to_owned()).await
-}
-
-fn scheduler(limit: usize, pending_limit: usize) -> Scheduler {
-    Scheduler::builder().limit(limit).pending_limit(pending_limit).build()
+    respond_with(scheduler, Response::new("hello".to_owned())).await
 }
 
 /// `expected` fills in what is not zero. (`Stats` cannot be written out: it may get more fields.)
@@ -83,7 +49,7 @@ fn check(scheduler: &Scheduler, expected: impl FnOnce(&mut Stats)) {
 
 #[tokio::test]
 async fn a_deferred_job_is_neither_pending_nor_active() {
-    let scheduler = scheduler(1, 1);
+    let scheduler = limited(1, 1);
     let open = respond(&scheduler).await;
     let job = open.jobs.after_response(async { 7 }).unwrap();
     assert!(job.is_deferred() && !job.is_pending() && !job.is_active() && !job.is_finished());
@@ -100,7 +66,7 @@ async fn a_deferred_job_is_neither_pending_nor_active() {
 
 #[tokio::test]
 async fn a_deferred_job_takes_a_place_in_the_queue_first_and_leaves_running_places_free() {
-    let scheduler = scheduler(1, 1);
+    let scheduler = limited(1, 1);
     let open = respond(&scheduler).await;
     open.jobs.after_response(async {}).unwrap();
     let runs = scheduler.try_spawn(pending::<()>()).unwrap();
@@ -111,7 +77,7 @@ async fn a_deferred_job_takes_a_place_in_the_queue_first_and_leaves_running_plac
 
 #[tokio::test]
 async fn deferred_jobs_take_places_in_the_queue_only_and_keep_no_other_from_running() {
-    let scheduler = scheduler(1, 1);
+    let scheduler = limited(1, 1);
     let open = respond(&scheduler).await;
     let deferred = open.jobs.after_response(async {}).unwrap();
     assert!(matches!(open.jobs.after_response(async {}), Err(TrySpawnError::Full(_))));
@@ -126,7 +92,7 @@ async fn deferred_jobs_take_places_in_the_queue_only_and_keep_no_other_from_runn
 
 #[tokio::test]
 async fn without_a_queue_deferred_jobs_hold_running_places_and_what_is_refused_comes_back() {
-    let scheduler = scheduler(2, 0);
+    let scheduler = limited(2, 0);
     let open = respond(&scheduler).await;
     let first = open.jobs.after_response(async { 1 }).unwrap();
     let second = open.jobs.after_success(async { 2 }).unwrap();
@@ -231,7 +197,7 @@ async fn a_body_may_defer_jobs_while_it_is_read() {
 
 #[tokio::test]
 async fn an_aborted_deferred_job_gives_its_place_back_and_never_starts() {
-    let scheduler = scheduler(1, 0);
+    let scheduler = limited(1, 0);
     let open = respond(&scheduler).await;
     let ran = Arc::new(AtomicBool::new(false));
     let runs = ran.clone();
@@ -353,15 +319,14 @@ async fn released_jobs_start_in_the_order_of_their_responses_and_then_of_their_c
     drop(first.response);
     go.notify_one();
     scheduler.wait_idle().await;
-    let order: Vec<_> = std::iter::from_fn(|| told.try_recv().ok()).collect();
     let expected =
         ["pending before", "second 1", "second 2", "pending between", "first 1", "first 2"];
-    assert_eq!(order, expected);
+    assert_eq!(received(&mut told), expected);
 }
 
 #[tokio::test]
 async fn a_waiting_spawner_is_granted_the_place_in_the_queue_when_a_deferred_job_starts() {
-    let scheduler = scheduler(1, 1);
+    let scheduler = limited(1, 1);
     let open = respond(&scheduler).await;
     let deferred = open.jobs.after_response(pending::<()>()).unwrap();
     let runs = scheduler.try_spawn(pending::<()>()).unwrap();
@@ -380,7 +345,7 @@ async fn a_waiting_spawner_is_granted_the_place_in_the_queue_when_a_deferred_job
 #[tokio::test]
 async fn a_waiting_spawner_is_granted_the_place_of_a_deferred_job_that_is_skipped_or_aborted() {
     for skipped in [true, false] {
-        let scheduler = scheduler(1, 1);
+        let scheduler = limited(1, 1);
         let open = respond_unread(&scheduler).await;
         let deferred = open.jobs.after_success(async {}).unwrap();
         let runs = scheduler.try_spawn(pending::<()>()).unwrap();
@@ -398,7 +363,7 @@ async fn a_waiting_spawner_is_granted_the_place_of_a_deferred_job_that_is_skippe
 
 #[tokio::test]
 async fn the_running_place_of_a_skipped_job_is_free_again() {
-    let scheduler = scheduler(1, 0);
+    let scheduler = limited(1, 0);
     let open = respond_unread(&scheduler).await;
     let holder = open.jobs.after_success(async {}).unwrap();
     assert!(matches!(scheduler.try_spawn(async {}), Err(TrySpawnError::Full(_))));
@@ -427,9 +392,7 @@ impl Drop for Trap {
 
 #[tokio::test]
 async fn a_skipped_job_that_panics_when_it_is_dropped_harms_no_other() {
-    let (tell, mut failures) = mpsc::unbounded_channel::<JobFailure>();
-    let scheduler = Scheduler::builder().on_failure(move |failure| tell.send(failure).unwrap());
-    let scheduler = scheduler.build();
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     let open = respond_unread(&scheduler).await;
     let trap = Trap(true);
     open.jobs
@@ -463,22 +426,21 @@ async fn a_closure_that_panics_is_its_jobs_panic() {
 async fn the_run_timeout_of_a_deferred_job_begins_when_it_starts() {
     let scheduler = Scheduler::new();
     let open = respond(&scheduler).await;
-    let second = Duration::from_secs(1);
-    let job = open.jobs.job("slow").timeout(second).after_response(pending::<()>()).unwrap();
-    tokio::time::advance(10 * second).await;
+    let job = open.jobs.job("slow").timeout(SECOND).after_response(pending::<()>()).unwrap();
+    tokio::time::advance(10 * SECOND).await;
     assert!(job.is_deferred());
     drop(open.response);
     let began = tokio::time::Instant::now();
     assert!(job.await.unwrap_err().is_timeout());
-    assert_eq!(began.elapsed(), second);
+    assert_eq!(began.elapsed(), SECOND);
 }
 
 /// Over HTTP/2 it lets other tasks go first: until it has, nothing of it has run.
 #[tokio::test]
 async fn a_job_that_is_aborted_once_its_response_is_over_never_runs() {
     for (version, turns) in [(Version::HTTP_11, 0), (Version::HTTP_2, 0), (Version::HTTP_2, 1)] {
-        let scheduler = scheduler(1, 10);
-        let open = respond_over(version, &scheduler, Empty::<Bytes>::new()).await;
+        let scheduler = limited(1, 10);
+        let open = respond_over(version, &scheduler, Response::new(Empty::<Bytes>::new())).await;
         // In a task, which takes turns with that of the job.
         let ran = tokio::spawn(async move {
             let ran = Arc::new(AtomicBool::new(false));
@@ -504,8 +466,8 @@ async fn over_http_1_a_job_runs_in_the_first_turn_after_its_response() {
     for (version, runs) in
         [(Version::HTTP_10, true), (Version::HTTP_11, true), (Version::HTTP_2, false)]
     {
-        let scheduler = scheduler(1, 10);
-        let open = respond_over(version, &scheduler, Empty::<Bytes>::new()).await;
+        let scheduler = limited(1, 10);
+        let open = respond_over(version, &scheduler, Response::new(Empty::<Bytes>::new())).await;
         let ran = tokio::spawn(async move {
             let job = open.jobs.after_response(async {}).unwrap();
             drop(open);
@@ -516,19 +478,9 @@ async fn over_http_1_a_job_runs_in_the_first_turn_after_its_response() {
     }
 }
 
-/// Lets the tasks that are ready go first, but does not wait for I/O to be looked for.
-async fn give_way_once() {
-    let mut first = true;
-    poll_fn(|cx| {
-        cx.waker().wake_by_ref();
-        if std::mem::take(&mut first) { Poll::Pending } else { Poll::Ready(()) }
-    })
-    .await;
-}
-
 #[test]
 fn a_job_that_has_not_begun_when_its_runtime_goes_away_is_accounted_for() {
-    let scheduler = scheduler(1, 10);
+    let scheduler = limited(1, 10);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let open = runtime.block_on(respond(&scheduler));
     let entered = runtime.enter();

@@ -1,12 +1,9 @@
 //! Clients that leave at every byte of the request and of the response, in random order.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
 #![allow(clippy::print_stdout, reason = "a failure is to be repeated")]
-
-mod wire;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    convert::Infallible,
     env,
     future::pending,
     hash::{BuildHasher, RandomState},
@@ -32,8 +29,11 @@ use tokio::{
 };
 use tower::util::MapRequestLayer;
 use tower_jobs::{Jobs, JobsLayer, ResponseOutcome, Scheduler};
-use wire::{
-    Ask, Client, Event, Http1, Http2, Never, Protocol, Script, Server, Step, check_accounts, within,
+
+use crate::support::{
+    Random, assert_adds_up,
+    wire::{Ask, Client, Event, Http1, Http2, Protocol, Script, Server, Step},
+    within,
 };
 
 const SHAPES: [&str; 5] = ["fixed", "streamed", "sse", "endless", "hanging"];
@@ -44,7 +44,7 @@ async fn answer(Path((shape, _)): Path<(String, u32)>, body: Bytes) -> Response 
     assert_eq!(body, "request");
     yield_now().await;
     let data = |text: &'static str| Step::Data(Bytes::from_static(text.as_bytes()));
-    let event = |text| Ok::<_, Never>(sse::Event::default().data(text));
+    let event = |text| Ok::<_, Infallible>(sse::Event::default().data(text));
     let mut response = match &*shape {
         "fixed" => "response".into_response(),
         "streamed" => {
@@ -158,17 +158,6 @@ async fn response_length(server: SocketAddr, shape: &str, protocol: Protocol) ->
     }
 }
 
-/// The order of visits, from a seed (splitmix64).
-fn shuffle<T>(items: &mut [T], mut seed: u64) {
-    for last in (1..items.len()).rev() {
-        seed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let below = u64::try_from(last).unwrap() + 1;
-        items.swap(last, usize::try_from((mixed ^ (mixed >> 31)) % below).unwrap());
-    }
-}
-
 /// `SEED=17` repeats the order of an earlier run.
 fn seed() -> u64 {
     let seed = env::var("SEED").map_or_else(
@@ -219,7 +208,7 @@ async fn whenever_a_client_leaves_each_job_starts_or_is_skipped_once() {
             }
         }
     }
-    shuffle(&mut visits, seed);
+    Random(seed).shuffle(&mut visits);
     within("the jobs of whole responses", scheduler.wait_idle()).await;
     let before = record.lock().unwrap().remove(&0).unwrap();
     assert_eq!(before.started, connections);
@@ -277,6 +266,6 @@ async fn whenever_a_client_leaves_each_job_starts_or_is_skipped_once() {
     let stats = scheduler.stats();
     assert_eq!(stats.accepted, 3 * u64::try_from(record.len() + before.started).unwrap());
     assert_eq!(stats.accepted, stats.completed + stats.skipped, "{stats:?}");
-    check_accounts(&stats);
+    assert_adds_up(&stats);
     assert!(scheduler.is_empty());
 }

@@ -4,16 +4,11 @@
 //! Row 31 of aiojobs: `without_the_layer_the_answer_names_the_cure` and
 //! `optional_jobs_are_none_without_the_layer_and_some_with_it`.
 
-#![cfg(feature = "axum")]
-
-use std::{
-    future::{Future, Ready, pending, ready},
-    time::Duration,
-};
+use std::future::{Future, Ready, pending, ready};
 
 use axum::{
     Router,
-    body::{Body, to_bytes},
+    body::Body,
     http::{Request, Response, StatusCode, header::RETRY_AFTER},
     response::IntoResponse,
     routing::get,
@@ -22,17 +17,12 @@ use tokio_test::assert_ready;
 use tower::ServiceExt;
 use tower_jobs::{Jobs, JobsLayer, Scheduler, SpawnError, TrySpawnError};
 
+use crate::support::{
+    SECOND, limited,
+    oneshot::{call, text},
+};
+
 struct Mail;
-
-async fn call(app: Router, path: &str) -> Response<Body> {
-    let request = Request::get(path).body(Body::empty()).expect("a request");
-    app.oneshot(request).await.expect("an infallible router")
-}
-
-async fn text(response: Response<Body>) -> String {
-    let body = to_bytes(response.into_body(), usize::MAX).await.expect("a whole body");
-    String::from_utf8(body.into()).expect("text")
-}
 
 fn app<H, T>(handler: H, scheduler: &Scheduler) -> Router
 where
@@ -71,21 +61,21 @@ fn assert_label(label: &str, with_matched_path: &str, without: &str) {
 #[tokio::test]
 async fn a_job_is_labelled_with_its_requests_method_and_path() {
     let app = users().layer(labelled());
-    let label = text(call(app, "/users/7?token=secret").await).await;
+    let label = text(call(app, "GET", "/users/7?token=secret").await).await;
     assert_label(&label, "GET /users/{id}", "GET /users/7");
 }
 
 #[tokio::test]
 async fn the_label_has_the_full_path_of_a_nested_route() {
     let app = Router::new().nest("/api", Router::new().nest("/v1", users())).layer(labelled());
-    let label = text(call(app, "/api/v1/users/7").await).await;
+    let label = text(call(app, "GET", "/api/v1/users/7").await).await;
     assert_label(&label, "GET /api/v1/users/{id}", "GET /api/v1/users/7");
 }
 
 #[tokio::test]
 async fn a_layer_inside_a_nested_router_labels_with_what_it_sees() {
     let app = Router::new().nest("/api", users().layer(labelled()));
-    let label = text(call(app, "/api/users/7").await).await;
+    let label = text(call(app, "GET", "/api/users/7").await).await;
     // axum strips the prefix off the URI, not off the matched path.
     assert_label(&label, "GET /api/users/{id}", "GET /users/7");
 }
@@ -93,7 +83,7 @@ async fn a_layer_inside_a_nested_router_labels_with_what_it_sees() {
 #[tokio::test]
 async fn a_request_that_matched_no_route_is_labelled_with_its_path() {
     let app = Router::new().fallback(label).layer(labelled());
-    assert_eq!(text(call(app, "/nowhere").await).await, "GET /nowhere");
+    assert_eq!(text(call(app, "GET", "/nowhere").await).await, "GET /nowhere");
 }
 
 #[tokio::test]
@@ -110,8 +100,8 @@ async fn the_label_may_be_ones_own() {
         (!uri.path().ends_with("plain")).then(|| format!("{method} of somebody"))
     });
     let app = users().layer(layer);
-    assert_eq!(text(call(app.clone(), "/users/7").await).await, "GET of somebody");
-    let label = text(call(app, "/users/plain").await).await;
+    assert_eq!(text(call(app.clone(), "GET", "/users/7").await).await, "GET of somebody");
+    let label = text(call(app, "GET", "/users/plain").await).await;
     assert_label(&label, "GET /users/{id}", "GET /users/plain");
 }
 
@@ -124,7 +114,7 @@ async fn optional(jobs: Option<Jobs>, marked: Option<Jobs<Mail>>) -> String {
 }
 
 async fn assert_names_the_cure(app: Router, path: &str, layer: &str) {
-    let response = call(app, path).await;
+    let response = call(app, "GET", path).await;
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     let text = text(response).await;
     assert!(text.contains(&format!(".layer({layer})")), "{text}");
@@ -136,7 +126,7 @@ fn plain_and_marked() -> Router {
 }
 
 const NEW: &str = "JobsLayer::new(scheduler)";
-const MARKED: &str = "JobsLayer::<extractor::Mail>::with_marker(scheduler)";
+const MARKED: &str = concat!("JobsLayer::<", module_path!(), "::Mail>::with_marker(scheduler)");
 
 #[tokio::test]
 async fn without_the_layer_the_answer_names_the_cure() {
@@ -151,7 +141,7 @@ async fn a_route_added_after_the_layer_is_told_of_the_order() {
         .layer(JobsLayer::new(Scheduler::new()))
         .layer(JobsLayer::<Mail>::with_marker(Scheduler::new()))
         .merge(plain_and_marked());
-    assert_eq!(call(app.clone(), "/in-time").await.status(), StatusCode::OK);
+    assert_eq!(call(app.clone(), "GET", "/in-time").await.status(), StatusCode::OK);
     assert_names_the_cure(app.clone(), "/plain", NEW).await;
     assert_names_the_cure(app, "/marked", MARKED).await;
 }
@@ -170,10 +160,10 @@ async fn optional_jobs_are_none_without_the_layer_and_some_with_it() {
     let layer = JobsLayer::new(Scheduler::new());
     let marked = JobsLayer::<Mail>::with_marker(Scheduler::new());
 
-    assert_eq!(text(call(route(), "/").await).await, "false false");
-    assert_eq!(text(call(route().layer(layer.clone()), "/").await).await, "true false");
-    assert_eq!(text(call(route().layer(marked.clone()), "/").await).await, "false true");
-    assert_eq!(text(call(route().layer(layer).layer(marked), "/").await).await, "true true");
+    assert_eq!(text(call(route(), "GET", "/").await).await, "false false");
+    assert_eq!(text(call(route().layer(layer.clone()), "GET", "/").await).await, "true false");
+    assert_eq!(text(call(route().layer(marked.clone()), "GET", "/").await).await, "false true");
+    assert_eq!(text(call(route().layer(layer).layer(marked), "GET", "/").await).await, "true true");
 }
 
 // Refused.
@@ -219,7 +209,7 @@ async fn spawn(jobs: Jobs) -> Result<StatusCode, SpawnError> {
 }
 
 async fn spawn_in_time(jobs: Jobs) -> Result<StatusCode, SpawnError> {
-    jobs.spawn_within(Duration::from_secs(5), pending::<()>()).await?;
+    jobs.spawn_within(5 * SECOND, pending::<()>()).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -236,10 +226,10 @@ async fn try_spawn_converted(jobs: Jobs) -> Result<StatusCode, SpawnError> {
 /// What each kind of handler answers.
 async fn answers(scheduler: &Scheduler) -> [Response<Body>; 4] {
     [
-        call(app(spawn, scheduler), "/").await,
-        call(app(spawn_in_time, scheduler), "/").await,
-        call(app(try_spawn, scheduler), "/").await,
-        call(app(try_spawn_converted, scheduler), "/").await,
+        call(app(spawn, scheduler), "GET", "/").await,
+        call(app(spawn_in_time, scheduler), "GET", "/").await,
+        call(app(try_spawn, scheduler), "GET", "/").await,
+        call(app(try_spawn_converted, scheduler), "GET", "/").await,
     ]
 }
 
@@ -259,26 +249,26 @@ async fn a_closed_scheduler_makes_handlers_answer_503() {
 
 #[tokio::test]
 async fn a_full_scheduler_without_a_queue_makes_handlers_answer_503() {
-    let scheduler = Scheduler::builder().limit(1).pending_limit(0).build();
+    let scheduler = limited(1, 0);
     scheduler.try_spawn(pending::<()>()).expect("a place");
     assert_all_unavailable(answers(&scheduler).await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_spawn_that_waited_in_vain_makes_its_handler_answer_503() {
-    let scheduler = Scheduler::builder().limit(1).pending_limit(1).build();
+    let scheduler = limited(1, 1);
     scheduler.try_spawn(pending::<()>()).expect("a running place");
     scheduler.try_spawn(pending::<()>()).expect("a queue place");
-    assert_unavailable(call(app(spawn_in_time, &scheduler), "/").await);
+    assert_unavailable(call(app(spawn_in_time, &scheduler), "GET", "/").await);
     assert_eq!(scheduler.stats().waiting_spawners, 0);
 }
 
 #[tokio::test]
 async fn a_spawner_that_waits_at_close_answers_503() {
-    let scheduler = Scheduler::builder().limit(1).pending_limit(1).build();
+    let scheduler = limited(1, 1);
     scheduler.try_spawn(pending::<()>()).expect("a running place");
     scheduler.try_spawn(pending::<()>()).expect("a queue place");
-    let mut waiting = tokio_test::task::spawn(call(app(spawn, &scheduler), "/"));
+    let mut waiting = tokio_test::task::spawn(call(app(spawn, &scheduler), "GET", "/"));
     tokio_test::assert_pending!(waiting.poll());
     scheduler.close().await;
     assert!(waiting.is_woken());
@@ -291,7 +281,7 @@ fn a_handler_without_a_runtime_answers_500() {
         assert_ready!(tokio_test::task::spawn(response).poll())
     }
     let scheduler = Scheduler::new();
-    assert_internal_error(at_once(call(app(spawn, &scheduler), "/")));
-    assert_internal_error(at_once(call(app(try_spawn, &scheduler), "/")));
-    assert_internal_error(at_once(call(app(try_spawn_converted, &scheduler), "/")));
+    assert_internal_error(at_once(call(app(spawn, &scheduler), "GET", "/")));
+    assert_internal_error(at_once(call(app(try_spawn, &scheduler), "GET", "/")));
+    assert_internal_error(at_once(call(app(try_spawn_converted, &scheduler), "GET", "/")));
 }

@@ -3,19 +3,18 @@
 //! Row 32 of aiojobs: `a_nested_router_has_its_own_scheduler_if_it_has_a_layer` and
 //! `a_nested_router_has_its_parents_scheduler_otherwise`.
 
-#![cfg(feature = "axum")]
-
 use axum::{
     Router,
-    body::{Body, to_bytes},
     extract::Request,
     http::StatusCode,
     middleware::{Next, from_fn},
     response::Response,
     routing::{MethodRouter, get},
 };
-use tower::{ServiceBuilder, ServiceExt};
+use tower::ServiceBuilder;
 use tower_jobs::{Jobs, JobsLayer, Scheduler, SpawnError};
+
+use crate::support::oneshot::{call, text};
 
 const OUTER: &str = "outer";
 const INNER: &str = "inner";
@@ -35,19 +34,13 @@ fn route(path: &str) -> Router {
     Router::new().route(path, get(seen))
 }
 
-async fn respond(app: Router, method: &str, path: &str) -> Response {
-    let request = Request::builder().method(method).uri(path).body(Body::empty());
-    app.oneshot(request.expect("a request")).await.expect("an infallible router")
-}
-
 async fn assert_seen(app: &Router, path: &str, expected: &str) {
     assert_seen_by(app, "GET", path, expected).await;
 }
 
 async fn assert_seen_by(app: &Router, method: &str, path: &str, expected: &str) {
-    let response = respond(app.clone(), method, path).await;
-    let body = to_bytes(response.into_body(), usize::MAX).await.expect("a whole body");
-    assert_eq!(body, expected, "{method} {path}");
+    let seen = text(call(app.clone(), method, path).await).await;
+    assert_eq!(seen, expected, "{method} {path}");
 }
 
 #[tokio::test]
@@ -134,9 +127,9 @@ async fn middleware_inside_the_layer_sees_it_and_outside_does_not() {
         response
     }
     let inside = route("/").layer(from_fn(middleware)).layer(layer(OUTER));
-    assert_eq!(respond(inside, "GET", "/").await.status(), StatusCode::OK);
+    assert_eq!(call(inside, "GET", "/").await.status(), StatusCode::OK);
     let outside = route("/").layer(layer(OUTER)).layer(from_fn(middleware));
-    assert_eq!(respond(outside, "GET", "/").await.status(), StatusCode::IM_A_TEAPOT);
+    assert_eq!(call(outside, "GET", "/").await.status(), StatusCode::IM_A_TEAPOT);
 }
 
 // Two schedulers.
@@ -156,7 +149,7 @@ async fn a_marker_tells_two_schedulers_on_one_route_apart() {
         .layer(JobsLayer::<Mail>::with_marker(mail.clone()))
         .layer(JobsLayer::new(plain.clone()));
 
-    assert_eq!(respond(app, "GET", "/signup").await.status(), StatusCode::ACCEPTED);
+    assert_eq!(call(app, "GET", "/signup").await.status(), StatusCode::ACCEPTED);
 
     for (scheduler, name) in [(plain, "plain"), (mail, "mail")] {
         let jobs = scheduler.jobs();

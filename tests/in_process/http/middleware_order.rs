@@ -1,15 +1,10 @@
 //! What other middleware means for jobs, outside and inside the `JobsLayer`: the facts of the
 //! chapter "Middleware order".
-#![allow(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    reason = "a test may start tasks, and fail"
-)]
 
 use std::{
     future::pending,
     sync::{
-        Arc, Mutex, Once,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -40,11 +35,11 @@ use tower_jobs::{
 };
 use tracing::{Subscriber, span};
 use tracing_subscriber::{
-    layer::{Context, Layer, SubscriberExt},
+    layer::{Context, Layer},
     registry::LookupSpan,
 };
 
-const SECOND: Duration = Duration::from_secs(1);
+use crate::support::{SECOND, logs::subscribe};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Position {
@@ -287,21 +282,9 @@ impl Spans {
     }
 }
 
-/// Tests run side by side, and tracing keeps for all threads whether anybody is interested in a place
-/// in the source: a test without a subscriber must not say that nobody is.
-fn be_interested_everywhere() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let everything = tracing_subscriber::registry();
-        tracing::subscriber::set_global_default(everything).expect("no other");
-    });
-}
-
 async fn spans(position: Position, link: SpanLink) -> Vec<String> {
-    be_interested_everywhere();
     let spans = Spans::default();
-    let registry = tracing_subscriber::registry().with(spans.clone());
-    let _guard = tracing::subscriber::set_default(registry);
+    let _guard = subscribe(spans.clone());
     let scheduler = Scheduler::builder().span(link).build();
     let jobs = |app: Router| app.layer(JobsLayer::new(scheduler.clone()));
     let handler = |jobs: Jobs| async move {
@@ -463,7 +446,7 @@ async fn in_the_recommended_order_the_jobs_are_told_what_the_client_got() {
 
 #[test]
 fn every_row_of_the_chapter_names_its_test() {
-    let chapter = include_str!("../src/docs/middleware_order.md");
+    let chapter = include_str!("../../../src/docs/middleware_order.md");
     let tests = [include_str!("middleware_order.rs"), include_str!("atomic.rs")].concat();
     let is_row = |line: &&str| {
         line.starts_with('|') && !line.starts_with("| layer") && !line.starts_with("|---")

@@ -1,6 +1,5 @@
 //! `JobsLayer` and `Jobs` without axum: any tower service, a bare hyper server. Works with
 //! `--no-default-features` as well.
-#![allow(clippy::disallowed_methods, reason = "the server and its client are tasks of the tests")]
 
 use std::{
     cell::Cell,
@@ -18,14 +17,16 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::oneshot,
-};
+use tokio::sync::oneshot;
 use tokio_test::{assert_pending, assert_ready};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::timeout::TimeoutLayer;
 use tower_jobs::{DrainReport, JobList, Jobs, JobsLayer, JobsService, Scheduler, SpawnError};
+
+use crate::support::{
+    SECOND,
+    http::{get, listen},
+};
 
 /// Any body will do: this one is not even one.
 struct NotABody;
@@ -69,8 +70,7 @@ async fn jobs_of_a_bare_hyper_server_run_after_the_response() {
             }
         },
     );
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("an address");
+    let (listener, address) = listen().await;
     let server = tokio::spawn(async move {
         let (stream, _) = listener.accept().await.expect("a client");
         hyper::server::conn::http1::Builder::new()
@@ -78,15 +78,7 @@ async fn jobs_of_a_bare_hyper_server_run_after_the_response() {
             .await
     });
 
-    let stream = TcpStream::connect(address).await.expect("a server");
-    let (mut client, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
-    tokio::spawn(connection);
-    let request = Request::get("/work").header("host", "test").body(Empty::<Bytes>::new());
-    let response = client.send_request(request.expect("a request")).await.expect("a response");
-    assert_eq!(response.status(), StatusCode::ACCEPTED);
-    response.into_body().collect().await.expect("a body");
-    drop(client);
+    assert_eq!(get(address, "/work").await.status, StatusCode::ACCEPTED);
     server.await.expect("a server").expect("no error");
 
     assert_eq!(scheduler.jobs()[0].request.as_deref(), Some("GET /work"));
@@ -220,10 +212,7 @@ async fn the_layer_stands_in_one_stack_with_layers_that_make_empty_bodies() {
         jobs.after_response(async {}).expect("a place");
         std::future::pending::<Result<Response<String>, Infallible>>().await
     };
-    let timeout = TimeoutLayer::with_status_code(
-        StatusCode::REQUEST_TIMEOUT,
-        std::time::Duration::from_secs(1),
-    );
+    let timeout = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, SECOND);
     let service = ServiceBuilder::new()
         .layer(timeout)
         .layer(JobsLayer::new(scheduler.clone()))

@@ -1,23 +1,25 @@
 //! One request's jobs as a group, found in its response.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc};
 
-use axum::{Router, extract::State, routing::get};
-use http::{Request, Response};
+use axum::{
+    Router,
+    extract::{Request, State},
+    response::Response,
+    routing::get,
+};
 use tokio::sync::Notify;
 use tokio_test::{assert_pending, assert_ready, task::spawn as poll_by_hand};
-use tower::{ServiceExt, service_fn};
 use tower_jobs::{Jobs, JobsLayer, Scheduler, SpawnError};
+
+use crate::support::{
+    SECOND, names,
+    oneshot::{call, respond},
+};
 
 /// The `Jobs` of a request that has been answered.
 async fn answered(scheduler: &Scheduler) -> Jobs {
-    let inner =
-        service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(String::new())));
-    let service =
-        tower::ServiceBuilder::new().layer(JobsLayer::new(scheduler.clone())).service(inner);
-    let response = service.oneshot(Request::new(())).await.unwrap();
-    response.extensions().get::<Jobs>().unwrap().clone()
+    respond(scheduler).await.jobs
 }
 
 /// A route that spawns a job which waits for `go`, and one that waits for its response.
@@ -33,8 +35,8 @@ fn app(scheduler: &Scheduler, go: &Arc<Notify>) -> Router {
         .with_state(go.clone())
 }
 
-async fn fetch(app: &Router) -> axum::response::Response {
-    app.clone().oneshot(Request::new(axum::body::Body::empty())).await.unwrap()
+async fn fetch(app: &Router) -> Response {
+    call(app.clone(), "GET", "/").await
 }
 
 #[tokio::test]
@@ -69,8 +71,7 @@ async fn the_jobs_of_the_response_are_those_of_the_handler() {
 
     let jobs = response.extensions().get::<Jobs>().unwrap();
     let list = jobs.jobs();
-    let names: Vec<_> = list.iter().map(|job| &*job.name).collect();
-    assert_eq!(names, ["spawned", "deferred"]);
+    assert_eq!(names(&list), ["spawned", "deferred"]);
     assert!(list.iter().all(|job| job.request.as_deref() == Some("GET /")));
     assert!(list[0].id < list[1].id);
     assert_eq!((scheduler.len(), scheduler.jobs().len()), (4, 4));
@@ -191,12 +192,12 @@ async fn closing_ends_deferred_jobs_before_their_response_is_over() {
 
 #[tokio::test(start_paused = true)]
 async fn closing_gives_jobs_that_can_be_told_their_time_and_names_those_that_do_not_heed() {
-    let scheduler = Scheduler::builder().close_timeout(Duration::from_secs(2)).build();
+    let scheduler = Scheduler::builder().close_timeout(2 * SECOND).build();
     let jobs = answered(&scheduler).await;
     let heeds = jobs
         .spawn_with(|context| async move {
             context.cancelled().await;
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(SECOND).await;
             "saved"
         })
         .await
@@ -204,9 +205,8 @@ async fn closing_gives_jobs_that_can_be_told_their_time_and_names_those_that_do_
     jobs.job("deaf").spawn_with(|_| pending::<()>()).await.unwrap();
     let began = tokio::time::Instant::now();
     let late = jobs.close().await;
-    assert_eq!(began.elapsed(), Duration::from_secs(2));
-    let names: Vec<_> = late.iter().map(|job| &*job.name).collect();
-    assert_eq!(names, ["deaf"]);
+    assert_eq!(began.elapsed(), 2 * SECOND);
+    assert_eq!(names(&late), ["deaf"]);
     assert_eq!(heeds.await.unwrap(), "saved");
     jobs.wait_idle().await;
     assert!(scheduler.is_empty());
@@ -232,7 +232,7 @@ async fn where_layers_are_nested_the_response_has_the_jobs_of_the_innermost() {
 #[tokio::test]
 async fn nested_layers_of_one_scheduler_are_told_of_the_same_end() {
     let scheduler = Scheduler::new();
-    let defer_outside = |request: Request<axum::body::Body>| {
+    let defer_outside = |request: Request| {
         request.extensions().get::<Jobs>().unwrap().after_response(async {}).unwrap();
         request
     };

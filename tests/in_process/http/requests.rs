@@ -11,33 +11,22 @@
 //!
 //! 31 is in `extractor.rs`, 32 in `layer.rs`.
 
-#![cfg(feature = "axum")]
-#![allow(clippy::disallowed_methods, reason = "the server and its clients are tasks of the tests")]
+use std::{future::pending, io, net::SocketAddr};
 
-use std::{future::pending, io, net::SocketAddr, time::Duration};
-
-use axum::{
-    Router,
-    body::Body,
-    extract::State,
-    http::{Request, StatusCode},
-    routing::get,
-};
-use http_body_util::BodyExt;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use axum::{Router, extract::State, http::StatusCode, routing};
 use tokio::{
-    io::AsyncWriteExt,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     runtime::Handle,
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
-    time::timeout,
 };
 use tower_jobs::{JobState, Jobs, JobsLayer, Scheduler, SpawnError, TrySpawnError};
 
-/// For what never happens unless something is broken.
-const GENEROUS: Duration = Duration::from_secs(20);
+use crate::support::{
+    PLENTY, SECOND,
+    http::{connect, get, listen},
+    limited, within,
+};
 
 struct Server {
     address: SocketAddr,
@@ -46,34 +35,15 @@ struct Server {
 }
 
 async fn serve(app: Router) -> Server {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("an address");
+    let (listener, address) = listen().await;
     let (stop, stopped) = oneshot::channel::<()>();
     let server = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
     Server { address, stop, served: tokio::spawn(server.into_future()) }
 }
 
-async fn fetch(address: SocketAddr, path: &str) -> (StatusCode, String) {
-    let exchange = async {
-        let stream = TcpStream::connect(address).await.expect("a server");
-        let (mut client, connection) =
-            http1::handshake(TokioIo::new(stream)).await.expect("an HTTP server");
-        tokio::spawn(connection);
-        let request = Request::get(path).header("host", "test").body(Body::empty());
-        let response = client.send_request(request.expect("a request")).await.expect("a response");
-        let status = response.status();
-        let body = response.into_body().collect().await.expect("a whole body").to_bytes();
-        (status, String::from_utf8(body.into()).expect("text"))
-    };
-    timeout(GENEROUS, exchange).await.expect("an answer")
-}
-
 /// A client that has sent its request and, when dropped, is gone.
 async fn ask(address: SocketAddr, path: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(address).await.expect("a server");
-    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("a listening server");
-    stream
+    connect(address, &format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await
 }
 
 /// What handlers and their jobs have of the test.
@@ -135,11 +105,11 @@ impl Test {
     }
 
     async fn heard(&mut self) -> &'static str {
-        timeout(GENEROUS, self.news.recv()).await.expect("news in time").expect("news")
+        within("news", self.news.recv()).await.expect("news")
     }
 
     async fn idle(&self) {
-        timeout(GENEROUS, self.scheduler.wait_idle()).await.expect("all jobs end");
+        within("the end of all jobs", self.scheduler.wait_idle()).await;
     }
 }
 
@@ -155,7 +125,7 @@ fn verbs() -> Router<Ends> {
         Ok(StatusCode::ACCEPTED)
     }
     async fn spawn_within(jobs: Jobs, State(ends): State<Ends>) -> Answer {
-        jobs.spawn_within(Duration::from_secs(1), ends.job("spawn_within")).await?;
+        jobs.spawn_within(SECOND, ends.job("spawn_within")).await?;
         Ok(StatusCode::ACCEPTED)
     }
     async fn spawn_with(jobs: Jobs, State(ends): State<Ends>) -> Answer {
@@ -171,16 +141,16 @@ fn verbs() -> Router<Ends> {
         Ok(StatusCode::ACCEPTED)
     }
     async fn job(jobs: Jobs, State(ends): State<Ends>) -> Answer {
-        jobs.job("a name").timeout(GENEROUS).spawn(ends.job("job")).await?;
+        jobs.job("a name").timeout(PLENTY).spawn(ends.job("job")).await?;
         Ok(StatusCode::ACCEPTED)
     }
     Router::new()
-        .route("/spawn", get(spawn))
-        .route("/try_spawn", get(try_spawn))
-        .route("/spawn_within", get(spawn_within))
-        .route("/spawn_with", get(spawn_with))
-        .route("/spawn_blocking", get(spawn_blocking))
-        .route("/job", get(job))
+        .route("/spawn", routing::get(spawn))
+        .route("/try_spawn", routing::get(try_spawn))
+        .route("/spawn_within", routing::get(spawn_within))
+        .route("/spawn_with", routing::get(spawn_with))
+        .route("/spawn_blocking", routing::get(spawn_blocking))
+        .route("/job", routing::get(job))
 }
 
 #[tokio::test]
@@ -189,8 +159,8 @@ async fn every_verb_runs_its_job_after_the_response() {
     let server = test.serve(verbs()).await;
 
     for verb in ["spawn", "try_spawn", "spawn_within", "spawn_with", "spawn_blocking", "job"] {
-        let (status, _) = fetch(server.address, &format!("/{verb}")).await;
-        assert_eq!(status, StatusCode::ACCEPTED);
+        let answer = get(server.address, &format!("/{verb}")).await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED);
 
         let jobs = test.scheduler.jobs();
         assert_eq!(jobs.len(), 1, "the job of {verb} outlives its request");
@@ -215,23 +185,23 @@ async fn shield_passes_its_result_through_a_handler() {
         shielded.expect("an open scheduler").expect("a label").to_string()
     }
     let test = Test::new(Scheduler::new());
-    let server = test.serve(Router::new().route("/shield", get(answer))).await;
+    let server = test.serve(Router::new().route("/shield", routing::get(answer))).await;
 
-    let (status, label) = fetch(server.address, "/shield").await;
+    let answer = get(server.address, "/shield").await;
 
-    assert_eq!((status, label.as_str()), (StatusCode::OK, "GET /shield"));
+    assert_eq!((answer.status, &*answer.text), (StatusCode::OK, "GET /shield"));
     assert_eq!(test.scheduler.stats().completed, 1);
 }
 
 #[tokio::test]
 async fn many_requests_at_once_all_have_their_jobs_done() {
-    let test = Test::new(Scheduler::builder().limit(3).pending_limit(5).build());
+    let test = Test::new(limited(3, 5));
     test.open();
     let server = test.serve(verbs()).await;
 
-    let clients: Vec<_> = (0..50).map(|_| tokio::spawn(fetch(server.address, "/spawn"))).collect();
+    let clients: Vec<_> = (0..50).map(|_| tokio::spawn(get(server.address, "/spawn"))).collect();
     for client in clients {
-        assert_eq!(client.await.expect("a client").0, StatusCode::ACCEPTED);
+        assert_eq!(client.await.expect("a client").status, StatusCode::ACCEPTED);
     }
     test.idle().await;
 
@@ -253,8 +223,8 @@ async fn a_client_that_leaves_while_its_handler_waits_for_a_place_takes_the_job_
         .await?;
         Ok(StatusCode::ACCEPTED)
     }
-    let mut test = Test::new(Scheduler::builder().limit(1).pending_limit(1).build());
-    let server = test.serve(Router::new().route("/", get(handler))).await;
+    let mut test = Test::new(limited(1, 1));
+    let server = test.serve(Router::new().route("/", routing::get(handler))).await;
     for _ in 0..2 {
         let job = test.ends.clone().job("occupied");
         test.scheduler.spawn(job).await.expect("a running place, then a queue place");
@@ -287,7 +257,7 @@ async fn a_client_that_leaves_after_the_spawn_leaves_the_job_running() {
         pending().await
     }
     let mut test = Test::new(Scheduler::new());
-    let server = test.serve(Router::new().route("/", get(handler))).await;
+    let server = test.serve(Router::new().route("/", routing::get(handler))).await;
 
     let client = ask(server.address, "/").await;
     assert_eq!(test.heard().await, "spawned");
@@ -311,7 +281,7 @@ async fn a_client_that_leaves_during_a_shield_leaves_it_running() {
         StatusCode::OK
     }
     let mut test = Test::new(Scheduler::new());
-    let server = test.serve(Router::new().route("/", get(handler))).await;
+    let server = test.serve(Router::new().route("/", routing::get(handler))).await;
 
     let client = ask(server.address, "/").await;
     assert_eq!(test.heard().await, "entered");
@@ -343,7 +313,7 @@ fn a_shield_that_is_refused_is_dropped_outside_the_schedulers_lock() {
             tell.send(refused.is_err_and(|error| error.is_cancelled())).expect("a test");
         });
     });
-    assert_eq!(told.recv_timeout(GENEROUS), Ok(true));
+    assert_eq!(told.recv_timeout(PLENTY), Ok(true));
 }
 
 // Shutting down.
@@ -353,17 +323,17 @@ async fn a_scheduler_set_up_before_the_server_is_drained_after_it() {
     let mut test = Test::new(Scheduler::builder().limit(1).build());
     let server = test.serve(verbs()).await;
     for verb in ["/spawn", "/job"] {
-        assert_eq!(fetch(server.address, verb).await.0, StatusCode::ACCEPTED);
+        assert_eq!(get(server.address, verb).await.status, StatusCode::ACCEPTED);
     }
     assert_eq!((test.scheduler.active_count(), test.scheduler.pending_count()), (1, 1));
 
     drop(server.stop);
-    timeout(GENEROUS, server.served).await.expect("an end").expect("a server").expect("no error");
+    within("the end of the server", server.served).await.expect("a server").expect("no error");
     let scheduler = test.scheduler.clone();
     let drain = tokio::spawn(async move { scheduler.wait_and_close().await });
     test.open();
 
-    let report = timeout(GENEROUS, drain).await.expect("an end").expect("a report");
+    let report = within("the end of the drain", drain).await.expect("a report");
     assert_eq!([test.heard().await, test.heard().await], ["spawn", "job"]);
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.completed, 2);
@@ -380,11 +350,11 @@ async fn a_handler_in_flight_may_spawn_while_draining() {
         Ok(StatusCode::ACCEPTED)
     }
     let mut test = Test::new(Scheduler::new());
-    let server = test.serve(Router::new().route("/late", get(late))).await;
+    let server = test.serve(Router::new().route("/late", routing::get(late))).await;
     // What keeps the drain going until the late job has come.
     let (release, released) = oneshot::channel::<()>();
     test.scheduler.try_spawn(async { drop(released.await) }).expect("a place");
-    let client = tokio::spawn(fetch(server.address, "/late"));
+    let client = tokio::spawn(get(server.address, "/late"));
     assert_eq!(test.heard().await, "entered");
 
     drop(server.stop);
@@ -393,10 +363,10 @@ async fn a_handler_in_flight_may_spawn_while_draining() {
     tokio_test::assert_pending!(drain.poll());
     test.open();
 
-    assert_eq!(client.await.expect("a client").0, StatusCode::ACCEPTED);
+    assert_eq!(client.await.expect("a client").status, StatusCode::ACCEPTED);
     assert_eq!(test.heard().await, "late job ran");
     drop(release);
-    let report = timeout(GENEROUS, drain).await.expect("an end");
+    let report = within("the end of the drain", drain).await;
     assert_eq!((report.completed, report.is_clean()), (2, true), "{report}");
-    timeout(GENEROUS, server.served).await.expect("an end").expect("a server").expect("no error");
+    within("the end of the server", server.served).await.expect("a server").expect("no error");
 }

@@ -1,13 +1,7 @@
 //! `after_response` jobs and the response's bytes: neither too early, nor in their way.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(
-    clippy::disallowed_methods,
-    reason = "servers run in threads of their own, and jobs block on purpose"
-)]
-
-mod wire;
 
 use std::{
+    convert::Infallible,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -17,7 +11,6 @@ use std::{
     },
     task::{Context, Poll},
     thread,
-    time::Duration,
 };
 
 use axum::{
@@ -34,7 +27,12 @@ use tokio::{
     sync::{Notify, mpsc, oneshot},
 };
 use tower_jobs::{Jobs, JobsLayer, ResponseOutcome, Scheduler};
-use wire::{Ask, Client, Event, Http1, Http2, Never, Protocol, Script, Server, Step, within};
+
+use crate::support::{
+    SECOND,
+    wire::{Ask, Client, Event, Http1, Http2, Protocol, Script, Server, Step},
+    within,
+};
 
 const FRAME: usize = 64 * 1024;
 const FRAMES: usize = 128;
@@ -50,12 +48,12 @@ struct Counted {
 
 impl hyper::body::Body for Counted {
     type Data = Bytes;
-    type Error = Never;
+    type Error = Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Never>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if self.left == 0 {
             return Poll::Ready(None);
         }
@@ -245,7 +243,7 @@ fn blocks(comes: Comes, make: fn() -> Response) -> (Router, blocking::Sender<()>
         }
         runs.notified().await;
         jobs.after_response(async move {
-            tell.send(released.recv_timeout(Duration::from_secs(10)).is_ok()).unwrap();
+            tell.send(released.recv_timeout(10 * SECOND).is_ok()).unwrap();
         })
         .unwrap();
         // The job before it ends now; the server takes the response in this very step.

@@ -1,21 +1,10 @@
 //! `JobsLayer` on a tonic server, over TCP: jobs are not axum's alone.
-#![allow(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    reason = "a test may start tasks, and fail"
-)]
-
-mod support;
 
 use std::{convert::Infallible, future::pending};
 
 use bytes::{Buf, BufMut};
 use http_body_util::{BodyExt, Full};
-use support::within;
-use tokio::{
-    net::TcpListener,
-    sync::mpsc::{self, UnboundedSender},
-};
+use tokio::sync::mpsc::{self, UnboundedSender};
 use tonic::{
     Code, Request, Response, Status,
     body::Body,
@@ -28,6 +17,8 @@ use tower_jobs::{
     ResponseOutcome::{self, Aborted, Complete, NoResponse},
     Scheduler,
 };
+
+use crate::support::{http::listen, within};
 
 /// Messages that are plain text, so that no code needs to be generated.
 #[derive(Clone, Copy, Default)]
@@ -130,8 +121,8 @@ impl Call {
     async fn new() -> Self {
         let scheduler = Scheduler::new();
         let (sender, events) = mpsc::unbounded_channel();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (listener, address) = listen().await;
+        let url = format!("http://{address}");
         let incoming = TcpIncoming::from(listener);
         let service = service(&scheduler, &sender);
         tokio::spawn(Server::builder().serve_with_incoming(service, incoming));

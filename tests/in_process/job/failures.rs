@@ -1,8 +1,5 @@
 //! Failures: every one is told exactly once, whoever holds the handle and however the job fails.
 
-#[path = "support/logs.rs"]
-mod logs;
-
 use std::{
     convert::Infallible,
     error::Error,
@@ -17,7 +14,6 @@ use std::{
 
 use tokio::{
     sync::{Notify, mpsc, oneshot},
-    task::yield_now,
     time::{Instant, advance, sleep},
 };
 use tokio_test::{assert_pending, task};
@@ -26,29 +22,15 @@ use tower_jobs::{
     BoxError, Job, JobError, JobFailure, JobOutput, Jobs, JobsLayer, Outcome, Scheduler,
 };
 
-const SECOND: Duration = Duration::from_secs(1);
+use crate::support::{
+    Failures, Grenade, SECOND,
+    logs::{Event, Logs},
+    turn, watched,
+};
 
-/// A scheduler whose failures come out of the channel.
-fn watched() -> (Scheduler, mpsc::UnboundedReceiver<JobFailure>) {
-    let (tell, failures) = mpsc::unbounded_channel();
-    let hook = move |failure| drop(tell.send(failure));
-    (Scheduler::builder().close_timeout(SECOND).on_failure(hook).build(), failures)
-}
-
-/// Gives every job that can run its turn.
-async fn turn() {
-    for _ in 0..10 {
-        yield_now().await;
-    }
-}
-
-/// Panics when it is dropped.
-struct Grenade;
-
-impl Drop for Grenade {
-    fn drop(&mut self) {
-        panic!("boom");
-    }
+/// A scheduler that closes in a second, and its failures.
+fn closing_in_time() -> (Scheduler, Failures) {
+    watched(Scheduler::builder().close_timeout(SECOND))
 }
 
 /// How a job fails, once it is let go.
@@ -108,14 +90,14 @@ impl How {
 
 /// Asserts that the hook heard of the one failure, and only once.
 #[track_caller]
-fn assert_told(how: How, failures: &mut mpsc::UnboundedReceiver<JobFailure>) {
+fn assert_told(how: How, failures: &mut Failures) {
     let failure = failures.try_recv().unwrap_or_else(|_| panic!("{how:?} was not told"));
     assert!(how.is(&failure.error), "{how:?}: {failure}");
     assert_not_told(how, failures);
 }
 
 #[track_caller]
-fn assert_not_told(how: How, failures: &mut mpsc::UnboundedReceiver<JobFailure>) {
+fn assert_not_told(how: How, failures: &mut Failures) {
     if let Ok(failure) = failures.try_recv() {
         panic!("{how:?} was told once too often: {failure}");
     }
@@ -135,7 +117,7 @@ fn assert_counted(how: How, scheduler: &Scheduler) {
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_told_to_who_awaits_the_handle_and_to_nobody_else() {
     for how in ALL {
-        let (scheduler, mut failures) = watched();
+        let (scheduler, mut failures) = closing_in_time();
         let go = Arc::new(Notify::new());
         let mut job = how.spawn(&scheduler, go.clone()).await;
         let (awaited, ()) = tokio::join!(job.wait(), how.fail(&scheduler, &go));
@@ -150,7 +132,7 @@ async fn a_failure_is_told_to_who_awaits_the_handle_and_to_nobody_else() {
 #[tokio::test(start_paused = true)]
 async fn a_failure_of_a_held_job_is_told_when_the_handle_is_dropped_unawaited() {
     for how in ALL {
-        let (scheduler, mut failures) = watched();
+        let (scheduler, mut failures) = closing_in_time();
         let go = Arc::new(Notify::new());
         let job = how.spawn(&scheduler, go.clone()).await;
         how.fail(&scheduler, &go).await;
@@ -165,7 +147,7 @@ async fn a_failure_of_a_held_job_is_told_when_the_handle_is_dropped_unawaited() 
 #[tokio::test(start_paused = true)]
 async fn a_failure_of_a_detached_job_is_told_when_it_fails() {
     for how in ALL {
-        let (scheduler, mut failures) = watched();
+        let (scheduler, mut failures) = closing_in_time();
         let go = Arc::new(Notify::new());
         drop(how.spawn(&scheduler, go.clone()).await);
         assert_not_told(how, &mut failures);
@@ -180,7 +162,7 @@ async fn a_failure_of_a_detached_job_is_told_when_it_fails() {
 #[tokio::test(start_paused = true)]
 async fn a_wait_that_was_given_up_counts_for_nothing() {
     for how in ALL {
-        let (scheduler, mut failures) = watched();
+        let (scheduler, mut failures) = closing_in_time();
         let go = Arc::new(Notify::new());
         let mut job = how.spawn(&scheduler, go.clone()).await;
         {
@@ -216,7 +198,7 @@ impl<T> Drop for Spiteful<T> {
 
 #[tokio::test]
 async fn a_handle_dropped_by_its_own_failing_job_tells_once() {
-    let (scheduler, mut failures) = watched();
+    let (scheduler, mut failures) = closing_in_time();
     let own_handle = Arc::default();
     let job = scheduler.try_spawn(Spiteful(Arc::clone(&own_handle))).unwrap();
     *own_handle.lock().unwrap() = Some(job);
@@ -228,7 +210,7 @@ async fn a_handle_dropped_by_its_own_failing_job_tells_once() {
 #[tokio::test]
 async fn shielded_work_that_fails_and_drops_its_caller_and_panics_tells_once() {
     type Caller = task::Spawn<Pin<Box<dyn Future<Output = ()> + Send>>>;
-    let (scheduler, mut failures) = watched();
+    let (scheduler, mut failures) = closing_in_time();
     let caller: Arc<Mutex<Option<Caller>>> = Arc::default();
     let shielded = scheduler.shield(Spiteful(Arc::clone(&caller)));
     let mut waits: Caller = task::spawn(Box::pin(async { drop(shielded.await) }));
@@ -241,7 +223,7 @@ async fn shielded_work_that_fails_and_drops_its_caller_and_panics_tells_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handle_dropped_while_its_job_fails_tells_once() {
-    let (scheduler, mut failures) = watched();
+    let (scheduler, mut failures) = closing_in_time();
     for n in 0..2_000 {
         let (go, goes) = oneshot::channel::<()>();
         let job = scheduler
@@ -265,7 +247,7 @@ async fn a_handle_dropped_while_its_job_fails_tells_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_closed_by_its_handle_tells_its_failure_there_and_once() {
-    let (scheduler, mut failures) = watched();
+    let (scheduler, mut failures) = closing_in_time();
     let mut deaf = scheduler.spawn_with(|_| pending::<()>()).await.unwrap();
     assert!(deaf.close().await.unwrap_err().is_close_timeout());
     drop(deaf);
@@ -286,11 +268,8 @@ async fn a_job_closed_by_its_handle_tells_its_failure_there_and_once() {
 #[tokio::test]
 async fn that_a_job_did_not_end_in_time_is_told_once_and_its_own_failure_as_well() {
     for how in [How::CloseTimeout, How::Panic] {
-        let (tell, mut failures) = mpsc::unbounded_channel();
-        let scheduler = Scheduler::builder()
-            .close_timeout(Duration::ZERO)
-            .on_failure(move |failure| drop(tell.send(failure)))
-            .build();
+        let builder = Scheduler::builder().close_timeout(Duration::ZERO);
+        let (scheduler, mut failures) = watched(builder);
         let (go, goes) = std::sync::mpsc::channel::<()>();
         let (begun, begins) = oneshot::channel();
         let stuck = move || {
@@ -334,7 +313,7 @@ impl Drop for Twice {
 
 #[tokio::test]
 async fn of_two_panics_the_first_is_told() {
-    let (scheduler, mut failures) = watched();
+    let (scheduler, mut failures) = closing_in_time();
     drop(scheduler.try_spawn(Twice).unwrap());
     scheduler.wait_idle().await;
     let failure = failures.try_recv().unwrap();
@@ -374,7 +353,7 @@ impl JobOutput for Unspeakable {
 
 #[tokio::test]
 async fn a_shielded_failure_that_panics_when_it_is_asked_for_is_told_as_a_panic() {
-    let (scheduler, mut failures) = watched();
+    let (scheduler, mut failures) = closing_in_time();
     let mut caller = task::spawn(scheduler.shield(async { Unspeakable }));
     assert_pending!(caller.poll());
     scheduler.wait_idle().await;
@@ -384,7 +363,7 @@ async fn a_shielded_failure_that_panics_when_it_is_asked_for_is_told_as_a_panic(
 
 #[tokio::test]
 async fn what_was_cancelled_has_not_failed() {
-    let (scheduler, mut failures) = watched();
+    let (scheduler, mut failures) = closing_in_time();
     scheduler.spawn(pending::<()>()).await.unwrap().abort();
     scheduler.spawn(pending::<()>()).await.unwrap().close().await.unwrap();
     scheduler.spawn(pending::<()>()).await.unwrap();
@@ -395,7 +374,7 @@ async fn what_was_cancelled_has_not_failed() {
 
 #[tokio::test]
 async fn shielded_work_tells_its_caller_or_else_the_hook() {
-    let (scheduler, mut failures) = watched();
+    let (scheduler, mut failures) = closing_in_time();
     assert_eq!(scheduler.shield(async { Err::<(), _>("no") }).await.unwrap(), Err("no"));
     // A panic comes out in the caller.
     let scheduler_2 = scheduler.clone();
@@ -432,7 +411,7 @@ async fn shielded_work_tells_its_caller_or_else_the_hook() {
 
 #[tokio::test]
 async fn a_hook_that_panics_harms_nothing_and_is_logged() {
-    let logs = logs::capture();
+    let (logs, _guard) = Logs::start();
     let (tell, mut told) = mpsc::unbounded_channel();
     let hook = move |failure: JobFailure| {
         tell.send(failure.job.id).expect("heard");
@@ -458,7 +437,7 @@ async fn a_hook_that_panics_harms_nothing_and_is_logged() {
 
 /// The fields of the one event that tells of the failure of the job `name`.
 #[track_caller]
-fn logged_failure(logs: &logs::Logs, name: &str) -> logs::Event {
+fn logged_failure(logs: &Logs, name: &str) -> Event {
     let mut events: Vec<_> = logs.iter().filter(|event| event.field("job.name") == name).collect();
     assert_eq!(events.len(), 1, "{events:?}");
     events.remove(0)
@@ -481,7 +460,7 @@ impl Error for Undelivered {
 
 #[tokio::test]
 async fn without_a_hook_a_failure_is_logged_with_all_that_is_known_of_the_job() {
-    let logs = logs::capture();
+    let (logs, _guard) = Logs::start();
     let scheduler = Scheduler::new();
     let spawned = Arc::new(OnceLock::new());
     let from_handler = spawned.clone();
@@ -502,7 +481,7 @@ async fn without_a_hook_a_failure_is_logged_with_all_that_is_known_of_the_job() 
     scheduler.wait_idle().await;
     let (line, id) = *spawned.get().expect("the handler has run");
 
-    let event = logged_failure(logs, "welcome e-mail");
+    let event = logged_failure(&logs, "welcome e-mail");
     assert_eq!((event.field("level"), event.field("target")), ("ERROR", "tower_jobs"));
     assert_eq!(event.field("job.id"), id.to_string());
     assert_eq!(event.field("job.request"), "POST /signup");
@@ -526,7 +505,7 @@ async fn of_causes_only_those_are_left_out_that_have_been_told_in_full() {
             self.1.as_deref().map(|cause| cause as _)
         }
     }
-    let (scheduler, mut failures) = watched();
+    let (scheduler, mut failures) = closing_in_time();
     let refused = || Some(Box::new(Step("refused", None)));
     for (error, told) in [
         (Step("failed", None), "the job failed: failed"),
@@ -542,20 +521,18 @@ async fn of_causes_only_those_are_left_out_that_have_been_told_in_full() {
 
 #[tokio::test]
 async fn without_a_hook_a_panic_is_logged_with_its_text() {
-    let logs = logs::capture();
+    let (logs, _guard) = Logs::start();
     let scheduler = Scheduler::new();
     scheduler.job("panicking").spawn(async { panic!("out of ink") }).await.unwrap();
     scheduler.wait_idle().await;
-    let event = logged_failure(logs, "panicking");
+    let event = logged_failure(&logs, "panicking");
     assert_eq!(event.field("message"), "the job panicked: out of ink");
     assert_eq!(event.field("job.request"), "");
 }
 
 #[tokio::test]
 async fn a_failure_is_told_in_one_line_whatever_the_text_of_its_error_and_its_request() {
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let on_failure = move |failure: JobFailure| tell.send(failure.to_string()).expect("it waits");
-    let scheduler = Scheduler::builder().on_failure(on_failure).build();
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     let handler = tower::service_fn(async |request: http::Request<()>| {
         let jobs = request.extensions().get::<Jobs>().expect("the layer is there");
         let error = std::io::Error::other("refused\nERROR forged");
@@ -564,7 +541,7 @@ async fn a_failure_is_told_in_one_line_whatever_the_text_of_its_error_and_its_re
     });
     let layer = JobsLayer::new(scheduler).label(|_, _, _| Some("POST a\r\nb".to_owned()));
     layer.layer(handler).oneshot(http::Request::new(())).await.unwrap();
-    let line = told.recv().await.expect("a failure");
+    let line = failures.recv().await.expect("a failure").to_string();
     assert!(line.contains(r" of POST a\r\nb ("), "{line}");
     let text = r": the job failed: undelivered: refused\nERROR forged";
     assert!(line.ends_with(text) && line.lines().count() == 1, "{line}");
@@ -572,12 +549,12 @@ async fn a_failure_is_told_in_one_line_whatever_the_text_of_its_error_and_its_re
 
 #[tokio::test]
 async fn a_failure_is_logged_in_one_line_whatever_the_name_of_its_job() {
-    let logs = logs::capture();
+    let (logs, _guard) = Logs::start();
     let scheduler = Scheduler::new();
     let job = scheduler.job("to a\nERROR forged").spawn(async { Err::<(), _>("no mail today") });
     drop(job.await.expect("open"));
     scheduler.wait_idle().await;
-    logged_failure(logs, r"to a\nERROR forged");
+    logged_failure(&logs, r"to a\nERROR forged");
 }
 
 /// Whatever `panics` does, the next job runs in the same place and the scheduler stays open.
@@ -660,7 +637,7 @@ async fn an_error_that_panics_when_dropped_or_shown_is_contained() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_reported_at_its_run_timeout_is_dropped_where_it_stands() {
-    let (scheduler, mut failures) = watched();
+    let (scheduler, mut failures) = closing_in_time();
     let job = scheduler.job("slow").timeout(SECOND).spawn(async {
         sleep(2 * SECOND).await;
         panic!("it ran on");

@@ -1,21 +1,15 @@
 //! The span of a job: what it holds, how it is tied to the request's, and what happens inside it.
 
 use std::{
-    convert::Infallible,
     fmt::{self, Write},
     future::{Future, pending},
     pin::Pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex},
     task::{self, Wake},
 };
 
-use http::{Request, Response};
 use tokio::{sync::oneshot, task::yield_now};
-use tower::{Layer as _, ServiceExt, service_fn};
-use tower_jobs::{Jobs, JobsLayer, Scheduler, SpanLink};
+use tower_jobs::{Jobs, Scheduler, SpanLink};
 use tracing::{
     Dispatch, Event, Instrument, Subscriber, dispatcher,
     field::{Field, Visit},
@@ -24,9 +18,15 @@ use tracing::{
     subscriber::DefaultGuard,
 };
 use tracing_subscriber::{
-    Layer, Registry,
-    layer::{Context, SubscriberExt},
+    Layer,
+    layer::Context,
     registry::{LookupSpan, SpanRef},
+};
+
+use crate::support::{
+    Grenade,
+    logs::{self, Broken},
+    oneshot::respond,
 };
 
 /// Writes down, line by line, what becomes of spans, and in which of them events happen.
@@ -58,7 +58,7 @@ impl Recorder {
     /// Records what this thread does, from now on.
     fn start() -> (Self, DefaultGuard) {
         let recorder = Self::default();
-        let guard = dispatcher::set_default(&Registry::default().with(recorder.clone()).into());
+        let guard = logs::subscribe(recorder.clone());
         (recorder, guard)
     }
 
@@ -120,12 +120,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
 
 /// Serves one request in a span called `request`.
 async fn serve<F: Future>(scheduler: &Scheduler, handler: impl FnOnce(Jobs) -> F) -> F::Output {
-    let service = JobsLayer::new(scheduler.clone())
-        .layer(service_fn(async |_| Ok::<_, Infallible>(Response::new(String::new()))));
-    let request = Request::post("/signup").body(()).expect("a request");
-    let response = service.oneshot(request).await.expect("a response");
-    let jobs = response.extensions().get::<Jobs>().expect("the layer is there").clone();
-    async { handler(jobs).await }.instrument(info_span!("request")).await
+    let open = respond(scheduler).await;
+    async { handler(open.jobs.clone()).await }.instrument(info_span!("request")).await
 }
 
 /// A request has been served and left a job behind, which runs until the sender goes.
@@ -440,7 +436,7 @@ fn a_blocking_job_that_no_thread_came_to_is_dropped_in_its_span() {
 
     // The threads for blocking jobs have the subscriber, too.
     let recorder = Recorder::default();
-    let dispatch = Dispatch::from(Registry::default().with(recorder.clone()));
+    let dispatch = logs::dispatch(recorder.clone());
     let _guard = dispatcher::set_default(&dispatch);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(1)
@@ -472,56 +468,6 @@ fn a_blocking_job_that_no_thread_came_to_is_dropped_in_its_span() {
 
 // Whose subscriber panics.
 
-/// Panics in one of its callbacks, once it is told to.
-#[derive(Clone)]
-struct Broken {
-    callback: &'static str,
-    is_on: Arc<AtomicBool>,
-    panics: Arc<AtomicUsize>,
-}
-
-impl Broken {
-    fn start(callback: &'static str) -> (Self, DefaultGuard) {
-        let broken = Self { callback, is_on: Arc::default(), panics: Arc::default() };
-        let guard = dispatcher::set_default(&Registry::default().with(broken.clone()).into());
-        (broken, guard)
-    }
-
-    fn called(&self, callback: &str) {
-        if self.callback == callback && self.is_on.load(Relaxed) {
-            self.panics.fetch_add(1, Relaxed);
-            panic!("a broken subscriber");
-        }
-    }
-}
-
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Broken {
-    fn on_enter(&self, _: &Id, _: Context<'_, S>) {
-        self.called("enter");
-    }
-
-    fn on_exit(&self, _: &Id, _: Context<'_, S>) {
-        self.called("exit");
-    }
-
-    fn on_close(&self, _: Id, _: Context<'_, S>) {
-        self.called("close");
-    }
-
-    fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
-        self.called("event");
-    }
-}
-
-/// Panics when it is dropped.
-struct Grenade;
-
-impl Drop for Grenade {
-    fn drop(&mut self) {
-        panic!("boom");
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_subscriber_that_panics_does_no_harm_to_jobs_or_the_scheduler() {
     for callback in ["enter", "exit", "close", "event"] {
@@ -534,7 +480,7 @@ async fn a_subscriber_that_panics_does_no_harm_to_jobs_or_the_scheduler() {
         let blocking = scheduler.job("thread").spawn_blocking(|| 7).await.expect("a place");
         let late = scheduler.try_spawn(pending::<()>()).expect("a place");
 
-        broken.is_on.store(true, Relaxed);
+        broken.switch(true);
         drop(failing);
         never_run.abort();
         good.await.expect("no panic of its own");
@@ -542,9 +488,9 @@ async fn a_subscriber_that_panics_does_no_harm_to_jobs_or_the_scheduler() {
         yield_now().await;
         assert!(late.is_active() && !scheduler.is_closed());
         let report = scheduler.close().await;
-        broken.is_on.store(false, Relaxed);
+        broken.switch(false);
 
-        assert!(broken.panics.load(Relaxed) > 0, "{callback}");
+        assert!(broken.panics() > 0, "{callback}");
         assert_eq!((report.cancelled.len(), scheduler.len()), (1, 0), "{callback}");
         let stats = scheduler.stats();
         assert_eq!((stats.completed, stats.failed, stats.panicked), (2, 1, 0), "{callback}");

@@ -1,21 +1,18 @@
 //! Settings that make no sense are refused with a text that names the cure; and, with the feature
 //! `serde`, settings come out of files and snapshots go into them.
 
-use std::{
-    panic::{self, AssertUnwindSafe},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tower_jobs::{Scheduler, SchedulerConfig};
 
-const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+use crate::support::{YEAR, panic_text};
+
 const TOO_LONG: [Duration; 2] = [Duration::MAX, Duration::from_secs(366 * 24 * 60 * 60)];
 
 /// Asserts that `code` panics with a text that has all `parts`.
 #[track_caller]
 fn assert_refused<T>(code: impl FnOnce() -> T, parts: &[&str]) {
-    let payload = panic::catch_unwind(AssertUnwindSafe(|| drop(code()))).expect_err("no panic");
-    let text = payload.downcast_ref::<String>().expect("a text");
+    let text = panic_text(code);
     for part in parts {
         assert!(text.contains(part), "{part:?} in {text:?}");
     }
@@ -52,27 +49,6 @@ fn a_run_timeout_of_zero_is_refused() {
     let scheduler = Scheduler::new();
     let parts = ["the job's timeout is 0", "leave the timeout out"];
     assert_refused(|| drop(scheduler.job("x").timeout(Duration::ZERO)), &parts);
-}
-
-#[test]
-fn a_refusal_points_to_the_line_that_asked() {
-    static PLACES: std::sync::Mutex<Vec<(String, u32)>> = std::sync::Mutex::new(Vec::new());
-    let previous = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
-        let place = info.location().expect("a place");
-        PLACES.lock().expect("no panic").push((place.file().to_owned(), place.line()));
-        previous(info);
-    }));
-    let scheduler = Scheduler::new();
-    let line = line!();
-    assert_refused(|| Scheduler::builder().limit(0), &[]);
-    assert_refused(|| Scheduler::builder().close_timeout(Duration::MAX), &[]);
-    assert_refused(|| Scheduler::builder().wait_timeout(Duration::MAX), &[]);
-    assert_refused(|| drop(scheduler.job("x").timeout(Duration::ZERO)), &[]);
-    let places = PLACES.lock().unwrap();
-    for line in line + 1..=line + 4 {
-        assert!(places.contains(&(file!().to_owned(), line)), "{line} in {places:?}");
-    }
 }
 
 #[test]

@@ -1,9 +1,7 @@
 //! Keys: jobs of one key that run at most so many at once, and unique ones.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     fmt::Debug,
     future::{Future, pending, ready},
     sync::{
@@ -13,18 +11,17 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use tokio::{sync::Notify, task::yield_now, time::sleep};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, task::spawn as poll_by_hand};
-use tower::{ServiceBuilder, ServiceExt, service_fn};
-use tower_jobs::{
-    Job, JobId, JobState, Jobs, JobsLayer, ResponseBody, Scheduler, SchedulerBuilder, SpawnError,
-    TrySpawnError,
-};
+use tower_jobs::{Job, JobId, JobState, Scheduler, SchedulerBuilder, SpawnError, TrySpawnError};
 
-const SECOND: Duration = Duration::from_secs(1);
+use crate::support::{
+    Drops, Grenade, SECOND, limited,
+    oneshot::{Open, respond, respond_with},
+};
 
 fn per_key(limit: usize) -> SchedulerBuilder {
     Scheduler::builder().limit_per_key(limit)
@@ -43,25 +40,6 @@ fn states<const N: usize>(jobs: [&Job<()>; N]) -> [JobState; N] {
 }
 
 use JobState::{Active, Deferred, Finished, Pending};
-
-/// A response that is over when it is dropped, and the `Jobs` of its request.
-async fn respond(scheduler: &Scheduler) -> (Jobs, Response<ResponseBody<Empty<Bytes>>>) {
-    respond_with(scheduler, StatusCode::OK).await
-}
-
-async fn respond_with(
-    scheduler: &Scheduler,
-    status: StatusCode,
-) -> (Jobs, Response<ResponseBody<Empty<Bytes>>>) {
-    let inner = service_fn(|_: Request<()>| {
-        let mut response = Response::new(Empty::new());
-        *response.status_mut() = status;
-        ready(Ok::<_, Infallible>(response))
-    });
-    let service = ServiceBuilder::new().layer(JobsLayer::new(scheduler.clone())).service(inner);
-    let response = service.oneshot(Request::new(())).await.unwrap();
-    (response.extensions().get::<Jobs>().unwrap().clone(), response)
-}
 
 #[tokio::test(start_paused = true)]
 async fn no_more_than_limit_per_key_jobs_of_one_key_run_at_once() {
@@ -283,7 +261,7 @@ async fn with_no_queue_a_job_whose_key_is_at_its_limit_is_refused() {
 async fn a_deferred_job_waits_for_its_key_when_its_response_is_over() {
     for pending_limit in [0, 9] {
         let scheduler = per_key(1).pending_limit(pending_limit).build();
-        let (jobs, response) = respond(&scheduler).await;
+        let Open { jobs, response } = respond(&scheduler).await;
         let deferred = jobs.job("test").concurrency_key("a").after_response(async {}).unwrap();
         let runs = start_of(&scheduler, "a", pending::<()>());
         assert_eq!(states([&deferred, &runs]), [Deferred, Active], "it does not count before");
@@ -308,7 +286,7 @@ fn assert_refused<F: Debug>(result: Result<Job<()>, TrySpawnError<F>>, first: Jo
 async fn a_second_unique_job_is_refused_with_the_firsts_id_in_every_state() {
     let scheduler = Scheduler::builder().limit(1).build();
     let place = scheduler.try_spawn(pending::<()>()).unwrap();
-    let (jobs, response) = respond(&scheduler).await;
+    let Open { jobs, response } = respond(&scheduler).await;
     let go = Arc::new(Notify::new());
     let job = {
         let go = go.clone();
@@ -398,7 +376,7 @@ async fn a_unique_key_is_free_again_however_its_job_ended() {
     let pending_one = job().try_spawn(async {}).unwrap();
     assert!(pending_one.is_pending());
     pending_one.abort();
-    let (jobs, response) = respond(&scheduler).await;
+    let Open { jobs, response } = respond(&scheduler).await;
     let deferred = jobs.job("test").unique_key("u").after_response(async {}).unwrap();
     deferred.abort();
     let mut last = jobs.job("test").unique_key("u").after_response(async {}).unwrap();
@@ -408,17 +386,9 @@ async fn a_unique_key_is_free_again_however_its_job_ended() {
     job().try_spawn(async {}).unwrap().await.unwrap();
 }
 
-struct CountDrop(Arc<AtomicUsize>);
-
-impl Drop for CountDrop {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Relaxed);
-    }
-}
-
 /// A job that must not run, and counts how often it is dropped.
-fn unrun(drops: &Arc<AtomicUsize>) -> impl Future<Output = ()> + Send + 'static {
-    let guard = CountDrop(drops.clone());
+fn unrun(drops: &Drops) -> impl Future<Output = ()> + Send + 'static {
+    let guard = drops.one();
     async move {
         let _guard = guard;
         panic!("it runs");
@@ -427,21 +397,21 @@ fn unrun(drops: &Arc<AtomicUsize>) -> impl Future<Output = ()> + Send + 'static 
 
 #[tokio::test]
 async fn a_replaced_job_is_cancelled_and_dropped_once() {
-    let scheduler = Scheduler::builder().limit(1).pending_limit(1).build();
+    let scheduler = limited(1, 1);
     let place = scheduler.try_spawn(pending::<()>()).unwrap();
-    let drops = Arc::new(AtomicUsize::new(0));
-    let (jobs, response) = respond(&scheduler).await;
+    let drops = Drops::default();
+    let Open { jobs, response } = respond(&scheduler).await;
     let job = || jobs.job("test").unique_key_or_replace("u");
 
     let deferred = job().after_response(unrun(&drops)).unwrap();
     let pending_one = job().try_spawn(unrun(&drops)).unwrap();
     assert_eq!(states([&deferred, &pending_one]), [Finished, Pending]);
-    assert_eq!(drops.load(Relaxed), 1);
+    assert_eq!(drops.count(), 1);
     assert_eq!((jobs.len(), scheduler.len()), (1, 2), "with the place of the first");
     let deferred_again = job().after_response(unrun(&drops)).unwrap();
     assert_eq!(states([&pending_one, &deferred_again]), [Finished, Deferred]);
     let last = assert_ready!(poll_by_hand(job().spawn(async { 7 })).poll()).unwrap();
-    assert_eq!(drops.load(Relaxed), 3);
+    assert_eq!(drops.count(), 3);
     for replaced in [deferred, pending_one, deferred_again] {
         let error = replaced.await.unwrap_err();
         assert!(error.is_cancelled() && !error.is_skipped());
@@ -452,7 +422,7 @@ async fn a_replaced_job_is_cancelled_and_dropped_once() {
     jobs.wait_idle().await;
     let stats = scheduler.stats();
     assert_eq!((stats.accepted, stats.completed, stats.cancelled), (5, 1, 4));
-    assert_eq!(drops.load(Relaxed), 3);
+    assert_eq!(drops.count(), 3);
 }
 
 #[tokio::test]
@@ -468,16 +438,10 @@ async fn an_active_job_is_not_replaced() {
 
 #[tokio::test]
 async fn a_replaced_job_whose_drop_panics_has_panicked_and_harms_nobody() {
-    struct Bomb;
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            panic!("on purpose");
-        }
-    }
     let scheduler = Scheduler::builder().limit(1).build();
     let place = scheduler.try_spawn(pending::<()>()).unwrap();
-    let bomb = Bomb;
-    let job = async move { drop(bomb) };
+    let held = Grenade;
+    let job = async move { drop(held) };
     let replaced = scheduler.job("first").unique_key("u").try_spawn(job).unwrap();
     let second = scheduler.job("second").unique_key_or_replace("u").try_spawn(async { 7 }).unwrap();
     assert!(replaced.await.unwrap_err().is_panic());
@@ -503,7 +467,7 @@ async fn a_replaced_job_lets_the_next_of_its_key_have_its_turn() {
 
 #[tokio::test]
 async fn a_waiting_spawner_whose_turn_finds_a_duplicate_gives_its_place_on() {
-    let scheduler = Scheduler::builder().limit(1).pending_limit(1).build();
+    let scheduler = limited(1, 1);
     let runs = scheduler.try_spawn(pending::<()>()).unwrap();
     let pending_one = scheduler.try_spawn(pending::<()>()).unwrap();
     let unique = || poll_by_hand(scheduler.job("test").unique_key("u").spawn(pending::<()>()));
@@ -532,12 +496,14 @@ async fn a_waiting_spawner_whose_turn_finds_a_duplicate_gives_its_place_on() {
 #[tokio::test]
 async fn a_unique_job_that_is_skipped_frees_its_key() {
     let scheduler = Scheduler::new();
-    let (jobs, response) = respond_with(&scheduler, StatusCode::BAD_REQUEST).await;
+    let mut bad_request = Response::new(Empty::<Bytes>::new());
+    *bad_request.status_mut() = StatusCode::BAD_REQUEST;
+    let Open { jobs, response } = respond_with(&scheduler, bad_request).await;
     let first = jobs.job("first").unique_key("u").after_success(async {}).unwrap();
     assert_refused(jobs.job("second").unique_key("u").after_response(ready(())), first.id());
     drop(response);
     assert!(first.await.unwrap_err().is_skipped());
-    let (jobs, response) = respond(&scheduler).await;
+    let Open { jobs, response } = respond(&scheduler).await;
     let second = jobs.job("second").unique_key("u").after_response(async { 2 }).unwrap();
     drop(response);
     assert_eq!(second.await.unwrap(), 2);

@@ -1,9 +1,5 @@
 //! One task runs many jobs, one after another, and nobody can tell: a job's panic, abort, span and
 //! drop stay its own, and neither jobs nor other tasks starve.
-#![allow(clippy::disallowed_methods, reason = "other tasks of the runtime are the subject")]
-
-#[path = "support/logs.rs"]
-mod logs;
 
 use std::{
     collections::HashSet,
@@ -19,15 +15,20 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
 use tokio::{
     io::AsyncReadExt,
-    net::TcpListener,
     sync::{Semaphore, mpsc, oneshot},
     task::{coop, yield_now},
 };
-use tower::{Layer, ServiceExt, service_fn};
-use tower_jobs::{Job, Jobs, JobsLayer, Scheduler, SpanLink};
+use tower_jobs::{Job, Scheduler, SpanLink};
+
+use crate::support::{
+    PLENTY, give_way_once,
+    http::listen,
+    logs::{Logs, span_names},
+    oneshot::{Open, respond},
+    turn,
+};
 
 /// As in `src/runner.rs`: after so many jobs a task lets others have their turn.
 const JOBS_PER_TURN: usize = 16;
@@ -135,9 +136,7 @@ async fn jobs_that_come_one_after_the_other_share_a_task() {
 
 /// How many tasks the runtime has, once all have done what they can.
 async fn alive_tasks() -> usize {
-    for _ in 0..10 {
-        yield_now().await;
-    }
+    turn().await;
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 
@@ -258,8 +257,7 @@ fn a_job_that_blocks_its_thread_keeps_no_other_from_a_free_one() {
             () = events => {}
         }
     };
-    let timeout = Duration::from_secs(60);
-    let ended = runtime.block_on(async { tokio::time::timeout(timeout, rounds).await });
+    let ended = runtime.block_on(async { tokio::time::timeout(PLENTY, rounds).await });
     runtime.shutdown_background();
     assert!(ended.is_ok(), "jobs are stuck behind one that blocks its thread");
 }
@@ -280,10 +278,9 @@ fn a_job_that_gives_its_worker_away_may_wait_for_another() {
             tokio::runtime::Handle::current().block_on(other)
         })
     };
-    let timeout = Duration::from_secs(60);
     let ended = runtime.block_on(async {
         let job = scheduler.spawn(waits).await.expect("open");
-        tokio::time::timeout(timeout, job).await
+        tokio::time::timeout(PLENTY, job).await
     });
     runtime.shutdown_background();
     let waited = ended.expect("jobs are stuck behind one that has given its worker away");
@@ -401,7 +398,7 @@ impl Drop for Logging {
 
 #[tokio::test]
 async fn a_job_is_polled_and_dropped_in_its_own_span() {
-    let logs = logs::capture();
+    let (logs, _guard) = Logs::start();
     let scheduler = Scheduler::builder().limit(1).span(SpanLink::None).build();
     let open = hold(&scheduler).await;
     for name in ["span of one", "span of two"] {
@@ -409,7 +406,7 @@ async fn a_job_is_polled_and_dropped_in_its_own_span() {
     }
     scheduler.job("span of three").spawn(Logging("span of three")).await.unwrap().abort();
     let (tell, told) = oneshot::channel();
-    scheduler.spawn(async { tell.send(logs::span_names()).expect("heard") }).await.unwrap();
+    scheduler.spawn(async { tell.send(span_names()).expect("heard") }).await.unwrap();
     open.send(()).unwrap();
     scheduler.wait_idle().await;
     assert_eq!(told.await.unwrap(), ["job"], "and in no other's");
@@ -490,16 +487,6 @@ async fn other_tasks_have_their_turn_while_a_backlog_runs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn turns_are_short_where_there_may_be_several_threads() {
     tokio::spawn(assert_others_have_their_turn(1, 0, JOBS_PER_SHORT_TURN)).await.expect("no panic");
-}
-
-/// Not `yield_now`, which waits for the runtime to look for I/O first.
-async fn give_way_once() {
-    let mut first = true;
-    poll_fn(|cx| {
-        cx.waker().wake_by_ref();
-        if std::mem::take(&mut first) { Poll::Pending } else { Poll::Ready(()) }
-    })
-    .await;
 }
 
 /// How many long jobs end between two turns of another task, at most, after so many short ones.
@@ -622,8 +609,7 @@ async fn on_one_thread_a_backlog_leaves_io_its_turn() {
 /// How many jobs of a backlog run from when one of them sends a byte until a task has read it.
 async fn jobs_until_a_byte_is_read(deferred: bool) -> usize {
     const BEFORE: usize = 50;
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
+    let (listener, address) = listen().await;
     let mut client = std::net::TcpStream::connect(address).expect("a connection");
     let (mut server, _) = listener.accept().await.expect("a connection");
     let ran = Arc::new(AtomicUsize::new(0));
@@ -635,11 +621,7 @@ async fn jobs_until_a_byte_is_read(deferred: bool) -> usize {
 
     let scheduler = one_at_a_time();
     let open = hold(&scheduler).await;
-    let answer =
-        service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new("".to_owned())));
-    let service = JobsLayer::new(scheduler.clone()).layer(answer);
-    let response = service.oneshot(Request::new(())).await.expect("a response");
-    let jobs = response.extensions().get::<Jobs>().expect("the layer is there").clone();
+    let Open { jobs, response } = respond(&scheduler).await;
     let spawn = |job: Pin<Box<dyn Future<Output = ()> + Send>>| {
         let spawned = if deferred { jobs.after_response(job) } else { jobs.try_spawn(job) };
         drop(spawned.expect("there is a place"));

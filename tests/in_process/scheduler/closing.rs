@@ -1,5 +1,4 @@
 //! Closing: `close`, `wait_and_close`, their deadlines and their report.
-#![allow(clippy::disallowed_methods, reason = "callers of close are tasks of their own")]
 
 use std::{
     future::{Future, pending},
@@ -20,9 +19,7 @@ use tower_jobs::{
     TrySpawnError,
 };
 
-const SECOND: Duration = Duration::from_secs(1);
-/// What real threads are given to do what they do at once, before a test fails.
-const PLENTY: Duration = Duration::from_secs(60);
+use crate::support::{OnDrop, PLENTY, SECOND, YEAR, assert_adds_up, names, turn, watched};
 
 /// Timeouts to be told apart on a paused clock.
 fn paused_times() -> SchedulerBuilder {
@@ -33,22 +30,6 @@ fn paused_times() -> SchedulerBuilder {
 fn short_times() -> SchedulerBuilder {
     let short = Duration::from_millis(20);
     Scheduler::builder().wait_timeout(short).close_timeout(short)
-}
-
-/// Gives every job that can run its turn.
-async fn turn() {
-    for _ in 0..10 {
-        yield_now().await;
-    }
-}
-
-/// Runs its code when it is dropped.
-struct OnDrop<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
 }
 
 /// A job that runs `code` when it is dropped, and never ends by itself.
@@ -68,20 +49,6 @@ fn wait_for(released: &threads::Receiver<()>) {
 async fn ends_when_told(context: JobContext, after: Duration) {
     context.cancelled().await;
     sleep(after).await;
-}
-
-fn names(jobs: &[JobInfo]) -> Vec<&str> {
-    jobs.iter().map(|job| &*job.name).collect()
-}
-
-/// Every job that was ever accepted is in one term of the law.
-#[track_caller]
-fn assert_accounted_for(scheduler: &Scheduler) {
-    let s = scheduler.stats();
-    let live = s.deferred + s.pending + s.active;
-    let well = s.completed + s.skipped;
-    let unwell = s.failed + s.panicked + s.timed_out + s.cancelled + s.never_started + s.abandoned;
-    assert_eq!(s.accepted, live + well + unwell, "{s:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,7 +91,7 @@ async fn close_ends_every_job_in_its_way_and_says_how() {
     );
     assert_eq!((report.completed, report.is_clean()), (1, false));
     assert!(scheduler.is_empty());
-    assert_accounted_for(&scheduler);
+    assert_adds_up(&scheduler.stats());
 }
 
 #[tokio::test(start_paused = true)]
@@ -164,11 +131,10 @@ async fn no_time_to_wait_is_too_long() {
         let report = scheduler.wait_and_close_within(long).await;
         assert_eq!((report.completed, report.elapsed), (1, SECOND));
     }
-    let year = Duration::from_secs(365 * 24 * 60 * 60);
-    let scheduler = Scheduler::builder().close_timeout(year).wait_timeout(year).build();
+    let scheduler = Scheduler::builder().close_timeout(YEAR).wait_timeout(YEAR).build();
     scheduler.spawn_with(|_| pending::<()>()).await.unwrap();
     let report = scheduler.wait_and_close().await;
-    assert_eq!((report.timed_out.len(), report.elapsed.as_secs()), (1, 2 * year.as_secs()));
+    assert_eq!((report.timed_out.len(), report.elapsed.as_secs()), (1, 2 * YEAR.as_secs()));
 }
 
 #[tokio::test]
@@ -337,7 +303,7 @@ where
     turn().await;
     let report = scheduler.close().await;
     assert!(scheduler.is_closed() && scheduler.is_empty());
-    assert_accounted_for(&scheduler);
+    assert_adds_up(&scheduler.stats());
     report
 }
 
@@ -506,7 +472,7 @@ async fn a_hundred_thousand_pending_jobs_are_closed_and_named() {
     let report = scheduler.close().await;
     assert_eq!((report.never_started.len(), report.cancelled.len()), (MANY, 1));
     assert!(report.never_started.is_sorted_by_key(|job| job.id));
-    assert_accounted_for(&scheduler);
+    assert_adds_up(&scheduler.stats());
     while Arc::strong_count(&dropped) > 1 {
         yield_now().await;
     }
@@ -548,7 +514,7 @@ async fn jobs_whose_drop_panics_do_no_harm_to_others() {
         assert!(job.await.unwrap_err().is_cancelled());
     }
     turn().await;
-    assert_accounted_for(&scheduler);
+    assert_adds_up(&scheduler.stats());
 }
 
 #[tokio::test]
@@ -560,7 +526,7 @@ async fn a_pending_job_whose_drop_panics_when_it_is_aborted_has_panicked() {
     job.abort();
     assert!(job.await.unwrap_err().is_panic());
     assert!(next.is_pending());
-    assert_accounted_for(&scheduler);
+    assert_adds_up(&scheduler.stats());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -591,7 +557,7 @@ async fn jobs_whose_drop_blocks_do_no_harm_to_others() {
     assert_eq!(names(&report.never_started), ["pending"]);
     assert!(active.await.unwrap_err().is_close_timeout());
     assert!(pending_job.await.unwrap_err().is_cancelled());
-    assert_accounted_for(&scheduler);
+    assert_adds_up(&scheduler.stats());
     drop(release);
 }
 
@@ -620,7 +586,7 @@ async fn a_job_whose_drop_spawns_is_refused_or_taken_in_like_anybody() {
     let closed = Some(Err(SpawnError::Closed));
     assert_eq!((told.recv().await, told.recv().await), (closed, closed));
     assert_eq!((report.cancelled.len(), report.never_started.len()), (1, 1));
-    assert_accounted_for(&scheduler);
+    assert_adds_up(&scheduler.stats());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -640,7 +606,7 @@ async fn a_job_that_never_yields_does_not_hold_wait_and_close_past_its_deadline(
     assert!(job.await.unwrap_err().is_close_timeout());
     assert!(release.send(()).is_ok(), "it is stuck still");
     assert_eq!(scheduler.close().await.to_string(), report.to_string());
-    assert_accounted_for(&scheduler);
+    assert_adds_up(&scheduler.stats());
 }
 
 /// Its value holds the thread that drops it, and so does the future after it has given that.
@@ -680,9 +646,7 @@ async fn the_value_of_an_abandoned_job_does_not_hold_up_closing() {
 
 #[tokio::test]
 async fn a_blocking_job_is_abandoned_at_the_deadline_and_reported() {
-    let (tell, mut failures) = mpsc::unbounded_channel();
-    let scheduler =
-        short_times().limit(2).on_failure(move |failure| drop(tell.send(failure))).build();
+    let (scheduler, mut failures) = watched(short_times().limit(2));
     let (release, released) = threads::channel::<()>();
     let (begun, begins) = oneshot::channel();
     let stuck = move || {

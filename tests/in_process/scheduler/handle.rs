@@ -7,10 +7,7 @@ use std::{
     future::{Future, pending},
     io,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -20,51 +17,12 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok, task};
-use tower_jobs::{
-    BoxError, Job, JobContext, JobFailure, JobInfo, JobOutput, JobState, Scheduler,
-    SchedulerBuilder,
-};
+use tower_jobs::{BoxError, Job, JobContext, JobInfo, JobOutput, JobState, Scheduler};
 
-const SECOND: Duration = Duration::from_secs(1);
+use crate::support::{Dropped, Drops, SECOND, turn, watched};
 
 fn one_at_a_time() -> Scheduler {
     Scheduler::builder().limit(1).build()
-}
-
-/// A scheduler to be whose failures come out of the channel.
-fn watched() -> (SchedulerBuilder, mpsc::UnboundedReceiver<JobFailure>) {
-    let (tell, failures) = mpsc::unbounded_channel();
-    let builder = Scheduler::builder().on_failure(move |failure| drop(tell.send(failure)));
-    (builder, failures)
-}
-
-/// Gives every job that can run its turn.
-async fn turn() {
-    for _ in 0..10 {
-        yield_now().await;
-    }
-}
-
-/// Counts what is dropped.
-#[derive(Clone, Default)]
-struct Drops(Arc<AtomicUsize>);
-
-impl Drops {
-    fn one(&self) -> Dropped {
-        Dropped(self.0.clone())
-    }
-
-    fn count(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
-    }
-}
-
-struct Dropped(Arc<AtomicUsize>);
-
-impl Drop for Dropped {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
 }
 
 async fn holding(held: Dropped, until: impl Future<Output = ()>) {
@@ -326,7 +284,7 @@ fn assert_place(job: &JobInfo, verb: &str) {
         (job.location.file(), line),
         (file!(), std::panic::Location::caller().line() as usize)
     );
-    let text = include_str!("job.rs").lines().nth(line - 1).expect("a line of this file");
+    let text = include_str!("handle.rs").lines().nth(line - 1).expect("a line of this file");
     assert!(text[column - 1..].starts_with(verb), "{verb} is not at column {column} of {text:?}");
     assert_eq!(job.name, format!("{}:{line}:{column}", file!()));
 }
@@ -482,8 +440,7 @@ async fn a_type_of_ones_own_may_be_returned() {
 
 #[tokio::test]
 async fn a_detached_job_runs_on_and_its_value_is_dropped_at_once() {
-    let (builder, mut failures) = watched();
-    let scheduler = builder.build();
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     let (open, opened) = oneshot::channel::<()>();
     let drops = Drops::default();
     let held = drops.one();

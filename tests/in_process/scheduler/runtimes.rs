@@ -1,19 +1,12 @@
 //! The runtime a scheduler belongs to: none yet, one of several, and one that goes away.
-#![allow(clippy::disallowed_methods, reason = "callers live in plain threads and other runtimes")]
 
 use std::{
-    convert::Infallible,
-    fmt::Debug,
     future::{Future, pending},
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
-    sync::{Arc, LazyLock, mpsc as threads},
-    task::{Context, Poll, Wake, Waker},
-    thread::{self, Thread},
+    sync::{LazyLock, mpsc as threads},
+    thread,
     time::Duration,
 };
 
-use http::{Request, Response};
 use tokio::{
     runtime::{Builder, Runtime},
     sync::{mpsc, oneshot},
@@ -21,14 +14,14 @@ use tokio::{
     time::sleep,
 };
 use tokio_test::{assert_pending, assert_ready_err, task};
-use tower::{Layer, ServiceExt, service_fn};
-use tower_jobs::{
-    Job, JobError, JobFailure, Jobs, JobsLayer, Outcome, Scheduler, SpawnError, TrySpawnError,
+use tower_jobs::{Job, JobError, Outcome, Scheduler, SpawnError, TrySpawnError};
+
+use crate::support::{
+    Grenade, OnDrop, PLENTY, all, assert_adds_up, block_on, limited, oneshot::respond, panic_text,
+    turn, watched,
 };
 
 const SHORT: Duration = Duration::from_millis(20);
-/// What real threads are given to do what they do at once, before a test fails.
-const PLENTY: Duration = Duration::from_secs(60);
 
 fn multi(name: &str) -> Runtime {
     Builder::new_multi_thread()
@@ -43,43 +36,8 @@ fn single() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Runs a future in this thread, without any runtime.
-#[track_caller]
-fn block_on<F: Future>(future: F) -> F::Output {
-    assert!(tokio::runtime::Handle::try_current().is_err());
-    let mut future = pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut waits = 0;
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        thread::park_timeout(PLENTY / 4);
-        waits += 1;
-        assert!(waits < 100_000, "woken without end, or never");
-    }
-}
-
 async fn thread_name() -> String {
     thread::current().name().unwrap_or_default().to_owned()
-}
-
-/// Asserts that every accepted job is in one of the terms.
-#[track_caller]
-fn assert_accounted_for(scheduler: &Scheduler) {
-    let s = scheduler.stats();
-    let live = s.deferred + s.pending + s.active;
-    let well = s.completed + s.skipped;
-    let unwell = s.failed + s.panicked + s.timed_out + s.cancelled + s.never_started + s.abandoned;
-    assert_eq!(s.accepted, live + well + unwell, "{s:?}");
 }
 
 #[test]
@@ -126,15 +84,14 @@ fn a_scheduler_that_never_had_a_runtime_closes_without_one() {
 }
 
 /// What a future says when it panics in a runtime that has no timer.
-fn without_a_timer<F: Future<Output: Debug>>(future: F) -> String {
+fn without_a_timer<F: Future>(future: F) -> String {
     let runtime = Builder::new_current_thread().build().expect("a runtime");
-    let output = catch_unwind(AssertUnwindSafe(|| runtime.block_on(future)));
-    *output.expect_err("there is no timer").downcast().expect("a text")
+    panic_text(|| runtime.block_on(future))
 }
 
 #[test]
 fn who_waits_up_to_a_time_is_told_that_the_runtime_has_no_timer() {
-    let jobs = || Scheduler::builder().limit(1).pending_limit(0).build();
+    let jobs = || limited(1, 0);
     let texts = [
         without_a_timer(async { jobs().close().await }),
         without_a_timer(async { jobs().wait_and_close().await }),
@@ -149,13 +106,9 @@ fn who_waits_up_to_a_time_is_told_that_the_runtime_has_no_timer() {
             jobs().try_spawn(pending::<()>()).unwrap().wait_or_close(SHORT).await
         }),
         without_a_timer(async {
-            let service = service_fn(async |request: Request<()>| {
-                let jobs = request.extensions().get::<Jobs>().unwrap();
-                drop(jobs.try_spawn(pending::<()>()).unwrap());
-                jobs.close().await;
-                Ok::<_, Infallible>(Response::new(String::new()))
-            });
-            JobsLayer::new(jobs()).layer(service).oneshot(Request::new(())).await
+            let jobs = respond(&jobs()).await.jobs;
+            drop(jobs.try_spawn(pending::<()>()).unwrap());
+            jobs.close().await
         }),
         #[cfg(feature = "shutdown")]
         // At once, not at the end.
@@ -227,7 +180,7 @@ fn a_plain_thread_can_do_all_that_a_task_can() {
         let report = scheduler.wait_and_close_within(SHORT).await;
         assert_eq!((report.timed_out.len(), report.jobs().count()), (1, 1), "{report}");
     });
-    assert_accounted_for(&scheduler);
+    assert_adds_up(&scheduler.stats());
 }
 
 #[test]
@@ -263,7 +216,7 @@ fn it_ran() {
 
 /// A scheduler with three active jobs, of every kind that can be dropped, and two pending ones.
 fn busy(runtime: &Runtime) -> Left {
-    let scheduler = Scheduler::builder().limit(3).pending_limit(2).build();
+    let scheduler = limited(3, 2);
     runtime.block_on(async {
         let active = vec![
             scheduler.spawn(pending::<()>()).await.expect("there is a place"),
@@ -274,9 +227,7 @@ fn busy(runtime: &Runtime) -> Left {
             scheduler.spawn(async { it_ran() }).await.expect("there is a place"),
             scheduler.spawn_blocking(it_ran).await.expect("there is a place"),
         ];
-        for _ in 0..10 {
-            yield_now().await;
-        }
+        turn().await;
         Left { scheduler, active, queued }
     })
 }
@@ -312,7 +263,7 @@ fn nothing_hangs_when_the_runtime_goes_away_and_every_job_is_accounted_for() {
         let report = block_on(scheduler.close());
         assert_eq!((report.cancelled.len(), report.never_started.len()), (4, 2), "{report}");
         assert_eq!(report.jobs().count(), 6, "{report}");
-        assert_accounted_for(&scheduler);
+        assert_adds_up(&scheduler.stats());
     }
 }
 
@@ -359,7 +310,7 @@ fn whoever_waits_outside_is_told_when_the_runtime_goes_away() {
             assert!(thread.join().unwrap(), "waiter {n}");
         }
         drop((third, queued));
-        assert_accounted_for(&scheduler);
+        assert_adds_up(&scheduler.stats());
     }
 }
 
@@ -380,7 +331,7 @@ fn a_blocking_job_whose_runtime_goes_away_is_abandoned() {
     let report = block_on(scheduler.close());
     let found: Vec<_> = report.jobs().map(|(outcome, job)| (outcome, &*job.name)).collect();
     assert_eq!(found, [(Outcome::Abandoned, "stuck")]);
-    assert_accounted_for(&scheduler);
+    assert_adds_up(&scheduler.stats());
     release.send(()).unwrap();
 }
 
@@ -409,20 +360,13 @@ fn a_blocking_job_that_no_thread_has_come_to_never_runs_once_its_runtime_has_gon
     block_on(only_thread).unwrap();
     assert_eq!(told.recv_timeout(PLENTY), Err(threads::RecvTimeoutError::Disconnected));
     assert_eq!(scheduler.stats().cancelled, 1);
-    assert_accounted_for(&scheduler);
-}
-
-/// A scheduler, and what is told of its jobs' failures.
-fn watched() -> (Scheduler, threads::Receiver<String>) {
-    let (tell, told) = threads::channel();
-    let on_failure = move |failure: JobFailure| tell.send(failure.to_string()).expect("heard");
-    (Scheduler::builder().on_failure(on_failure).build(), told)
+    assert_adds_up(&scheduler.stats());
 }
 
 #[test]
 fn a_blocking_job_that_failed_just_before_its_runtime_went_away_has_failed() {
     let runtime = Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
-    let (scheduler, told) = watched();
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     runtime.block_on(async {
         let (begun, begins) = threads::channel();
         let (release, released) = threads::channel::<()>();
@@ -444,24 +388,18 @@ fn a_blocking_job_that_failed_just_before_its_runtime_went_away_has_failed() {
     });
     drop(runtime);
     assert_eq!(scheduler.stats().failed, 1);
-    assert!(told.try_recv().unwrap().ends_with("no mail today"));
-    assert_accounted_for(&scheduler);
+    assert!(all(&mut failures)[0].ends_with("no mail today"));
+    assert_adds_up(&scheduler.stats());
 }
 
 #[test]
 fn a_job_whose_drop_panics_as_its_runtime_goes_away_has_panicked() {
-    struct Bomb;
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            panic!("went off");
-        }
-    }
     for runtime in [multi("jobs"), single()] {
-        let (scheduler, told) = watched();
+        let (scheduler, mut failures) = watched(Scheduler::builder());
         runtime.block_on(async {
             let (begun, begins) = oneshot::channel();
             let job = scheduler.spawn(async {
-                let _bomb = Bomb;
+                let _held = Grenade;
                 begun.send(()).expect("heard");
                 pending::<()>().await;
             });
@@ -470,20 +408,20 @@ fn a_job_whose_drop_panics_as_its_runtime_goes_away_has_panicked() {
         });
         drop(runtime);
         assert_eq!(scheduler.stats().panicked, 1);
-        assert!(told.try_recv().unwrap().ends_with("went off"));
-        assert_accounted_for(&scheduler);
+        assert!(all(&mut failures)[0].ends_with("boom"));
+        assert_adds_up(&scheduler.stats());
     }
     // One that has its place, and that nobody has come to.
     let runtime = single();
-    let (scheduler, told) = watched();
+    let (scheduler, mut failures) = watched(Scheduler::builder());
     runtime.block_on(async { scheduler.spawn(async {}).await.unwrap().await }).unwrap();
-    let bomb = Bomb;
-    let job = block_on(scheduler.spawn(async move { drop(bomb) })).unwrap();
+    let held = Grenade;
+    let job = block_on(scheduler.spawn(async move { drop(held) })).unwrap();
     assert!(job.is_active());
     drop((runtime, job));
     assert_eq!(scheduler.stats().panicked, 1);
-    assert!(told.try_recv().unwrap().ends_with("went off"));
-    assert_accounted_for(&scheduler);
+    assert!(all(&mut failures)[0].ends_with("boom"));
+    assert_adds_up(&scheduler.stats());
 }
 
 #[test]
@@ -496,7 +434,7 @@ fn closing_outside_ends_though_nobody_drives_the_runtime() {
     let report = block_on(scheduler.wait_and_close_within(SHORT));
     assert_eq!((report.abandoned.len(), report.jobs().count()), (1, 1), "{report}");
     drop(runtime);
-    assert_accounted_for(&scheduler);
+    assert_adds_up(&scheduler.stats());
 }
 
 #[test]
@@ -508,7 +446,7 @@ fn a_job_spawned_after_the_runtime_has_gone_is_cancelled() {
         assert_cancelled(block_on(job));
         assert_eq!(block_on(scheduler.spawn(async {})).unwrap_err(), SpawnError::Closed);
         assert_eq!(block_on(scheduler.wait_and_close()).cancelled.len(), 1);
-        assert_accounted_for(&scheduler);
+        assert_adds_up(&scheduler.stats());
     }
 }
 
@@ -525,7 +463,7 @@ fn a_scheduler_that_has_had_a_job_closes_with_its_runtime() {
         drop(runtime);
         assert!(scheduler.is_closed());
         assert_eq!(block_on(scheduler.spawn(async {})).unwrap_err(), SpawnError::Closed);
-        assert_accounted_for(&scheduler);
+        assert_adds_up(&scheduler.stats());
     }
     // Nobody drives this one any more, so the job has not begun.
     let runtime = single();
@@ -534,31 +472,26 @@ fn a_scheduler_that_has_had_a_job_closes_with_its_runtime() {
     drop(runtime);
     assert_cancelled(block_on(job));
     assert!(scheduler.is_closed());
-    assert_accounted_for(&scheduler);
+    assert_adds_up(&scheduler.stats());
+}
+
+/// A job that never ends by itself.
+async fn holding(held: impl Sized) {
+    pending::<()>().await;
+    drop(held);
 }
 
 #[test]
 fn jobs_whose_drop_panics_or_spawns_do_no_harm_when_the_runtime_goes_away() {
-    struct OnDrop(Box<dyn FnMut() + Send>);
-    impl Drop for OnDrop {
-        fn drop(&mut self) {
-            (self.0)();
-        }
-    }
     for runtime in [multi("jobs"), single()] {
         let scheduler = Scheduler::builder().limit(2).build();
         let (tell, mut told) = mpsc::unbounded_channel();
-        let holding = |on_drop: OnDrop| async move {
-            pending::<()>().await;
-            drop(on_drop);
-        };
         runtime.block_on(async {
             for _ in 0..2 {
                 let (own, tell) = (scheduler.clone(), tell.clone());
                 let spawning = move || tell.send(own.try_spawn(async {}).is_ok()).expect("heard");
-                scheduler.spawn(holding(OnDrop(Box::new(spawning)))).await.unwrap();
-                let grenade = OnDrop(Box::new(|| panic!("boom")));
-                scheduler.spawn(holding(grenade)).await.unwrap();
+                scheduler.spawn(holding(OnDrop(spawning))).await.unwrap();
+                scheduler.spawn(holding(Grenade)).await.unwrap();
             }
             yield_now().await;
         });
@@ -566,6 +499,6 @@ fn jobs_whose_drop_panics_or_spawns_do_no_harm_when_the_runtime_goes_away() {
         assert!(told.try_recv().is_ok() && told.try_recv().is_ok());
         assert!(scheduler.is_closed() && scheduler.is_empty());
         block_on(scheduler.close());
-        assert_accounted_for(&scheduler);
+        assert_adds_up(&scheduler.stats());
     }
 }

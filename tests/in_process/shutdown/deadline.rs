@@ -1,19 +1,13 @@
 //! `Shutdown`: its order, its one deadline, and what gets in its way.
-#![allow(clippy::disallowed_methods, reason = "a test may start tasks and hold threads")]
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod support;
 
 use std::{
     future::{pending, ready},
     io,
-    net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
         mpsc as blocking,
     },
-    thread::{self, ThreadId},
     time::Duration,
 };
 
@@ -22,13 +16,12 @@ use axum::{
     body::{Body, Bytes},
     extract::State,
     http::{Request, StatusCode},
-    routing::{get, post},
+    routing,
 };
 use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, Empty};
-use support::{Connection, send, within};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{Notify, mpsc, oneshot},
     task::{spawn_blocking, yield_now},
     time::{Instant, sleep},
@@ -37,36 +30,21 @@ use tower_jobs::{
     BoxError, JobOutput, Jobs, JobsLayer, Scheduler, ServerOutcome, Shutdown, ShutdownReport,
     SpawnError, StopSignal, liveness, readiness,
 };
-use tracing_subscriber::{
-    Layer, Registry,
-    layer::{Context, SubscriberExt},
-    util::SubscriberInitExt,
+
+use crate::support::{
+    Grenade, SECOND, YEAR,
+    http::{Connection, get, listen, send},
+    logs::Broken,
+    names, panic_text, within,
 };
 
 const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
 /// What closing keeps back for jobs that do not let themselves be dropped.
 const LANDING: Duration = Duration::from_millis(20);
 
 /// A shutdown that begins now.
 fn at_once(scheduler: &Scheduler) -> Shutdown {
     Shutdown::with_trigger(scheduler, ready(()))
-}
-
-/// The jobs of that outcome, by name.
-fn names(jobs: &[tower_jobs::JobInfo]) -> Vec<&str> {
-    jobs.iter().map(|job| &*job.name).collect()
-}
-
-async fn listener() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    (listener, address)
-}
-
-async fn status(from: SocketAddr, path: &str) -> StatusCode {
-    let request = Request::get(path).body(Empty::<Bytes>::new()).unwrap();
-    send(from, request).await.unwrap().status
 }
 
 /// Keeps a paused clock from advancing by itself, so that sockets can be waited for.
@@ -97,12 +75,12 @@ async fn readiness_goes_off_while_the_server_still_accepts_and_requests_under_wa
         Ok(StatusCode::ACCEPTED)
     }
     let app = Router::new()
-        .route("/ready", get(readiness))
-        .route("/live", get(liveness))
-        .route("/hold", post(hold))
+        .route("/ready", routing::get(readiness))
+        .route("/live", routing::get(liveness))
+        .route("/hold", routing::post(hold))
         .layer(JobsLayer::new(scheduler.clone()))
         .with_state(signs.clone());
-    let (listener, address) = listener().await;
+    let (listener, address) = listen().await;
     let (signal, signalled) = oneshot::channel::<()>();
     let (told, stopping) = oneshot::channel();
     let shutdown = Shutdown::with_trigger(&scheduler, async { drop(signalled.await) })
@@ -116,8 +94,8 @@ async fn readiness_goes_off_while_the_server_still_accepts_and_requests_under_wa
     }));
 
     let frozen = freeze();
-    assert_eq!(status(address, "/ready").await, StatusCode::OK);
-    assert_eq!(status(address, "/live").await, StatusCode::OK);
+    assert_eq!(get(address, "/ready").await.status, StatusCode::OK);
+    assert_eq!(get(address, "/live").await.status, StatusCode::OK);
     let under_way =
         tokio::spawn(send(address, Request::post("/hold").body(Empty::<Bytes>::new()).unwrap()));
     begun.notified().await;
@@ -127,8 +105,8 @@ async fn readiness_goes_off_while_the_server_still_accepts_and_requests_under_wa
     scheduler.shutting_down().await;
     assert!(scheduler.is_draining());
     // Over connections of their own: it still accepts.
-    assert_eq!(status(address, "/ready").await, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(status(address, "/live").await, StatusCode::OK);
+    assert_eq!(get(address, "/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(get(address, "/live").await.status, StatusCode::OK);
 
     drop(frozen);
     stopping.await.unwrap();
@@ -418,8 +396,10 @@ async fn an_event_stream_that_heeds_shutting_down_lets_the_server_finish() {
             jobs.shutting_down().await;
         })))
     };
-    let app = Router::new().route("/events", get(events)).layer(JobsLayer::new(scheduler.clone()));
-    let (listener, address) = listener().await;
+    let app = Router::new()
+        .route("/events", routing::get(events))
+        .layer(JobsLayer::new(scheduler.clone()));
+    let (listener, address) = listen().await;
     let (signal, signalled) = oneshot::channel::<()>();
     let shutdown = Shutdown::with_trigger(&scheduler, async { drop(signalled.await) });
     let serving = tokio::spawn(
@@ -449,10 +429,10 @@ async fn a_handler_that_never_returns_is_left_behind() {
         pending::<()>().await;
     }
     let app = Router::new()
-        .route("/", get(stuck))
+        .route("/", routing::get(stuck))
         .layer(JobsLayer::new(scheduler.clone()))
         .with_state(begun);
-    let (listener, address) = listener().await;
+    let (listener, address) = listen().await;
     let request = Request::get("/").body(Empty::<Bytes>::new()).unwrap();
     drop(tokio::spawn(async move {
         let mut connection = Connection::open(address).await.unwrap();
@@ -518,17 +498,11 @@ async fn a_server_that_panics_when_told_or_when_dropped_is_contained() {
     let report: ShutdownReport<()> = at_once(&scheduler).serve(stumbles).await;
     assert!(matches!(report.server, ServerOutcome::Panicked(_)), "{report}");
 
-    struct Bomb;
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            panic!("went off");
-        }
-    }
     let scheduler = Scheduler::new();
     scheduler.spawn(sleep(20 * SECOND)).await.unwrap();
     let report = at_once(&scheduler)
         .serve(|_| async {
-            let _bomb = Bomb;
+            let _held = Grenade;
             pending::<()>().await;
         })
         .await;
@@ -540,7 +514,7 @@ async fn a_server_that_panics_when_told_or_when_dropped_is_contained() {
 async fn a_signal_before_the_server_is_up_ends_it_in_order() {
     let scheduler = Scheduler::new();
     scheduler.spawn(sleep(SECOND)).await.unwrap();
-    let (listener, _) = listener().await;
+    let (listener, _) = listen().await;
     let app = Router::new().layer(JobsLayer::new(scheduler.clone()));
     let report = at_once(&scheduler)
         .serve(|stop| axum::serve(listener, app).with_graceful_shutdown(stop).into_future())
@@ -633,45 +607,6 @@ async fn the_tasks_of_a_server_that_ends_by_itself_are_told_to_stop() {
     let report = Shutdown::with_trigger(&scheduler, pending()).serve(serve).await;
     assert_eq!(report.phases.jobs, 19 * SECOND);
     assert_eq!(accepting.unwrap().await.unwrap().as_secs(), 1);
-}
-
-/// The only one here that awaits real signals: they go to all of the process.
-#[cfg(unix)]
-#[tokio::test]
-async fn a_second_signal_stops_the_servers_tasks_and_closes_all_before_jobs_have_ended() {
-    async fn terminate() {
-        let own = std::process::id().to_string();
-        let kill = tokio::process::Command::new("kill").args(["-TERM", &own]).status();
-        assert!(kill.await.unwrap().success());
-    }
-    let scheduler = Scheduler::builder().close_timeout(20 * SECOND).build();
-    let mail = Scheduler::builder().limit(1).build();
-    let (go, goes) = oneshot::channel();
-    let runs = mail.spawn(goes).await.unwrap();
-    drop(mail.job("waiting").spawn(async {}).await.unwrap());
-    let (tell, told) = oneshot::channel();
-    let job = scheduler.spawn_with(|context| async move {
-        context.cancelled().await;
-        go.send(()).unwrap();
-        runs.await.unwrap();
-        told.await
-    });
-    job.await.unwrap();
-    let shutdown = Shutdown::new(&scheduler).and_scheduler(&mail).readiness_delay(20 * SECOND);
-    let serving = shutdown.serve(|stop| async {
-        tokio::spawn(async {
-            stop.await;
-            tell.send(())
-        });
-        terminate().await;
-        scheduler.shutting_down().await;
-        terminate().await;
-        pending::<()>().await;
-    });
-    let report = serving.await;
-    assert!(matches!(report.server, ServerOutcome::Unfinished), "{report}");
-    assert_eq!((report.jobs.completed, report.others[0].completed), (1, 1), "{report}");
-    assert_eq!(names(&report.others[0].never_started), ["waiting"], "{report}");
 }
 
 // Jobs that hold threads: these need the real clock.
@@ -772,26 +707,10 @@ async fn the_report_is_one_line_and_serializes() {
     assert!(line.starts_with(begins), "{line}");
 }
 
-/// Panics whenever something is logged in this thread: its output has gone, say.
-struct Broken {
-    thread: ThreadId,
-    events: Arc<AtomicU32>,
-}
-
-impl<S: tracing::Subscriber> Layer<S> for Broken {
-    fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
-        if thread::current().id() == self.thread {
-            self.events.fetch_add(1, Ordering::Relaxed);
-            panic!("nowhere to write to");
-        }
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_log_that_panics_stops_no_shutdown() {
-    let events = Arc::new(AtomicU32::new(0));
-    let broken = Broken { thread: thread::current().id(), events: events.clone() };
-    Registry::default().with(broken).init();
+    let (broken, _guard) = Broken::start("event");
+    broken.switch(true);
     let scheduler = Scheduler::builder().limit(1).build();
     scheduler.spawn(sleep(SECOND)).await.unwrap();
     scheduler.spawn(async { panic!("at the wrong moment") }).await.unwrap().await.unwrap_err();
@@ -806,7 +725,7 @@ async fn a_log_that_panics_stops_no_shutdown() {
     let ended = (report.jobs.cancelled.len(), report.jobs.never_started.len());
     assert_eq!(ended, (1, 1), "{report}");
     // It shuts down, drains, could not save a job, and is over.
-    assert_eq!(events.load(Ordering::Relaxed), 4);
+    assert_eq!(broken.panics(), 4);
 }
 
 // Settings.
@@ -814,11 +733,8 @@ async fn a_log_that_panics_stops_no_shutdown() {
 /// What `change` panics with.
 fn refusal(change: fn(Shutdown, Duration) -> Shutdown) -> String {
     let shutdown = Shutdown::new(&Scheduler::new());
-    let longest = Duration::from_secs(365 * 24 * 60 * 60);
-    let shutdown = change(shutdown, longest);
-    let change = std::panic::AssertUnwindSafe(|| change(shutdown, longest + MS));
-    let payload = std::panic::catch_unwind(change).expect_err("it is too long");
-    *payload.downcast::<String>().unwrap()
+    let shutdown = change(shutdown, YEAR);
+    panic_text(|| change(shutdown, YEAR + MS))
 }
 
 #[test]
@@ -830,11 +746,9 @@ fn times_longer_than_a_year_are_refused_by_name() {
 
 #[tokio::test(start_paused = true)]
 async fn the_longest_times_work() {
-    let longest = Duration::from_secs(365 * 24 * 60 * 60);
     let scheduler = Scheduler::new();
     scheduler.spawn(sleep(100 * 24 * 60 * 60 * SECOND)).await.unwrap();
-    let shutdown =
-        at_once(&scheduler).grace(longest).connection_grace(longest).readiness_delay(SECOND);
+    let shutdown = at_once(&scheduler).grace(YEAR).connection_grace(YEAR).readiness_delay(SECOND);
     let report = shutdown.serve(async |stop| stop.await).await;
     assert!(report.is_clean(), "{report}");
 }

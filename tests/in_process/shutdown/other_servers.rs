@@ -1,9 +1,5 @@
 //! `Shutdown` around servers other than `axum::serve`: an accept loop of hyper's, axum-server with
 //! TLS.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "servers start tasks")]
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod support;
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc};
 
@@ -13,7 +9,6 @@ use http_body_util::Empty;
 use hyper::{Request, body::Bytes, server::conn::http1};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::PrivatePkcs8KeyDer};
-use support::{BoxError, Connection, within};
 use tokio::{
     net::{TcpListener, TcpStream},
     select,
@@ -22,7 +17,13 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 use tower_jobs::{
-    Jobs, JobsLayer, Scheduler, ServerOutcome, Shutdown, ShutdownReport, SpawnError, StopSignal,
+    BoxError, Jobs, JobsLayer, Scheduler, ServerOutcome, Shutdown, ShutdownReport, SpawnError,
+    StopSignal,
+};
+
+use crate::support::{
+    http::{Connection, listen},
+    within,
 };
 
 type Client = Connection<Empty<Bytes>>;
@@ -66,8 +67,7 @@ where
         .route("/hold", post(hold))
         .layer(JobsLayer::new(scheduler.clone()))
         .with_state((gone, begun.clone()));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let (listener, address) = listen().await;
     let (signal, signalled) = oneshot::channel::<()>();
     let shutdown = Shutdown::with_trigger(&scheduler, async { drop(signalled.await) });
     let serving = tokio::spawn(shutdown.serve(|stop| serve(listener, app, stop)));

@@ -1,0 +1,4 @@
+//! One job: its failures and its span.
+
+mod failures;
+mod spans;

@@ -1,0 +1,46 @@
+//! `Shutdown` and real signals, which reach every test of this process that awaits them: keep to
+//! one.
+
+use std::{future::pending, process};
+
+use tokio::{process::Command, sync::oneshot};
+use tower_jobs::{Scheduler, ServerOutcome, Shutdown};
+
+use crate::support::{SECOND, names};
+
+#[tokio::test]
+async fn a_second_signal_stops_the_servers_tasks_and_closes_all_before_jobs_have_ended() {
+    async fn terminate() {
+        let own = process::id().to_string();
+        let kill = Command::new("kill").args(["-TERM", &own]).status();
+        assert!(kill.await.unwrap().success());
+    }
+    let scheduler = Scheduler::builder().close_timeout(20 * SECOND).build();
+    let mail = Scheduler::builder().limit(1).build();
+    let (go, goes) = oneshot::channel();
+    let runs = mail.spawn(goes).await.unwrap();
+    drop(mail.job("waiting").spawn(async {}).await.unwrap());
+    let (tell, told) = oneshot::channel();
+    let job = scheduler.spawn_with(|context| async move {
+        context.cancelled().await;
+        go.send(()).unwrap();
+        runs.await.unwrap();
+        told.await
+    });
+    job.await.unwrap();
+    let shutdown = Shutdown::new(&scheduler).and_scheduler(&mail).readiness_delay(20 * SECOND);
+    let serving = shutdown.serve(|stop| async {
+        tokio::spawn(async {
+            stop.await;
+            tell.send(())
+        });
+        terminate().await;
+        scheduler.shutting_down().await;
+        terminate().await;
+        pending::<()>().await;
+    });
+    let report = serving.await;
+    assert!(matches!(report.server, ServerOutcome::Unfinished), "{report}");
+    assert_eq!((report.jobs.completed, report.others[0].completed), (1, 1), "{report}");
+    assert_eq!(names(&report.others[0].never_started), ["waiting"], "{report}");
+}
