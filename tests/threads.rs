@@ -26,18 +26,13 @@ use tokio::{
 };
 use tower_jobs::{DrainReport, Job, Outcome, Scheduler, Stats};
 
-use support::{PLENTY, assert_adds_up, block_on};
+use support::{PLENTY, assert_adds_up, block_on, number};
 
 const ROUNDS: usize = 32;
 const THREADS: usize = 200;
 const JOBS_PER_THREAD: usize = 10;
 const LIMIT: usize = 4;
 const PENDING_LIMIT: usize = 8;
-
-/// Jobs are named by their number.
-fn number(name: &str) -> usize {
-    name.parse().expect("a number")
-}
 
 /// What happened to one job.
 #[derive(Default)]

@@ -15,6 +15,7 @@ mod support;
 mod aiojobs;
 mod http;
 mod job;
+mod report;
 mod rules;
 mod run;
 mod scheduler;

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "no binary uses all of them")]
 
 use std::{
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
@@ -108,6 +108,11 @@ pub(crate) fn received<T>(messages: &mut mpsc::UnboundedReceiver<T>) -> Vec<T> {
     std::iter::from_fn(|| messages.try_recv().ok()).collect()
 }
 
+/// The number of a job that is named by it.
+pub(crate) fn number(name: &str) -> usize {
+    name.parse().expect("a number")
+}
+
 pub(crate) fn names(jobs: &[JobInfo]) -> Vec<&str> {
     jobs.iter().map(|job| &*job.name).collect()
 }
@@ -152,6 +157,12 @@ impl Drop for Grenade {
     fn drop(&mut self) {
         panic!("boom");
     }
+}
+
+/// A job that holds this, and never ends by itself.
+pub(crate) async fn holding(held: impl Sized) {
+    pending::<()>().await;
+    drop(held);
 }
 
 /// Counts the drops of what it has given out.

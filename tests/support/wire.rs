@@ -323,6 +323,12 @@ pub(crate) enum Step {
     Panic,
 }
 
+impl Step {
+    pub(crate) fn text(text: &'static str) -> Self {
+        Self::Data(Bytes::from_static(text.as_bytes()))
+    }
+}
+
 /// A response body that does what it is told, and has no length.
 pub(crate) struct Script {
     steps: VecDeque<Step>,

@@ -92,10 +92,6 @@ fn body(steps: impl Fn() -> Vec<Step> + Clone + Send + Sync + 'static) -> Router
     route(move || async move { Body::new(Script::new(steps())) })
 }
 
-fn data(text: &'static str) -> Step {
-    Step::Data(Bytes::from_static(text.as_bytes()))
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
     ReadsAll,
@@ -232,7 +228,7 @@ async fn play_all(rows: Vec<Row>) {
 
 #[tokio::test]
 async fn every_shape_of_response_that_is_read_to_its_end_is_complete() {
-    let streamed = || vec![data("hel"), data("lo")];
+    let streamed = || vec![Step::text("hel"), Step::text("lo")];
     play_all(vec![
         row("empty", Complete(OK), |stage| stage.jobs(answer(()))),
         row("204", Complete(StatusCode::NO_CONTENT), |stage| {
@@ -259,7 +255,7 @@ async fn every_shape_of_response_that_is_read_to_its_end_is_complete() {
             }))
         }),
         row("streamed with trailers", Complete(OK), |stage| {
-            let steps = || vec![data("hello"), Step::Trailers];
+            let steps = || vec![Step::text("hello"), Step::Trailers];
             stage.jobs(body(steps)).layer(map_response(async |mut response: Response<Body>| {
                 response.headers_mut().insert("trailer", HeaderValue::from_static("sum"));
                 response
@@ -299,22 +295,22 @@ async fn a_response_that_breaks_off_is_aborted_and_one_that_never_was_is_none() 
     let complete = Complete(StatusCode::INTERNAL_SERVER_ERROR);
     play_all(vec![
         row("body that fails half-way", Aborted(OK), |stage| {
-            stage.jobs(body(|| vec![data("hel"), Step::Fail]))
+            stage.jobs(body(|| vec![Step::text("hel"), Step::Fail]))
         }),
         row("body that fails at once", Aborted(OK), |stage| stage.jobs(body(|| vec![Step::Fail]))),
         row("body that fails before its trailers", Aborted(OK), |stage| {
-            stage.jobs(body(|| vec![data("hello"), Step::Fail, Step::Trailers]))
+            stage.jobs(body(|| vec![Step::text("hello"), Step::Fail, Step::Trailers]))
         }),
         row("status that only announces a response", Aborted(StatusCode::PROCESSING), |stage| {
             stage.jobs(answer(StatusCode::PROCESSING))
         })
         .only(&[Http1]),
         row("body that panics half-way", Aborted(OK), |stage| {
-            stage.jobs(body(|| vec![data("hel"), Step::Panic]))
+            stage.jobs(body(|| vec![Step::text("hel"), Step::Panic]))
         }),
         row("body that ends before its content-length", Aborted(OK), |stage| {
             stage.jobs(route(|| async {
-                let body = Body::new(Script::new([data("hel"), data("lo")]));
+                let body = Body::new(Script::new([Step::text("hel"), Step::text("lo")]));
                 ([("content-length", "6")], body)
             }))
         }),
@@ -379,23 +375,23 @@ async fn the_outcome_tells_when_the_client_left() {
     let waits = |stage: &Stage| stage.jobs(stage.waiting());
     let waits_in_body = |stage: &Stage| {
         let go = stage.go.clone();
-        stage.jobs(body(move || vec![Step::Wait(go.clone()), data("hello")]))
+        stage.jobs(body(move || vec![Step::Wait(go.clone()), Step::text("hello")]))
     };
     let waits_mid_body = |stage: &Stage| {
         let go = stage.go.clone();
-        stage.jobs(body(move || vec![data("hel"), Step::Wait(go.clone()), data("lo")]))
+        stage.jobs(body(move || vec![Step::text("hel"), Step::Wait(go.clone()), Step::text("lo")]))
     };
     let waits_in_long_body = |stage: &Stage| {
         let go = stage.go.clone();
         stage.jobs(route(move || async move {
-            let steps = [data("hel"), Step::Wait(go), data("lo")];
+            let steps = [Step::text("hel"), Step::Wait(go), Step::text("lo")];
             ([("content-length", "5")], Body::new(Script::new(steps)))
         }))
     };
     let waits_for_trailers = |stage: &Stage| {
         let go = stage.go.clone();
         stage.jobs(route(move || async move {
-            let steps = [data("hello"), Step::Wait(go), Step::Trailers];
+            let steps = [Step::text("hello"), Step::Wait(go), Step::Trailers];
             ([("content-length", "5")], Body::new(Script::new(steps)))
         }))
     };
@@ -565,7 +561,7 @@ async fn the_declared_length_of_a_body_that_is_not_sent_is_not_waited_for() {
 #[tokio::test]
 async fn a_body_that_is_dropped_after_some_of_its_frames_is_aborted() {
     let stage = Stage::default();
-    let routes = body(|| vec![data("hel"), data("lo")]);
+    let routes = body(|| vec![Step::text("hel"), Step::text("lo")]);
     let mut body = call(&stage, routes, "GET").await.await.unwrap().into_body();
     body.frame().await.unwrap().unwrap();
     drop(body);
@@ -576,7 +572,7 @@ async fn a_body_that_is_dropped_after_some_of_its_frames_is_aborted() {
 #[tokio::test]
 async fn a_body_that_failed_is_aborted_although_its_end_is_asked_for_after_that() {
     let stage = Stage::default();
-    let routes = body(|| vec![data("hel"), Step::Fail]);
+    let routes = body(|| vec![Step::text("hel"), Step::Fail]);
     let mut body = call(&stage, routes, "GET").await.await.unwrap().into_body();
     body.frame().await.unwrap().unwrap();
     body.frame().await.unwrap().unwrap_err();
@@ -596,7 +592,7 @@ async fn what_opens_a_tunnel_has_no_body_and_what_only_announces_a_response_is_n
     ] {
         let stage = Stage::default();
         let inner = service_fn(move |_: Request<Body>| {
-            let body = Body::new(Script::new([data("hel"), data("lo")]));
+            let body = Body::new(Script::new([Step::text("hel"), Step::text("lo")]));
             ready(Ok::<_, Infallible>((status, body).into_response()))
         });
         drop(call(&stage, inner, method).await.await.unwrap());
@@ -609,7 +605,9 @@ async fn what_opens_a_tunnel_has_no_body_and_what_only_announces_a_response_is_n
 async fn a_response_that_has_no_body_is_complete_however_much_of_one_was_polled() {
     let stage = Stage::default();
     let inner = service_fn(async |_: Request<Body>| {
-        Ok::<_, Infallible>(Body::new(Script::new([data("hel"), data("lo")])).into_response())
+        Ok::<_, Infallible>(
+            Body::new(Script::new([Step::text("hel"), Step::text("lo")])).into_response(),
+        )
     });
     let mut body = call(&stage, inner, "HEAD").await.await.unwrap().into_body();
     body.frame().await.unwrap().unwrap();
@@ -695,7 +693,7 @@ type Make = fn() -> Response<Body>;
 #[tokio::test]
 async fn how_a_body_ends_depends_on_its_shape_and_on_the_protocol() {
     fn streamed() -> Body {
-        Body::new(Script::new([data("hel"), data("lo")]))
+        Body::new(Script::new([Step::text("hel"), Step::text("lo")]))
     }
     let shapes: [(&str, &str, Make); 7] = [
         ("empty", "GET", || ().into_response()),
@@ -706,7 +704,7 @@ async fn how_a_body_ends_depends_on_its_shape_and_on_the_protocol() {
             ([("content-length", "5")], streamed()).into_response()
         }),
         ("streamed with trailers", "GET", || {
-            let body = Body::new(Script::new([data("hello"), Step::Trailers]));
+            let body = Body::new(Script::new([Step::text("hello"), Step::Trailers]));
             ([("trailer", "sum")], body).into_response()
         }),
         ("HEAD", "HEAD", || "hello".into_response()),

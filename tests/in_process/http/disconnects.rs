@@ -43,12 +43,11 @@ const CLIENTS: usize = 24;
 async fn answer(Path((shape, _)): Path<(String, u32)>, body: Bytes) -> Response {
     assert_eq!(body, "request");
     yield_now().await;
-    let data = |text: &'static str| Step::Data(Bytes::from_static(text.as_bytes()));
     let event = |text| Ok::<_, Infallible>(sse::Event::default().data(text));
     let mut response = match &*shape {
         "fixed" => "response".into_response(),
         "streamed" => {
-            let frames = ["res", "pon", "se"].map(data);
+            let frames = ["res", "pon", "se"].map(Step::text);
             let steps = frames.into_iter().flat_map(|frame| [frame, Step::Yield, Step::Yield]);
             Body::new(Script::new(steps)).into_response()
         }

@@ -214,7 +214,7 @@ const SHAPES: [Shape; 3] = [
     Shape {
         name: "streamed",
         make: || {
-            let frames = ["hel", "lo"].map(|text| Step::Data(Bytes::from_static(text.as_bytes())));
+            let frames = ["hel", "lo"].map(Step::text);
             Body::new(Script::new(frames)).into_response()
         },
         end: b"0\r\n\r\n",

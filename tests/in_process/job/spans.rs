@@ -24,7 +24,7 @@ use tracing_subscriber::{
 };
 
 use crate::support::{
-    Grenade,
+    Grenade, holding,
     logs::{self, Broken},
     oneshot::respond,
 };
@@ -343,18 +343,12 @@ async fn the_report_of_a_failed_job_is_in_its_span() {
 
 // A job's future is dropped inside its span, however it ends.
 
-/// A future that says so when it is dropped, run or not.
-async fn stay(guard: Guard) {
-    let _guard = guard;
-    pending::<()>().await;
-}
-
 #[tokio::test]
 async fn an_aborted_job_is_dropped_in_its_span() {
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::builder().limit(1).build();
-    let active = scheduler.job("active").spawn(stay(Guard)).await.expect("a place");
-    let pending = scheduler.job("pending").spawn(stay(Guard)).await.expect("a place");
+    let active = scheduler.job("active").spawn(holding(Guard)).await.expect("a place");
+    let pending = scheduler.job("pending").spawn(holding(Guard)).await.expect("a place");
     yield_now().await;
 
     pending.abort();
@@ -383,7 +377,7 @@ async fn jobs_of_a_closed_scheduler_are_dropped_in_their_spans() {
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::builder().limit(1).build();
     for name in ["active", "pending"] {
-        drop(scheduler.job(name).spawn(stay(Guard)).await.expect("a place"));
+        drop(scheduler.job(name).spawn(holding(Guard)).await.expect("a place"));
     }
     yield_now().await;
 
@@ -401,7 +395,7 @@ fn jobs_of_a_runtime_that_ends_are_dropped_in_their_spans() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
         for name in ["active", "pending"] {
-            drop(scheduler.job(name).spawn(stay(Guard)).await.expect("a place"));
+            drop(scheduler.job(name).spawn(holding(Guard)).await.expect("a place"));
         }
         yield_now().await;
     });
@@ -417,7 +411,7 @@ fn a_job_that_was_never_accepted_is_dropped_in_the_span_of_whoever_drops_it() {
     // Only accepted jobs have a life of their own.
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::new();
-    let spawn = scheduler.job("lazy").spawn(stay(Guard));
+    let spawn = scheduler.job("lazy").spawn(holding(Guard));
     info_span!("request").in_scope(|| drop(spawn));
     recorder.assert("in [request]: dropped");
     recorder.assert("lazy: closed");

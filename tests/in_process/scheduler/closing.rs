@@ -15,11 +15,12 @@ use tokio::{
 };
 use tokio_test::{assert_pending, assert_ready, task};
 use tower_jobs::{
-    DrainReport, JobContext, JobInfo, JobState, Outcome, Scheduler, SchedulerBuilder, SpawnError,
-    TrySpawnError,
+    DrainReport, JobContext, Outcome, Scheduler, SchedulerBuilder, SpawnError, TrySpawnError,
 };
 
-use crate::support::{OnDrop, PLENTY, SECOND, YEAR, assert_adds_up, names, turn, watched};
+use crate::support::{
+    Grenade, OnDrop, PLENTY, SECOND, YEAR, assert_adds_up, holding, names, turn, watched,
+};
 
 /// Timeouts to be told apart on a paused clock.
 fn paused_times() -> SchedulerBuilder {
@@ -30,15 +31,6 @@ fn paused_times() -> SchedulerBuilder {
 fn short_times() -> SchedulerBuilder {
     let short = Duration::from_millis(20);
     Scheduler::builder().wait_timeout(short).close_timeout(short)
-}
-
-/// A job that runs `code` when it is dropped, and never ends by itself.
-fn dropping(code: impl FnMut() + Send + 'static) -> impl Future<Output = ()> + Send + 'static {
-    let on_drop = OnDrop(code);
-    async move {
-        pending::<()>().await;
-        drop(on_drop);
-    }
 }
 
 /// Holds the thread until the other side lets go.
@@ -238,43 +230,6 @@ async fn a_close_overrides_one_that_waits() {
     assert_eq!(assert_ready!(patient.poll()).to_string(), report.to_string());
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_report_tells_of_the_moment_it_was_made_whenever_and_however_it_is_read() {
-    let scheduler = paused_times().limit(1).build();
-    for name in ["first", "second", "third"] {
-        scheduler.job(name).concurrency_key("a key").spawn(pending::<()>()).await.unwrap();
-        advance(SECOND).await;
-    }
-    let (report, other) = (scheduler.close().await, scheduler.close().await);
-    drop(scheduler);
-    advance(SECOND).await;
-
-    let expected = [("second", 2 * SECOND), ("third", SECOND)];
-    let told = |job: &JobInfo| (job.name.to_string(), job.age, job.state, job.key.clone());
-    let expected =
-        expected.map(|(name, age)| (name.into(), age, JobState::Finished, Some("a key".into())));
-    let jobs = &report.never_started;
-    assert_eq!((jobs.len(), jobs.is_empty(), report.cancelled.len()), (2, false, 1));
-    assert_eq!(jobs.iter().map(told).collect::<Vec<_>>(), expected);
-    assert_eq!(
-        (jobs[1].id, jobs.last().map(|job| job.id)),
-        (other.never_started[1].id, Some(jobs[1].id))
-    );
-    let mut read = Vec::new();
-    for job in &other.clone().never_started {
-        read.push(told(job));
-    }
-    assert_eq!(read, expected);
-    assert_eq!(format!("{jobs:?}"), format!("{:?}", jobs.to_vec()));
-    let (read, unread) = (other.never_started, report.clone().cancelled);
-    assert_eq!(read.into_iter().map(|job| told(&job)).collect::<Vec<_>>(), expected);
-    assert_eq!(unread.into_iter().map(|job| job.name).collect::<Vec<_>>(), ["first"]);
-    let none = &report.failed;
-    assert_eq!((none.len(), none.iter().count()), (0, 0));
-    assert!(none.is_empty() && report.never_started.iter().len() == 2);
-    assert!(DrainReport::default().never_started.into_iter().next().is_none());
-}
-
 /// Closes with what comes out of `close`, given up `after` so long; then closes for good.
 async fn close_twice<C>(close: impl Fn(Scheduler) -> C, after: Duration) -> DrainReport
 where
@@ -407,58 +362,6 @@ async fn a_closed_scheduler_is_draining_for_good() {
     assert!(scheduler.clone().is_closed());
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_report_is_shown_in_one_line() {
-    let scheduler = paused_times().limit(2).build();
-    let _well = scheduler.spawn(async { sleep(SECOND).await }).await.unwrap();
-    let mail = scheduler.job("welcome\ne-mail").spawn(pending::<()>()).await.unwrap();
-    let pending_jobs = [
-        scheduler.spawn(pending::<()>()).await.unwrap(),
-        scheduler.spawn(pending::<()>()).await.unwrap(),
-    ];
-    let report = scheduler.wait_and_close().await;
-    let text = format!(
-        "drained in 10000 ms: 1 completed, 2 cancelled (job {} \"welcome\\ne-mail\" ({}), job {} \
-         ({})), 1 never started (job {} ({}))",
-        mail.id(),
-        mail.info().location,
-        pending_jobs[0].id(),
-        pending_jobs[0].name(),
-        pending_jobs[1].id(),
-        pending_jobs[1].name(),
-    );
-    assert_eq!(report.to_string(), text);
-    assert_eq!(text.lines().count(), 1);
-    assert_eq!(Scheduler::new().close().await.to_string(), "drained in 0 ms: 0 completed");
-}
-
-#[tokio::test]
-async fn a_report_shows_250_jobs_of_each_outcome_and_lists_them_all() {
-    let scheduler = Scheduler::builder().limit(1).build();
-    for n in 0..=251 {
-        drop(scheduler.job(format!("mail {n}")).try_spawn(pending::<()>()).unwrap());
-    }
-    let report = scheduler.close().await;
-    assert_eq!(report.never_started.len(), 251);
-    let text = report.to_string();
-    assert!(text.contains("1 cancelled (job "), "{text}");
-    for n in 0..=251 {
-        assert_eq!(text.contains(&format!("\"mail {n}\"")), n < 251, "{text}");
-    }
-    assert!(text.contains(", 251 never started (") && text.ends_with(", and 1 more)"), "{text}");
-}
-
-#[tokio::test]
-async fn a_report_tells_only_of_the_time_of_the_drain() {
-    let scheduler = Scheduler::new();
-    scheduler.spawn(async { Err::<(), _>("no") }).await.unwrap().await.unwrap_err();
-    scheduler.spawn(async {}).await.unwrap().await.unwrap();
-    scheduler.spawn(pending::<()>()).await.unwrap().abort();
-    scheduler.wait_idle().await;
-    let report = scheduler.wait_and_close().await;
-    assert_eq!((report.completed, report.is_clean()), (0, true), "{report}");
-}
-
 #[tokio::test]
 async fn a_hundred_thousand_pending_jobs_are_closed_and_named() {
     const MANY: usize = 100_000;
@@ -486,7 +389,7 @@ async fn what_never_started_is_dropped_in_the_order_in_which_it_was_spawned() {
     let (dropped, mut order) = mpsc::unbounded_channel();
     for number in 0..MANY {
         let dropped = dropped.clone();
-        scheduler.try_spawn(dropping(move || dropped.send(number).unwrap())).unwrap();
+        scheduler.try_spawn(holding(OnDrop(move || dropped.send(number).unwrap()))).unwrap();
     }
     assert_eq!(scheduler.close().await.never_started.len(), MANY);
     for number in 0..MANY {
@@ -497,7 +400,7 @@ async fn what_never_started_is_dropped_in_the_order_in_which_it_was_spawned() {
 #[tokio::test(start_paused = true)]
 async fn jobs_whose_drop_panics_do_no_harm_to_others() {
     let scheduler = paused_times().limit(3).build();
-    let grenade = || dropping(|| panic!("boom"));
+    let grenade = || holding(Grenade);
     scheduler.job("boom").spawn(grenade()).await.unwrap();
     scheduler.spawn_with(|context| ends_when_told(context, SECOND / 2)).await.unwrap();
     scheduler.job("plain").spawn(pending::<()>()).await.unwrap();
@@ -521,7 +424,7 @@ async fn jobs_whose_drop_panics_do_no_harm_to_others() {
 async fn a_pending_job_whose_drop_panics_when_it_is_aborted_has_panicked() {
     let scheduler = Scheduler::builder().limit(1).build();
     scheduler.spawn(pending::<()>()).await.unwrap();
-    let job = scheduler.spawn(dropping(|| panic!("boom"))).await.unwrap();
+    let job = scheduler.spawn(holding(Grenade)).await.unwrap();
     let next = scheduler.spawn(async { 7 }).await.unwrap();
     job.abort();
     assert!(job.await.unwrap_err().is_panic());
@@ -536,7 +439,7 @@ async fn jobs_whose_drop_blocks_do_no_harm_to_others() {
     let released = Arc::new(Mutex::new(released));
     let blocking = || {
         let released = released.clone();
-        dropping(move || wait_for(&released.lock().expect("no panic")))
+        holding(OnDrop(move || wait_for(&released.lock().expect("no panic"))))
     };
     let (begun, begins) = oneshot::channel();
     let blocks = blocking();
@@ -567,10 +470,10 @@ async fn a_job_whose_drop_spawns_is_refused_or_taken_in_like_anybody() {
     let (tell, mut told) = mpsc::unbounded_channel();
     let spawning = || {
         let (scheduler, tell) = (scheduler.clone(), tell.clone());
-        dropping(move || {
+        holding(OnDrop(move || {
             let spawned = scheduler.try_spawn(async {});
             tell.send(spawned.map(drop).map_err(SpawnError::from)).expect("heard");
-        })
+        }))
     };
     let active = scheduler.spawn(spawning()).await.unwrap();
     let pending_job = scheduler.spawn(spawning()).await.unwrap();

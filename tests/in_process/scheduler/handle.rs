@@ -1,12 +1,7 @@
 //! The handle of a job: waiting, closing, aborting, names, and what a job may return.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    convert::Infallible,
-    error::Error,
-    future::{Future, pending},
-    io,
-    path::PathBuf,
+    future::pending,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
@@ -17,18 +12,9 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok, task};
-use tower_jobs::{BoxError, Job, JobContext, JobInfo, JobOutput, JobState, Scheduler};
+use tower_jobs::{Job, JobContext, JobInfo, JobState, Scheduler};
 
-use crate::support::{Dropped, Drops, SECOND, turn, watched};
-
-fn one_at_a_time() -> Scheduler {
-    Scheduler::builder().limit(1).build()
-}
-
-async fn holding(held: Dropped, until: impl Future<Output = ()>) {
-    until.await;
-    drop(held);
-}
+use crate::support::{Drops, SECOND, holding, turn, watched};
 
 /// A job that ends half a second after it is told to, with `result`.
 async fn slow_to_end<T>(context: JobContext, result: T) -> T {
@@ -138,7 +124,7 @@ async fn a_close_dropped_midway_has_told_the_job_and_nothing_else() {
 async fn a_plain_job_is_dropped_where_it_stands_when_it_is_closed() {
     let scheduler = Scheduler::new();
     let drops = Drops::default();
-    let mut job = scheduler.spawn(holding(drops.one(), pending())).await.unwrap();
+    let mut job = scheduler.spawn(holding(drops.one())).await.unwrap();
     turn().await;
     job.close().await.unwrap();
     assert_eq!((drops.count(), job.state()), (1, JobState::Finished));
@@ -146,10 +132,15 @@ async fn a_plain_job_is_dropped_where_it_stands_when_it_is_closed() {
 
 #[tokio::test]
 async fn an_abort_ends_a_pending_job_at_once_unrun() {
-    let scheduler = one_at_a_time();
+    let scheduler = Scheduler::builder().limit(1).build();
     let drops = Drops::default();
     scheduler.spawn(pending::<()>()).await.unwrap();
-    let job = scheduler.spawn(holding(drops.one(), async { panic!("it ran") })).await.unwrap();
+    let held = drops.one();
+    let job = async move {
+        let _held = held;
+        panic!("it ran");
+    };
+    let job = scheduler.spawn(job).await.unwrap();
     assert!(job.is_pending());
     job.abort();
     assert!(job.is_finished());
@@ -161,9 +152,9 @@ async fn an_abort_ends_a_pending_job_at_once_unrun() {
 async fn an_abort_drops_an_active_job_at_its_next_await() {
     let scheduler = Scheduler::new();
     let drops = Drops::default();
-    let plain = scheduler.spawn(holding(drops.one(), pending())).await.unwrap();
-    let (one, other) = (drops.one(), pending());
-    let deaf = scheduler.spawn_with(|_| holding(one, other)).await.unwrap();
+    let plain = scheduler.spawn(holding(drops.one())).await.unwrap();
+    let one = drops.one();
+    let deaf = scheduler.spawn_with(|_| holding(one)).await.unwrap();
     for first_turns in [true, false] {
         let job = if first_turns { &plain } else { &deaf };
         if first_turns {
@@ -213,7 +204,7 @@ async fn a_job_can_abort_itself() {
 
 #[tokio::test]
 async fn a_blocking_job_cannot_be_aborted_once_it_has_begun() {
-    let scheduler = one_at_a_time();
+    let scheduler = Scheduler::builder().limit(1).build();
     let (begun, begins) = oneshot::channel();
     let (open, opened) = std::sync::mpsc::channel();
     let closure = move || {
@@ -333,66 +324,6 @@ async fn ids_are_unique_and_known_to_the_job() {
     }
 }
 
-/// Runs a job that returns `value`.
-async fn returned<T: JobOutput + Send + 'static>(
-    value: T,
-) -> Result<T::Value, tower_jobs::JobError> {
-    let scheduler = Scheduler::new();
-    let job = scheduler.spawn(async { value }).await.expect("there is a place");
-    job.await
-}
-
-#[tokio::test]
-async fn a_job_returns_nothing_or_any_plain_value() {
-    returned(()).await.unwrap();
-    assert!(returned(true).await.unwrap());
-    assert_eq!(returned(7_u64).await.unwrap(), 7);
-    assert_eq!(returned(String::from("seven")).await.unwrap(), "seven");
-    assert_eq!(returned("seven").await.unwrap(), "seven");
-    assert_eq!(returned(None::<u8>).await.unwrap(), None);
-    assert_eq!(returned(vec![7]).await.unwrap(), [7]);
-    assert_eq!(returned((1, "a", 'b')).await.unwrap(), (1, "a", 'b'));
-    assert_eq!(returned([1, 2]).await.unwrap(), [1, 2]);
-    assert_eq!(returned(Arc::<str>::from("a")).await.unwrap(), "a".into());
-    assert_eq!(returned(SECOND).await.unwrap(), SECOND);
-    assert_eq!(returned(PathBuf::from("a")).await.unwrap(), PathBuf::from("a"));
-    assert_eq!(returned(HashMap::from([(1, 2)])).await.unwrap()[&1], 2);
-    assert_eq!(returned(BTreeMap::from([(1, 2)])).await.unwrap()[&1], 2);
-    assert_eq!(returned(http::StatusCode::ACCEPTED).await.unwrap().as_u16(), 202);
-}
-
-#[tokio::test]
-async fn a_job_fails_with_any_error_that_can_be_boxed() {
-    async fn source<T: Send + 'static, E>(error: E) -> BoxError
-    where
-        Result<T, E>: JobOutput<Value = T> + Send + 'static,
-    {
-        returned(Err::<T, E>(error)).await.err().expect("a failure").into_source().unwrap()
-    }
-    let error = source::<(), _>(io::Error::from(io::ErrorKind::NotFound)).await;
-    assert_eq!(error.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::NotFound);
-    assert_eq!(source::<u8, _>(String::from("no")).await.to_string(), "no");
-    assert_eq!(source::<Vec<u8>, _>("no").await.to_string(), "no");
-    let boxed: Box<dyn Error + Send + Sync> = "no".into();
-    assert_eq!(source::<(), _>(boxed).await.to_string(), "no");
-    assert_eq!(returned(Ok::<_, io::Error>(7)).await.unwrap(), 7);
-    assert_eq!(returned(Ok::<_, Infallible>("seven")).await.unwrap(), "seven");
-
-    let error = returned(Err::<(), _>(io::Error::other("no disk"))).await.unwrap_err();
-    assert_eq!(
-        (error.to_string(), error.source().unwrap().to_string()),
-        ("the job failed".to_owned(), "no disk".to_owned())
-    );
-}
-
-#[tokio::test]
-async fn a_blocking_job_fails_with_its_error_too() {
-    let scheduler = Scheduler::new();
-    let job = scheduler.spawn_blocking(|| Err::<(), _>("no disk")).await.unwrap();
-    assert_eq!(job.await.unwrap_err().into_source().unwrap().to_string(), "no disk");
-    assert_eq!(scheduler.stats().failed, 1);
-}
-
 #[tokio::test]
 async fn a_job_may_loop_for_ever() {
     let scheduler = Scheduler::new();
@@ -416,26 +347,6 @@ async fn a_job_may_loop_for_ever() {
     assert_eq!(report.cancelled.len(), 2);
     assert!(job.await.unwrap_err().is_cancelled());
     assert!(assert_ready!(shielded.poll()).unwrap_err().is_cancelled());
-}
-
-#[tokio::test]
-async fn a_type_of_ones_own_may_be_returned() {
-    #[derive(Debug, PartialEq)]
-    struct Receipt(u64);
-    impl JobOutput for Receipt {
-        type Value = Self;
-        fn into_result(self) -> Result<Self, BoxError> {
-            if self.0 == 0 { Err("an empty receipt".into()) } else { Ok(self) }
-        }
-        fn is_failure(&self) -> bool {
-            self.0 == 0
-        }
-    }
-    assert_eq!(returned(Receipt(7)).await.unwrap(), Receipt(7));
-    assert!(returned(Receipt(0)).await.unwrap_err().is_failed());
-    let scheduler = Scheduler::new();
-    assert_eq!(scheduler.shield(async { Receipt(0) }).await.unwrap(), Receipt(0));
-    assert_eq!((scheduler.stats().failed, scheduler.stats().completed), (1, 0));
 }
 
 #[tokio::test]

@@ -17,8 +17,8 @@ use tokio_test::{assert_pending, assert_ready_err, task};
 use tower_jobs::{Job, JobError, Outcome, Scheduler, SpawnError, TrySpawnError};
 
 use crate::support::{
-    Grenade, OnDrop, PLENTY, all, assert_adds_up, block_on, limited, oneshot::respond, panic_text,
-    turn, watched,
+    Grenade, OnDrop, PLENTY, all, assert_adds_up, block_on, holding, limited, oneshot::respond,
+    panic_text, turn, watched,
 };
 
 const SHORT: Duration = Duration::from_millis(20);
@@ -473,12 +473,6 @@ fn a_scheduler_that_has_had_a_job_closes_with_its_runtime() {
     assert_cancelled(block_on(job));
     assert!(scheduler.is_closed());
     assert_adds_up(&scheduler.stats());
-}
-
-/// A job that never ends by itself.
-async fn holding(held: impl Sized) {
-    pending::<()>().await;
-    drop(held);
 }
 
 #[test]

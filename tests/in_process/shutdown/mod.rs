@@ -2,3 +2,13 @@
 
 mod deadline;
 mod other_servers;
+mod server;
+
+use std::future::ready;
+
+use tower_jobs::{Scheduler, Shutdown};
+
+/// A shutdown that begins now.
+fn at_once(scheduler: &Scheduler) -> Shutdown {
+    Shutdown::with_trigger(scheduler, ready(()))
+}
