@@ -239,28 +239,28 @@ fn two_workers() -> Builder {
 }
 
 #[test]
-fn nothing_is_lost_when_threads_spawn_while_one_closes() {
+fn nothing_is_lost_to_a_close_on_two_workers() {
     play(two_workers(), close);
 }
 
 #[test]
-fn nothing_is_lost_when_threads_spawn_while_one_closes_on_a_current_thread_runtime() {
+fn nothing_is_lost_to_a_close_on_a_current_thread_runtime() {
     play(Builder::new_current_thread(), close);
 }
 
 #[test]
-fn nothing_is_lost_when_threads_spawn_while_one_drains() {
+fn nothing_is_lost_to_a_drain_on_two_workers() {
     play(two_workers(), wait_and_close);
 }
 
 #[test]
-fn nothing_is_lost_when_threads_spawn_while_one_drains_on_a_current_thread_runtime() {
+fn nothing_is_lost_to_a_drain_on_a_current_thread_runtime() {
     play(Builder::new_current_thread(), wait_and_close);
 }
 
 /// The abort finds a job that is being polled, and nobody to wake yet.
 #[test]
-fn a_job_aborted_while_it_is_first_polled_is_dropped() {
+fn job_aborted_while_it_is_first_polled_is_dropped() {
     let runtime = two_workers().build().expect("a runtime");
     let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
     let (polled, is_polled) = mpsc::channel();
@@ -282,7 +282,7 @@ fn a_job_aborted_while_it_is_first_polled_is_dropped() {
 
 /// The job has failed and is being reported; the close gives it up meanwhile.
 #[test]
-fn a_failure_whose_telling_outlasts_the_close_is_told_once() {
+fn failure_reported_beyond_the_close_is_reported_once() {
     let runtime = two_workers().enable_all().build().expect("a runtime");
     let (telling, is_telling) = mpsc::channel();
     let (closed, is_closed) = mpsc::channel();

@@ -2,32 +2,32 @@
 //!
 //! | row | aiojobs | test, or why it differs |
 //! |---|---|---|
-//! | 1 | made with no event loop | [`a_scheduler_is_made_with_no_runtime_running`] |
-//! | 2 | defaults | [`the_defaults_are_those_of_aiojobs`] |
+//! | 1 | made with no event loop | [`scheduler_is_made_with_no_runtime_running`] |
+//! | 2 | defaults | [`defaults_are_those_of_aiojobs`] |
 //! | 3 | `len`, iteration, `in`, `repr` | [`len_jobs_and_debug_show_what_there_is`] |
-//! | 4 | `spawn` | [`a_job_starts_at_once_below_the_limit_and_is_pending_at_it`] |
-//! | 5 | a full queue | [`a_full_queue_makes_spawners_wait_in_turn`], [`a_spawner_that_gives_up_leaves_the_counts_as_they_were`] |
-//! | 6 | `spawn` after close | [`a_closed_scheduler_refuses_jobs`], [`a_waiting_spawner_is_refused_when_the_scheduler_closes`] |
-//! | 7 | a pending job is closed | [`a_pending_job_closed_before_its_turn_is_skipped`] |
+//! | 4 | `spawn` | [`job_starts_at_once_below_the_limit_and_is_pending_at_it`] |
+//! | 5 | a full queue | [`full_queue_makes_spawners_wait_in_turn`], [`spawner_that_gives_up_leaves_the_counts_as_they_were`] |
+//! | 6 | `spawn` after close | [`closed_scheduler_refuses_jobs`], [`waiting_spawner_is_refused_when_the_scheduler_closes`] |
+//! | 7 | a pending job is closed | [`pending_job_closed_before_its_turn_is_skipped`] |
 //! | 8 | the next pending one starts | [`finishing_and_closing_active_jobs_start_the_next_in_order`] |
 //! | 9 | `limit=None` | [`without_a_limit_all_jobs_run_at_once`] |
-//! | 10 | `wait()` | [`waiting_gives_the_value_before_the_start_while_running_and_after_the_end`], [`waiting_gives_the_exception`]. Differs: the value is moved out, so it is given once |
+//! | 10 | `wait()` | [`wait_gives_the_value_before_during_and_after_the_run`], [`waiting_gives_the_exception`]. Differs: the value is moved out, so it is given once |
 //! | 11 | a cancelled `wait()` | [`dropping_a_wait_leaves_the_job_running`] |
-//! | 12 | `wait(timeout)` | [`a_wait_that_expires_closes_the_job`] |
+//! | 12 | `wait(timeout)` | [`wait_that_expires_closes_the_job`] |
 //! | 13 | waiting on a closed job | [`waiting_on_a_closed_job_says_cancelled`] |
 //! | 14 | `job.close()` | [`closing_a_job_cancels_it_and_waits_for_its_end`], [`closing_a_job_gives_up_after_its_timeout`], [`closing_a_job_gives_its_exception_and_closing_twice_is_fine`] |
-//! | 15 | a cancelled caller of `close()` | [`a_close_given_up_in_the_instant_the_job_ends_loses_nothing`] |
-//! | 16 | states | [`a_job_is_pending_or_active_or_finished_and_never_two_of_them`] (`deferred`: `tests/deferred.rs`) |
-//! | 17 | names | [`a_job_has_the_name_it_was_given_or_that_of_its_place`]. Differs: a name is given before spawning and stays, so that logs agree with each other; there is no `set_name` |
-//! | 18 | nobody awaits an exception | [`an_exception_that_nobody_awaits_is_handled_once`]. Differs: the spawn location, always, in place of a debug stack |
-//! | 19 | awaited and closed jobs | [`an_exception_that_was_awaited_or_closed_is_not_handled`] |
-//! | 20 | exception while closing | [`an_exception_while_the_scheduler_closes_is_handled_once`] |
-//! | 21 | outlives `close_timeout` | [`a_job_that_outlives_the_close_timeout_is_handled_and_named_in_the_report`] |
-//! | 22 | the handler | [`an_exception_that_nobody_awaits_is_handled_once`]; the default: `tests/failures.rs`. Differs: what is no closure does not compile |
-//! | 23 | `shield` | [`a_shield_passes_its_result_through_and_survives_its_caller`] |
+//! | 15 | a cancelled caller of `close()` | [`close_given_up_in_the_instant_the_job_ends_loses_nothing`] |
+//! | 16 | states | [`job_is_in_exactly_one_state`] (`deferred`: `tests/deferred.rs`) |
+//! | 17 | names | [`job_has_the_name_it_was_given_or_that_of_its_place`]. Differs: a name is given before spawning and stays, so that logs agree with each other; there is no `set_name` |
+//! | 18 | nobody awaits an exception | [`unawaited_exception_is_handled_once`]. Differs: the spawn location, always, in place of a debug stack |
+//! | 19 | awaited and closed jobs | [`exception_that_was_awaited_or_closed_is_not_handled`] |
+//! | 20 | exception while closing | [`exception_while_the_scheduler_closes_is_handled_once`] |
+//! | 21 | outlives `close_timeout` | [`job_outliving_the_close_timeout_is_handled_and_reported`] |
+//! | 22 | the handler | [`unawaited_exception_is_handled_once`]; the default: `tests/failures.rs`. Differs: what is no closure does not compile |
+//! | 23 | `shield` | [`shield_passes_its_result_through_and_survives_its_caller`] |
 //! | 24 | `wait_and_close` | [`wait_and_close_waits_for_jobs_shields_and_the_jobs_of_jobs`] |
-//! | 25 | it times out | [`when_wait_and_close_times_out_jobs_and_shields_are_cancelled`] |
-//! | 26 | exceptions during it | [`exceptions_during_wait_and_close_are_handled_once_and_counted`] |
+//! | 25 | it times out | [`timed_out_wait_and_close_cancels_jobs_and_shields`] |
+//! | 26 | exceptions during it | [`exceptions_in_wait_and_close_are_handled_once_and_counted`] |
 //! | 27 | `async with` | [`dropping_the_last_handle_warns_and_leaves_its_jobs_running`]. Differs: Rust has no asynchronous drop |
 //! | 28 | another event loop | `tests/runtimes.rs`. Differs: not refused; the job runs on the scheduler's own runtime |
 //! | 29, 30 | `setup`, `spawn(request, ..)` | `tests/requests.rs` |
@@ -35,7 +35,7 @@
 //! | 32 | nested apps | `tests/layer.rs` |
 //! | 33 | `@atomic` | `tests/atomic.rs` |
 //! | 34 | closing the server | `tests/requests.rs`, `tests/shutdown.rs`, `tests/welcome_email.rs` |
-//! | 35 | open requests (362, 484, 15, 152, 623) | [`a_job_does_not_inherit_the_span_it_was_spawned_in`], [`a_job_that_runs_longer_than_its_timeout_has_failed`], [`try_spawn_never_waits_and_gives_the_future_back`], [`a_pending_limit_of_zero_refuses_in_place_of_queueing`], [`waiting_and_closing_is_woken_by_the_last_job_and_by_nothing_else`]. Priorities (455): none; jobs of another priority have a scheduler of their own |
+//! | 35 | open requests (362, 484, 15, 152, 623) | [`job_does_not_inherit_the_span_it_was_spawned_in`], [`job_that_runs_longer_than_its_timeout_has_failed`], [`try_spawn_never_waits_and_gives_the_future_back`], [`pending_limit_of_zero_refuses_in_place_of_queueing`], [`wait_and_close_is_woken_by_the_last_job_only`]. Priorities (455): none; jobs of another priority have a scheduler of their own |
 
 use std::{
     future::{Future, pending},
@@ -88,14 +88,14 @@ fn counts(scheduler: &Scheduler) -> (usize, usize) {
 }
 
 #[test]
-fn a_scheduler_is_made_with_no_runtime_running() {
+fn scheduler_is_made_with_no_runtime_running() {
     static SCHEDULER: LazyLock<Scheduler> = LazyLock::new(|| Scheduler::builder().limit(3).build());
     assert_eq!(SCHEDULER.limit(), Some(3));
     assert!(SCHEDULER.is_empty() && !SCHEDULER.is_closed());
 }
 
 #[test]
-fn the_defaults_are_those_of_aiojobs() {
+fn defaults_are_those_of_aiojobs() {
     for scheduler in [Scheduler::new(), Scheduler::default(), Scheduler::builder().build()] {
         assert_eq!(scheduler.limit(), Some(100));
         assert_eq!(scheduler.pending_limit(), Some(10_000));
@@ -127,7 +127,7 @@ async fn len_jobs_and_debug_show_what_there_is() {
 }
 
 #[tokio::test]
-async fn a_job_starts_at_once_below_the_limit_and_is_pending_at_it() {
+async fn job_starts_at_once_below_the_limit_and_is_pending_at_it() {
     let scheduler = limited(2, 10);
     let first = scheduler.spawn(pending::<()>()).await.unwrap();
     let second = scheduler.job("named").spawn(pending::<()>()).await.unwrap();
@@ -138,7 +138,7 @@ async fn a_job_starts_at_once_below_the_limit_and_is_pending_at_it() {
 }
 
 #[tokio::test]
-async fn a_full_queue_makes_spawners_wait_in_turn() {
+async fn full_queue_makes_spawners_wait_in_turn() {
     let scheduler = limited(1, 1);
     let started = Started::default();
     let (open, opened) = gate();
@@ -167,7 +167,7 @@ async fn a_full_queue_makes_spawners_wait_in_turn() {
 }
 
 #[tokio::test]
-async fn a_spawner_that_gives_up_leaves_the_counts_as_they_were() {
+async fn spawner_that_gives_up_leaves_the_counts_as_they_were() {
     let scheduler = limited(1, 1);
     let (open, opened) = gate();
     scheduler.spawn(opened).await.unwrap();
@@ -196,7 +196,7 @@ async fn a_spawner_that_gives_up_leaves_the_counts_as_they_were() {
 }
 
 #[tokio::test]
-async fn a_closed_scheduler_refuses_jobs() {
+async fn closed_scheduler_refuses_jobs() {
     let scheduler = Scheduler::new();
     scheduler.close().await;
     assert_eq!(scheduler.spawn(async {}).await.unwrap_err(), SpawnError::Closed);
@@ -208,7 +208,7 @@ async fn a_closed_scheduler_refuses_jobs() {
 }
 
 #[tokio::test]
-async fn a_waiting_spawner_is_refused_when_the_scheduler_closes() {
+async fn waiting_spawner_is_refused_when_the_scheduler_closes() {
     let scheduler = limited(1, 1);
     let started = Started::default();
     scheduler.spawn(pending::<()>()).await.unwrap();
@@ -225,7 +225,7 @@ async fn a_waiting_spawner_is_refused_when_the_scheduler_closes() {
 }
 
 #[tokio::test]
-async fn a_pending_job_closed_before_its_turn_is_skipped() {
+async fn pending_job_closed_before_its_turn_is_skipped() {
     let scheduler = limited(1, 10);
     let started = Started::default();
     let (open, opened) = gate();
@@ -266,7 +266,7 @@ async fn without_a_limit_all_jobs_run_at_once() {
 }
 
 #[tokio::test]
-async fn waiting_gives_the_value_before_the_start_while_running_and_after_the_end() {
+async fn wait_gives_the_value_before_during_and_after_the_run() {
     let scheduler = limited(1, 10);
     let (open, opened) = gate();
     let mut running = scheduler
@@ -325,7 +325,7 @@ async fn dropping_a_wait_leaves_the_job_running() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_that_expires_closes_the_job() {
+async fn wait_that_expires_closes_the_job() {
     let scheduler = Scheduler::new();
     let mut job = scheduler.spawn(pending::<()>()).await.unwrap();
     let began = Instant::now();
@@ -391,7 +391,7 @@ async fn closing_a_job_gives_its_exception_and_closing_twice_is_fine() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_close_given_up_in_the_instant_the_job_ends_loses_nothing() {
+async fn close_given_up_in_the_instant_the_job_ends_loses_nothing() {
     let (scheduler, mut failures) = watched(Scheduler::builder().close_timeout(SECOND));
     let failing_when_told = |context: tower_jobs::JobContext| async move {
         context.cancelled().await;
@@ -417,7 +417,7 @@ async fn a_close_given_up_in_the_instant_the_job_ends_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_job_is_pending_or_active_or_finished_and_never_two_of_them() {
+async fn job_is_in_exactly_one_state() {
     let scheduler = limited(1, 10);
     let (open, opened) = gate();
     let blocker = scheduler.spawn(opened).await.unwrap();
@@ -435,7 +435,7 @@ async fn a_job_is_pending_or_active_or_finished_and_never_two_of_them() {
 }
 
 #[tokio::test]
-async fn a_job_has_the_name_it_was_given_or_that_of_its_place() {
+async fn job_has_the_name_it_was_given_or_that_of_its_place() {
     let scheduler = Scheduler::new();
     assert_eq!(scheduler.job("mail").spawn(async {}).await.unwrap().name(), "mail");
     let name = format!("{} 7", "mail");
@@ -445,7 +445,7 @@ async fn a_job_has_the_name_it_was_given_or_that_of_its_place() {
 }
 
 #[tokio::test]
-async fn an_exception_that_nobody_awaits_is_handled_once() {
+async fn unawaited_exception_is_handled_once() {
     let (scheduler, mut failures) = watched(Scheduler::builder());
     let spawned = line!() + 1;
     let id = scheduler.job("mail").spawn(failing()).await.unwrap().id();
@@ -458,7 +458,7 @@ async fn an_exception_that_nobody_awaits_is_handled_once() {
 }
 
 #[tokio::test]
-async fn an_exception_that_was_awaited_or_closed_is_not_handled() {
+async fn exception_that_was_awaited_or_closed_is_not_handled() {
     let (scheduler, mut failures) = watched(Scheduler::builder());
     scheduler.spawn(failing()).await.unwrap().await.unwrap_err();
     let mut closed = scheduler.spawn(failing()).await.unwrap();
@@ -471,7 +471,7 @@ async fn an_exception_that_was_awaited_or_closed_is_not_handled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_exception_while_the_scheduler_closes_is_handled_once() {
+async fn exception_while_the_scheduler_closes_is_handled_once() {
     let (scheduler, mut failures) = watched(Scheduler::builder());
     let failing_when_told = |context: tower_jobs::JobContext| async move {
         context.cancelled().await;
@@ -486,7 +486,7 @@ async fn an_exception_while_the_scheduler_closes_is_handled_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_that_outlives_the_close_timeout_is_handled_and_named_in_the_report() {
+async fn job_outliving_the_close_timeout_is_handled_and_reported() {
     let (scheduler, mut failures) = watched(Scheduler::builder().close_timeout(SECOND));
     scheduler.job("deaf").spawn_with(|_| pending::<()>()).await.unwrap();
     let report = scheduler.close().await;
@@ -501,7 +501,7 @@ async fn a_job_that_outlives_the_close_timeout_is_handled_and_named_in_the_repor
 }
 
 #[tokio::test]
-async fn a_shield_passes_its_result_through_and_survives_its_caller() {
+async fn shield_passes_its_result_through_and_survives_its_caller() {
     let scheduler = limited(1, 0);
     scheduler.spawn(pending::<()>()).await.unwrap();
     assert_eq!(scheduler.shield(async { 7 }).await.unwrap(), 7);
@@ -547,7 +547,7 @@ async fn wait_and_close_waits_for_jobs_shields_and_the_jobs_of_jobs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_wait_and_close_times_out_jobs_and_shields_are_cancelled() {
+async fn timed_out_wait_and_close_cancels_jobs_and_shields() {
     let scheduler = Scheduler::builder().wait_timeout(5 * SECOND).build();
     let (tell, mut told) = mpsc::unbounded_channel();
     let listening = |context: tower_jobs::JobContext| async move {
@@ -569,7 +569,7 @@ async fn when_wait_and_close_times_out_jobs_and_shields_are_cancelled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn exceptions_during_wait_and_close_are_handled_once_and_counted() {
+async fn exceptions_in_wait_and_close_are_handled_once_and_counted() {
     let (scheduler, mut failures) = watched(Scheduler::builder());
     scheduler
         .spawn(async {
@@ -620,7 +620,7 @@ async fn dropping_the_last_handle_warns_and_leaves_its_jobs_running() {
 }
 
 #[tokio::test]
-async fn a_job_does_not_inherit_the_span_it_was_spawned_in() {
+async fn job_does_not_inherit_the_span_it_was_spawned_in() {
     let (_logs, _guard) = Logs::start();
     for (link, inherits) in
         [(SpanLink::FollowsFrom, false), (SpanLink::None, false), (SpanLink::Child, true)]
@@ -635,7 +635,7 @@ async fn a_job_does_not_inherit_the_span_it_was_spawned_in() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_that_runs_longer_than_its_timeout_has_failed() {
+async fn job_that_runs_longer_than_its_timeout_has_failed() {
     let scheduler = limited(1, 10);
     scheduler.spawn(sleep(HOUR)).await.unwrap();
     // It waits for an hour, and that does not count.
@@ -666,7 +666,7 @@ async fn try_spawn_never_waits_and_gives_the_future_back() {
 }
 
 #[tokio::test]
-async fn a_pending_limit_of_zero_refuses_in_place_of_queueing() {
+async fn pending_limit_of_zero_refuses_in_place_of_queueing() {
     let scheduler = limited(1, 0);
     scheduler.spawn(pending::<()>()).await.unwrap();
     let mut spawn = pin!(scheduler.spawn(async {}));
@@ -677,7 +677,7 @@ async fn a_pending_limit_of_zero_refuses_in_place_of_queueing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_and_closing_is_woken_by_the_last_job_and_by_nothing_else() {
+async fn wait_and_close_is_woken_by_the_last_job_only() {
     let scheduler = Scheduler::new();
     let mut gates: Vec<_> = (0..3).map(|_| gate()).collect();
     let mut open = Vec::new();

@@ -67,7 +67,7 @@ fn names(recorder: &Recorder) -> Vec<String> {
 // Recording.
 
 #[tokio::test]
-async fn a_recorder_runs_nothing_until_it_is_told_to() {
+async fn recorder_runs_nothing_before_run_all() {
     let (recorder, log) = (Recorder::new(), Log::default());
     let scheduler = recorder.scheduler();
     let job = |what| {
@@ -97,7 +97,7 @@ async fn a_recorder_runs_nothing_until_it_is_told_to() {
 }
 
 #[tokio::test]
-async fn what_was_spawned_is_listed_when_an_assertion_fails() {
+async fn failed_assertion_lists_the_spawned_jobs() {
     let recorder = Recorder::default();
     assert_eq!(
         panic_text(|| drop(recorder.assert_spawned("invoice"))),
@@ -128,7 +128,7 @@ async fn what_was_spawned_is_listed_when_an_assertion_fails() {
 }
 
 #[tokio::test]
-async fn an_aborted_job_was_not_spawned_and_does_not_run() {
+async fn aborted_job_was_not_spawned_and_does_not_run() {
     let recorder = Recorder::new();
     let job = recorder.scheduler().job("a").spawn(async { assert_eq!(1, 2) }).await.unwrap();
     recorder.assert_spawned("a");
@@ -161,7 +161,7 @@ async fn jobs_run_one_after_the_other_with_those_they_spawn_last() {
 }
 
 #[tokio::test]
-async fn what_ran_is_still_listed_as_finished() {
+async fn jobs_that_ran_are_listed_as_finished() {
     let recorder = Recorder::new();
     let scheduler = recorder.scheduler();
     scheduler.job("first").spawn(async {}).await.unwrap();
@@ -173,7 +173,7 @@ async fn what_ran_is_still_listed_as_finished() {
 }
 
 #[tokio::test]
-async fn a_job_that_runs_is_listed_once() {
+async fn job_that_runs_is_listed_once() {
     let recorder = Arc::new(Recorder::new());
     let inside = recorder.clone();
     let job = async move { inside.spawned().len() };
@@ -183,7 +183,7 @@ async fn a_job_that_runs_is_listed_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_that_nobody_awaits_are_given_once() {
+async fn unawaited_failures_are_given_once() {
     let recorder = Recorder::new();
     let scheduler = recorder.scheduler();
     let held = scheduler.job("held").spawn(async { Err::<(), _>("heard") }).await.unwrap();
@@ -201,7 +201,7 @@ async fn failures_that_nobody_awaits_are_given_once() {
 }
 
 #[tokio::test]
-async fn a_panic_is_passed_on_at_once() {
+async fn panic_is_passed_on_at_once() {
     let (recorder, log) = (Recorder::new(), Log::default());
     let scheduler = recorder.scheduler();
     scheduler.job("failed").spawn(async { Err::<(), _>("unheard") }).await.unwrap();
@@ -222,7 +222,7 @@ fn false_but_unknown() -> bool {
 }
 
 #[tokio::test]
-async fn a_panic_whose_handle_is_held_is_its_holders() {
+async fn panic_whose_handle_is_held_is_its_holders() {
     let recorder = Recorder::new();
     let job = async { assert!(false_but_unknown(), "boom") };
     let held = recorder.scheduler().spawn(job).await.unwrap();
@@ -251,7 +251,7 @@ async fn deferred_jobs_are_left_until_their_response_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_may_sleep_under_a_paused_clock() {
+async fn job_may_sleep_under_a_paused_clock() {
     let recorder = Recorder::new();
     let began = Instant::now();
     for _ in 0..2 {
@@ -262,7 +262,7 @@ async fn a_job_may_sleep_under_a_paused_clock() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_job_may_sleep_in_real_time_on_other_threads() {
+async fn job_may_sleep_in_real_time_on_other_threads() {
     let (recorder, log) = (Recorder::new(), Log::default());
     for name in ["first", "second", "third"] {
         let log = log.clone();
@@ -287,7 +287,7 @@ async fn shielded_work_is_not_recorded_but_runs() {
 }
 
 #[tokio::test]
-async fn a_unique_job_is_refused_while_the_first_is_recorded() {
+async fn unique_job_is_refused_while_the_first_is_recorded() {
     let recorder = Recorder::new();
     let scheduler = recorder.scheduler();
     let job = || scheduler.job("a").unique_key("u");
@@ -299,7 +299,7 @@ async fn a_unique_job_is_refused_while_the_first_is_recorded() {
 }
 
 #[tokio::test]
-async fn a_closed_recorder_runs_nothing() {
+async fn closed_recorder_runs_nothing() {
     let (recorder, log) = (Recorder::new(), Log::default());
     let ran = log.clone();
     recorder.scheduler().spawn(async move { ran.add("ran") }).await.unwrap();
@@ -312,7 +312,7 @@ async fn a_closed_recorder_runs_nothing() {
 // Inline.
 
 #[tokio::test(start_paused = true)]
-async fn inline_a_spawn_gives_its_handle_when_the_job_has_ended() {
+async fn inline_spawn_gives_its_handle_when_the_job_has_ended() {
     let (scheduler, log) = (inline(), Log::default());
     let job = |what| {
         let log = log.clone();
@@ -337,7 +337,7 @@ async fn inline_a_spawn_gives_its_handle_when_the_job_has_ended() {
 }
 
 #[tokio::test]
-async fn inline_a_job_that_fails_or_panics_has_been_spawned_all_the_same() {
+async fn inline_job_that_fails_or_panics_has_been_spawned() {
     let scheduler = inline();
     let failed = scheduler.spawn(async { Err::<(), _>("on purpose") }).await.unwrap();
     assert!(failed.await.unwrap_err().is_failed());
@@ -382,7 +382,7 @@ async fn inline_try_spawn_and_after_response_run_as_ever() {
 }
 
 #[tokio::test]
-async fn inline_a_spawn_that_is_given_up_leaves_its_job_running() {
+async fn inline_spawn_that_is_given_up_leaves_its_job_running() {
     let scheduler = inline();
     let mut spawn = poll_by_hand(scheduler.spawn(pending::<()>()));
     assert_pending!(spawn.poll());
@@ -394,7 +394,7 @@ async fn inline_a_spawn_that_is_given_up_leaves_its_job_running() {
 // Leaks.
 
 #[tokio::test]
-async fn a_leak_check_panics_with_a_list_of_what_was_left_behind() {
+async fn leak_check_panics_with_a_list_of_what_was_left_behind() {
     let scheduler = Scheduler::new();
     drop(LeakCheck::new(&scheduler));
     assert_no_jobs(&scheduler);
@@ -410,7 +410,7 @@ async fn a_leak_check_panics_with_a_list_of_what_was_left_behind() {
 }
 
 #[tokio::test]
-async fn a_leak_check_says_nothing_in_a_test_that_panics_already() {
+async fn leak_check_says_nothing_in_a_test_that_panics_already() {
     let scheduler = Scheduler::new();
     let _job = scheduler.try_spawn(pending::<()>()).unwrap();
     // A second panic would end the process.
@@ -422,7 +422,7 @@ async fn a_leak_check_says_nothing_in_a_test_that_panics_already() {
 }
 
 #[tokio::test]
-async fn a_leak_check_finds_what_a_handler_left_pending_or_deferred() {
+async fn leak_check_finds_what_a_handler_left_pending_or_deferred() {
     let recorder = Recorder::new();
     let scheduler = recorder.scheduler();
     let response = oneshot(&scheduler, async |jobs: Jobs| {

@@ -27,7 +27,7 @@ impl Log for Lines {
 }
 
 #[tokio::test]
-async fn a_failure_is_in_the_log_and_a_job_that_has_done_well_is_not() {
+async fn failure_is_in_the_log_and_a_job_that_has_done_well_is_not() {
     log::set_logger(&LINES).expect("the only one");
     log::set_max_level(LevelFilter::Trace);
     let scheduler = Scheduler::new();

@@ -14,7 +14,7 @@ fn assert_refused(code: impl FnOnce()) {
 }
 
 #[test]
-fn a_refusal_points_to_the_line_that_asked() {
+fn refusal_points_to_the_line_that_asked() {
     static PLACES: Mutex<Vec<(String, u32)>> = Mutex::new(Vec::new());
     let previous = panic::take_hook();
     panic::set_hook(Box::new(move |info| {

@@ -373,7 +373,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_acknowledged_job_is_lost_or_run_twice_whenever_sigterm_comes() {
+async fn sigterm_loses_no_acknowledged_job_and_repeats_none() {
     let rounds = number("DEPLOY_ROUNDS").unwrap_or(12);
     let seed = number("DEPLOY_SEED").unwrap_or_else(|| {
         u64::from(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos())
@@ -423,7 +423,7 @@ async fn sigterm_with_nothing_to_do_ends_the_program_at_once() {
 }
 
 #[tokio::test]
-async fn a_second_sigterm_closes_now_and_a_third_changes_nothing() {
+async fn second_sigterm_closes_now_and_a_third_changes_nothing() {
     for runtime in ["current_thread", "multi_thread"] {
         let name = format!("deploys-second-{runtime}");
         let (program, address) = listening(&name, &[("RUNTIME", runtime.into())]).await;
@@ -450,7 +450,7 @@ async fn a_second_sigterm_closes_now_and_a_third_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_signal_as_soon_as_the_server_is_up_ends_it_in_order() {
+async fn signal_as_soon_as_the_server_is_up_ends_it_in_order() {
     // The line is printed before the server is polled for the first time.
     let (program, _) = listening("deploys-early", &[]).await;
     program.terminate().await;

@@ -43,7 +43,7 @@ async fn begin(from: SocketAddr, path: &str, bytes: usize) -> TcpStream {
 }
 
 #[tokio::test]
-async fn downloads_are_counted_by_how_they_ended_also_that_which_sigterm_found_under_way() {
+async fn downloads_are_counted_by_outcome_across_sigterm() {
     let folder = empty_folder("after_response");
     let program = Process::start(&mut example("after_response", &folder));
     let address = program.address().await;
@@ -76,7 +76,7 @@ async fn downloads_are_counted_by_how_they_ended_also_that_which_sigterm_found_u
 }
 
 #[tokio::test]
-async fn only_the_atomic_payment_balances_when_the_client_leaves_in_the_middle() {
+async fn only_the_atomic_payment_balances_when_the_client_leaves() {
     let folder = empty_folder("atomic_payment");
     let ended = Process::start(&mut example("atomic_payment", &folder)).ended().await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");

@@ -9,7 +9,7 @@ use tower_jobs::{Scheduler, ServerOutcome, Shutdown};
 use crate::support::{SECOND, names};
 
 #[tokio::test]
-async fn a_second_signal_stops_the_servers_tasks_and_closes_all_before_jobs_have_ended() {
+async fn second_signal_stops_server_tasks_and_closes_all_schedulers() {
     async fn terminate() {
         let own = process::id().to_string();
         let kill = Command::new("kill").args(["-TERM", &own]).status();

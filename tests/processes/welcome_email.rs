@@ -88,7 +88,7 @@ fn silent_mail_server() -> (TcpListener, String) {
 /// 200 sign-ups at once. When SIGTERM comes, at least 60 are answered, none is delivered, and 100
 /// are in the middle of their requests.
 #[tokio::test]
-async fn a_sign_up_that_got_its_202_is_delivered_once_although_sigterm_came() {
+async fn accepted_sign_up_is_delivered_once_across_sigterm() {
     let Some(mut mail) = MailServer::start("hold").await else { return };
     let folder = empty_folder("sigterm");
     let program = Process::start(welcome_email(&folder).env("SMTP_URL", &mail.url));
@@ -192,7 +192,7 @@ async fn mail_that_fails_during_the_drain_is_named_in_the_report() {
 }
 
 #[tokio::test]
-async fn a_silent_mail_server_holds_nothing_up_and_every_202_is_named_in_the_report() {
+async fn silent_mail_server_delays_nothing_and_every_job_is_named() {
     let (_server, url) = silent_mail_server();
     let folder = empty_folder("silent");
     let program = Process::start(welcome_email(&folder).env("SMTP_URL", url));
@@ -209,7 +209,7 @@ async fn a_silent_mail_server_holds_nothing_up_and_every_202_is_named_in_the_rep
 }
 
 #[tokio::test]
-async fn refused_mail_is_reported_with_the_jobs_name_and_id_and_the_server_goes_on() {
+async fn refused_mail_is_reported_and_the_server_goes_on() {
     let Some(mut mail) = MailServer::start("refuse").await else { return };
     let folder = empty_folder("refused");
     let program = Process::start(welcome_email(&folder).env("SMTP_URL", &mail.url));
@@ -229,7 +229,7 @@ async fn refused_mail_is_reported_with_the_jobs_name_and_id_and_the_server_goes_
 }
 
 #[tokio::test]
-async fn an_unreachable_mail_server_is_reported_with_the_jobs_name_and_id_and_the_server_goes_on() {
+async fn unreachable_mail_server_is_reported_and_the_server_goes_on() {
     let (server, url) = silent_mail_server();
     drop(server); // Nobody listens there now.
     let folder = empty_folder("unreachable");
@@ -285,7 +285,7 @@ async fn without_a_mail_server_the_message_lands_in_the_outbox() {
 }
 
 #[tokio::test]
-async fn a_sign_up_that_cannot_be_written_to_is_refused_with_the_cure() {
+async fn unusable_sign_up_is_refused_with_the_cure() {
     let folder = empty_folder("refuses");
     let program = Process::start(&mut welcome_email(&folder));
     let address = program.address().await;
@@ -324,7 +324,7 @@ async fn a_sign_up_that_cannot_be_written_to_is_refused_with_the_cure() {
 }
 
 #[tokio::test]
-async fn a_setting_that_cannot_be_used_is_an_error_at_start_that_names_it_and_the_cure() {
+async fn unusable_setting_is_an_error_at_start_with_the_cure() {
     let folder = empty_folder("settings");
     fs::write(folder.join("a-file"), "").expect("a file can be made");
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -352,7 +352,7 @@ async fn a_setting_that_cannot_be_used_is_an_error_at_start_that_names_it_and_th
 }
 
 #[tokio::test]
-async fn a_full_queue_is_answered_503_with_retry_after_and_stats_account_for_every_job() {
+async fn full_queue_is_answered_503_and_stats_add_up() {
     let (_server, url) = silent_mail_server();
     let folder = empty_folder("full");
     let program = Process::start(welcome_email(&folder).env("SMTP_URL", url));

@@ -291,7 +291,7 @@ async fn every_shape_of_response_that_is_read_to_its_end_is_complete() {
 }
 
 #[tokio::test]
-async fn a_response_that_breaks_off_is_aborted_and_one_that_never_was_is_none() {
+async fn broken_response_is_aborted_and_absent_one_is_none() {
     let complete = Complete(StatusCode::INTERNAL_SERVER_ERROR);
     play_all(vec![
         row("body that fails half-way", Aborted(OK), |stage| {
@@ -334,7 +334,7 @@ fn panics() -> Router {
 }
 
 #[tokio::test]
-async fn layers_inside_decide_the_response_and_layers_outside_may_end_it() {
+async fn inner_layers_decide_the_response_and_outer_ones_may_end_it() {
     let timeout =
         || TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, Duration::from_millis(10));
     let gzip = &[("accept-encoding", "gzip")];
@@ -371,7 +371,7 @@ async fn layers_inside_decide_the_response_and_layers_outside_may_end_it() {
 }
 
 #[tokio::test]
-async fn the_outcome_tells_when_the_client_left() {
+async fn outcome_shows_when_the_client_left() {
     let waits = |stage: &Stage| stage.jobs(stage.waiting());
     let waits_in_body = |stage: &Stage| {
         let go = stage.go.clone();
@@ -431,7 +431,7 @@ async fn the_outcome_tells_when_the_client_left() {
 }
 
 #[tokio::test]
-async fn a_service_that_returns_an_error_gives_no_response() {
+async fn service_that_returns_an_error_gives_no_response() {
     for protocol in [Http1, Http2] {
         let stage = Stage::default();
         let failing = service_fn(|_: Request<Incoming>| async {
@@ -451,7 +451,7 @@ async fn a_service_that_returns_an_error_gives_no_response() {
 }
 
 #[tokio::test]
-async fn axums_own_server_tells_the_end_of_a_response_too() {
+async fn axum_server_shows_the_end_of_a_response_too() {
     let stage = Stage::default();
     let (listener, address) = listen().await;
     tokio::spawn(axum::serve(listener, stage.jobs(answer("hello"))).into_future());
@@ -489,7 +489,7 @@ async fn check(stage: &Stage, expected: ResponseOutcome) {
 }
 
 #[tokio::test]
-async fn a_response_future_that_is_dropped_unpolled_gives_no_response() {
+async fn response_future_dropped_unpolled_gives_no_response() {
     let stage = Stage::default();
     let response = call(&stage, answer("hello"), "GET").await;
     assert_eq!(stage.scheduler.stats().deferred, 3);
@@ -498,7 +498,7 @@ async fn a_response_future_that_is_dropped_unpolled_gives_no_response() {
 }
 
 #[tokio::test]
-async fn a_response_future_that_is_dropped_after_one_poll_gives_no_response() {
+async fn response_future_dropped_after_one_poll_gives_no_response() {
     let stage = Stage::default();
     let mut response = poll_by_hand(call(&stage, stage.waiting(), "GET").await);
     assert!(response.poll().is_pending());
@@ -508,7 +508,7 @@ async fn a_response_future_that_is_dropped_after_one_poll_gives_no_response() {
 }
 
 #[tokio::test]
-async fn a_service_that_panics_when_it_is_called_gives_no_response() {
+async fn service_that_panics_when_it_is_called_gives_no_response() {
     let stage = Stage::default();
     let inner =
         service_fn(|_: Request<Body>| -> std::future::Ready<Result<Response<Body>, BoxError>> {
@@ -523,7 +523,7 @@ async fn a_service_that_panics_when_it_is_called_gives_no_response() {
 }
 
 #[tokio::test]
-async fn a_response_that_is_dropped_unread_is_aborted_unless_it_has_no_body() {
+async fn response_dropped_unread_is_aborted_unless_it_has_no_body() {
     for (routes, expected) in [(answer("hello"), Aborted(OK)), (answer(()), Complete(OK))] {
         let stage = Stage::default();
         let response = call(&stage, routes, "GET").await.await.unwrap();
@@ -534,7 +534,7 @@ async fn a_response_that_is_dropped_unread_is_aborted_unless_it_has_no_body() {
 }
 
 #[tokio::test]
-async fn jobs_start_when_the_body_is_dropped_and_not_when_its_last_frame_was_read() {
+async fn jobs_start_at_the_drop_of_the_body_not_at_its_last_frame() {
     let stage = Stage::default();
     let response = call(&stage, answer("hello"), "GET").await.await.unwrap();
     let mut body = response.into_body();
@@ -547,7 +547,7 @@ async fn jobs_start_when_the_body_is_dropped_and_not_when_its_last_frame_was_rea
 }
 
 #[tokio::test]
-async fn the_declared_length_of_a_body_that_is_not_sent_is_not_waited_for() {
+async fn head_response_completes_without_its_declared_length() {
     let stage = Stage::default();
     let inner = service_fn(async |_: Request<Body>| {
         let body = Body::new(Script::new([]));
@@ -559,7 +559,7 @@ async fn the_declared_length_of_a_body_that_is_not_sent_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_dropped_after_some_of_its_frames_is_aborted() {
+async fn body_that_is_dropped_after_some_of_its_frames_is_aborted() {
     let stage = Stage::default();
     let routes = body(|| vec![Step::text("hel"), Step::text("lo")]);
     let mut body = call(&stage, routes, "GET").await.await.unwrap().into_body();
@@ -570,7 +570,7 @@ async fn a_body_that_is_dropped_after_some_of_its_frames_is_aborted() {
 
 /// As behind a layer that logs what a body fails with, and ends there.
 #[tokio::test]
-async fn a_body_that_failed_is_aborted_although_its_end_is_asked_for_after_that() {
+async fn failed_body_polled_to_its_end_is_aborted() {
     let stage = Stage::default();
     let routes = body(|| vec![Step::text("hel"), Step::Fail]);
     let mut body = call(&stage, routes, "GET").await.await.unwrap().into_body();
@@ -582,7 +582,7 @@ async fn a_body_that_failed_is_aborted_although_its_end_is_asked_for_after_that(
 }
 
 #[tokio::test]
-async fn what_opens_a_tunnel_has_no_body_and_what_only_announces_a_response_is_none() {
+async fn tunnel_has_no_body_and_informational_status_is_no_response() {
     for (method, status, expected) in [
         ("CONNECT", OK, Complete(OK)),
         ("CONNECT", StatusCode::FORBIDDEN, Aborted(StatusCode::FORBIDDEN)),
@@ -602,7 +602,7 @@ async fn what_opens_a_tunnel_has_no_body_and_what_only_announces_a_response_is_n
 
 /// As over HTTP/2, where hyper sends the frames of any body, also for `HEAD`.
 #[tokio::test]
-async fn a_response_that_has_no_body_is_complete_however_much_of_one_was_polled() {
+async fn response_without_a_body_is_complete_whatever_was_polled() {
     let stage = Stage::default();
     let inner = service_fn(async |_: Request<Body>| {
         Ok::<_, Infallible>(

@@ -176,7 +176,7 @@ impl Leaves {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_cuts_a_plain_handler_in_half() {
+async fn client_that_leaves_cuts_a_plain_handler_in_half() {
     for leaves in Leaves::WAYS {
         let (handler, mut events) = handler();
         let address = serve(handler.app(|app| app)).await;
@@ -191,7 +191,7 @@ async fn a_client_that_leaves_cuts_a_plain_handler_in_half() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_does_not_cut_an_atomic_handler() {
+async fn client_that_leaves_does_not_cut_an_atomic_handler() {
     for leaves in Leaves::WAYS {
         for per_route in [true, false] {
             let (handler, mut events) = handler();
@@ -219,7 +219,7 @@ async fn a_client_that_leaves_does_not_cut_an_atomic_handler() {
 }
 
 #[tokio::test]
-async fn a_client_that_stays_has_the_response_of_its_atomic_handler() {
+async fn client_that_stays_has_the_response_of_its_atomic_handler() {
     let (handler, mut events) = handler();
     let scheduler = Scheduler::new();
     let address = serve(handler.app(atomic(&scheduler))).await;
@@ -247,7 +247,7 @@ async fn without_catch_panic_a_panic_in_an_atomic_handler_ends_its_connection() 
 }
 
 #[tokio::test]
-async fn a_body_left_unread_fails_once_the_client_has_gone() {
+async fn body_left_unread_fails_once_the_client_has_gone() {
     let (handler, mut events) = handler();
     let (read, mut reads) = mpsc::unbounded_channel();
     let inner = handler.clone();
@@ -269,7 +269,7 @@ async fn a_body_left_unread_fails_once_the_client_has_gone() {
 }
 
 #[tokio::test]
-async fn a_body_that_an_extractor_has_read_is_there_after_the_client_has_gone() {
+async fn extracted_body_outlives_the_client() {
     let (handler, mut events) = handler();
     let (read, mut reads) = mpsc::unbounded_channel();
     let inner = handler.clone();
@@ -321,7 +321,7 @@ async fn a_timeout_further_in_cuts_an_atomic_handler() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_atomic_handler_is_listed_with_its_request_and_where_its_layer_was_made() {
+async fn atomic_handler_is_listed_with_request_and_layer_location() {
     let (handler, mut events) = handler();
     let scheduler = Scheduler::new();
     let mut call = task::spawn(handler.app(atomic(&scheduler)).oneshot(pay()));
@@ -333,7 +333,7 @@ async fn an_atomic_handler_is_listed_with_its_request_and_where_its_layer_was_ma
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_waits_for_an_atomic_handler_whose_client_has_left_and_still_serves_others() {
+async fn drain_awaits_a_handler_without_client_and_serves_others() {
     let (handler, mut events) = handler();
     let scheduler = Scheduler::new();
     let app = handler.app(atomic(&scheduler));
@@ -359,7 +359,7 @@ async fn draining_waits_for_an_atomic_handler_whose_client_has_left_and_still_se
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closed_scheduler_answers_503_with_retry_after_and_the_handler_does_not_run() {
+async fn closed_scheduler_answers_503_without_running_the_handler() {
     let (handler, mut events) = handler();
     let scheduler = Scheduler::new();
     scheduler.close().await;
@@ -370,7 +370,7 @@ async fn a_closed_scheduler_answers_503_with_retry_after_and_the_handler_does_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_scheduler_that_closes_cuts_the_handler_names_it_and_answers_503() {
+async fn closing_cuts_the_handler_names_it_and_answers_503() {
     let (handler, mut events) = handler();
     let (scheduler, mut failures) = watched(Scheduler::builder());
     let call = tokio::spawn(handler.app(atomic(&scheduler)).oneshot(pay()));
@@ -441,7 +441,7 @@ type BankruptFuture =
     std::pin::Pin<Box<dyn Future<Output = Result<Response<Body>, io::Error>> + Send>>;
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_the_service_is_its_callers() {
+async fn error_of_the_service_is_its_callers() {
     let (handler, _events) = handler();
     let (scheduler, mut failures) = watched(Scheduler::builder());
     let service = AtomicLayer::new(scheduler.clone()).layer(service_fn(bankrupt(&handler, false)));
@@ -453,7 +453,7 @@ async fn an_error_of_the_service_is_its_callers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_that_the_client_did_not_wait_for_is_reported_once() {
+async fn failure_that_the_client_did_not_wait_for_is_reported_once() {
     for panics in [false, true] {
         for the_client_leaves_first in [false, true] {
             let (handler, mut events) = handler();
@@ -488,7 +488,7 @@ async fn a_failure_that_the_client_did_not_wait_for_is_reported_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failure_is_told_exactly_once_whenever_the_client_leaves() {
+async fn failure_is_reported_once_whenever_the_client_leaves() {
     let (handler, _events) = handler();
     let (scheduler, mut failures) = watched(Scheduler::builder());
     let service = AtomicLayer::new(scheduler.clone()).layer(service_fn(bankrupt(&handler, false)));
@@ -513,7 +513,7 @@ async fn a_failure_is_told_exactly_once_whenever_the_client_leaves() {
 // What it is to the limit, to its request, to the service.
 
 #[tokio::test(start_paused = true)]
-async fn atomic_handlers_that_wait_for_jobs_do_not_take_the_places_of_these() {
+async fn atomic_handlers_awaiting_jobs_take_no_places_from_them() {
     for pending_limit in [10_000, 0] {
         let builder = Scheduler::builder().limit(1).pending_limit(pending_limit);
         let scheduler = builder.build();
@@ -538,7 +538,7 @@ async fn atomic_handlers_that_wait_for_jobs_do_not_take_the_places_of_these() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_can_wait_for_its_jobs_in_an_atomic_handler_which_is_none_of_them() {
+async fn atomic_handler_is_not_among_the_jobs_of_its_request() {
     let scheduler = Scheduler::new();
     let handler = |jobs: Jobs| async move {
         jobs.spawn(async { sleep(SECOND).await }).await.unwrap();
@@ -553,7 +553,7 @@ async fn a_request_can_wait_for_its_jobs_in_an_atomic_handler_which_is_none_of_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_after_the_response_starts_when_the_client_leaves_although_the_handler_goes_on() {
+async fn after_response_job_starts_when_the_client_leaves() {
     let (handler, mut events) = handler();
     let (outcome, mut outcomes) = mpsc::unbounded_channel();
     let scheduler = Scheduler::new();
@@ -578,7 +578,7 @@ async fn a_job_after_the_response_starts_when_the_client_leaves_although_the_han
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_extensions_and_the_span_of_the_request_go_along() {
+async fn extensions_and_the_span_of_the_request_go_along() {
     let _guard = logs::subscribe(Identity::new());
     let handler = |Extension(customer): Extension<u64>| async move {
         let span = tracing::Span::current();
@@ -591,7 +591,7 @@ async fn the_extensions_and_the_span_of_the_request_go_along() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_that_is_never_polled_starts_no_job() {
+async fn response_that_is_never_polled_starts_no_job() {
     let (handler, mut events) = handler();
     let scheduler = Scheduler::new();
     let mut service = AtomicLayer::new(scheduler.clone()).layer(handler.app(|app| app));
@@ -629,7 +629,7 @@ impl Service<Request> for Strict {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_service_that_was_polled_ready_is_the_one_that_is_called() {
+async fn service_that_was_polled_ready_is_the_one_that_is_called() {
     let mut service = AtomicLayer::new(Scheduler::new()).layer(Strict { is_ready: false });
     let first = ready(&mut service).await.unwrap().call(pay());
     let second = ready(&mut service).await.unwrap().call(pay());
@@ -638,7 +638,7 @@ async fn the_service_that_was_polled_ready_is_the_one_that_is_called() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_that_will_never_be_ready_says_so() {
+async fn service_that_will_never_be_ready_says_so() {
     #[derive(Clone)]
     struct Broken;
 
@@ -662,7 +662,7 @@ async fn a_service_that_will_never_be_ready_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_concurrency_limit_further_in_counts_the_handlers_that_run_on() {
+async fn inner_concurrency_limit_counts_handlers_that_run_on() {
     let (handler, mut events) = handler();
     let limit = ConcurrencyLimitLayer::new(1);
     let inner = limit.layer(handler.app(|app| app));
@@ -700,7 +700,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_shielded_work_returns_passes_through_errors_included() {
+async fn shield_passes_values_and_errors_through() {
     let (scheduler, mut failures) = watched(Scheduler::builder());
     let response = with_jobs(&scheduler, |jobs| async move {
         let ok = jobs.shield(async { Ok::<_, io::Error>(7) }).await.unwrap();
@@ -715,7 +715,7 @@ async fn what_shielded_work_returns_passes_through_errors_included() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shielded_work_whose_caller_is_dropped_goes_on_as_a_job_of_its_request() {
+async fn shield_without_caller_goes_on_as_a_job_of_its_request() {
     let (handler, mut events) = handler();
     let (scheduler, mut failures) = watched(Scheduler::builder().limit(1));
     let (give, mut given) = mpsc::unbounded_channel();

@@ -48,7 +48,7 @@ fn check(scheduler: &Scheduler, expected: impl FnOnce(&mut Stats)) {
 }
 
 #[tokio::test]
-async fn a_deferred_job_is_neither_pending_nor_active() {
+async fn deferred_job_is_neither_pending_nor_active() {
     let scheduler = limited(1, 1);
     let open = respond(&scheduler).await;
     let job = open.jobs.after_response(async { 7 }).unwrap();
@@ -65,7 +65,7 @@ async fn a_deferred_job_is_neither_pending_nor_active() {
 }
 
 #[tokio::test]
-async fn deferred_jobs_take_places_in_the_queue_only_and_keep_no_other_from_running() {
+async fn deferred_jobs_take_queue_places_and_no_running_ones() {
     let scheduler = limited(1, 1);
     let open = respond(&scheduler).await;
     let deferred = open.jobs.after_response(async {}).unwrap();
@@ -81,7 +81,7 @@ async fn deferred_jobs_take_places_in_the_queue_only_and_keep_no_other_from_runn
 }
 
 #[tokio::test]
-async fn without_a_queue_deferred_jobs_hold_running_places_and_what_is_refused_comes_back() {
+async fn deferred_jobs_hold_running_places_where_there_is_no_queue() {
     let scheduler = limited(2, 0);
     let open = respond(&scheduler).await;
     let first = open.jobs.after_response(async { 1 }).unwrap();
@@ -103,7 +103,7 @@ async fn without_a_queue_deferred_jobs_hold_running_places_and_what_is_refused_c
 }
 
 #[tokio::test]
-async fn a_closed_scheduler_refuses_deferred_jobs_and_gives_them_back() {
+async fn closed_scheduler_gives_deferred_jobs_back() {
     let scheduler = Scheduler::new();
     let open = respond(&scheduler).await;
     scheduler.close().await;
@@ -125,7 +125,7 @@ fn without_a_runtime_deferred_jobs_are_refused() {
 }
 
 #[tokio::test]
-async fn a_job_deferred_after_its_response_starts_at_once_and_is_told_how_that_ended() {
+async fn job_deferred_after_its_response_starts_with_its_outcome() {
     let scheduler = Scheduler::new();
     let open = respond_unread(&scheduler).await;
     assert_eq!(open.jobs.response(), None);
@@ -171,7 +171,7 @@ impl hyper::body::Body for Deferring {
 }
 
 #[tokio::test]
-async fn a_body_may_defer_jobs_while_it_is_read() {
+async fn body_may_defer_jobs_while_it_is_read() {
     let scheduler = Scheduler::new();
     let (tell, mut told) = mpsc::unbounded_channel();
     let inner = service_fn(|request: Request<()>| {
@@ -186,7 +186,7 @@ async fn a_body_may_defer_jobs_while_it_is_read() {
 }
 
 #[tokio::test]
-async fn an_aborted_deferred_job_gives_its_place_back_and_never_starts() {
+async fn aborted_deferred_job_gives_its_place_back_unrun() {
     let scheduler = limited(1, 0);
     let open = respond(&scheduler).await;
     let ran = Arc::new(AtomicBool::new(false));
@@ -204,7 +204,7 @@ async fn an_aborted_deferred_job_gives_its_place_back_and_never_starts() {
 }
 
 #[tokio::test]
-async fn a_deferred_job_that_is_closed_never_starts() {
+async fn deferred_job_that_is_closed_never_starts() {
     let scheduler = Scheduler::new();
     let open = respond(&scheduler).await;
     let mut deferred: Job<()> = open.jobs.after_response(async {}).unwrap();
@@ -217,7 +217,7 @@ async fn a_deferred_job_that_is_closed_never_starts() {
 }
 
 #[tokio::test]
-async fn a_deferred_job_runs_though_its_handle_was_dropped() {
+async fn deferred_job_runs_though_its_handle_was_dropped() {
     let scheduler = Scheduler::new();
     let open = respond(&scheduler).await;
     drop(open.jobs.after_response(async {}).unwrap());
@@ -276,7 +276,7 @@ async fn draining_ends_with_a_skipped_job_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_that_runs_out_of_time_never_starts_what_still_waits_for_its_response() {
+async fn drain_out_of_time_never_starts_deferred_jobs() {
     let scheduler = Scheduler::new();
     let open = respond(&scheduler).await;
     open.jobs.after_response(async {}).unwrap();
@@ -288,7 +288,7 @@ async fn a_drain_that_runs_out_of_time_never_starts_what_still_waits_for_its_res
 }
 
 #[tokio::test]
-async fn released_jobs_start_in_the_order_of_their_responses_and_then_of_their_calls() {
+async fn deferred_jobs_start_in_order_of_responses_then_of_calls() {
     let scheduler = Scheduler::builder().limit(1).build();
     let (tell, mut told) = mpsc::unbounded_channel();
     let say = |what: &'static str| {
@@ -315,7 +315,7 @@ async fn released_jobs_start_in_the_order_of_their_responses_and_then_of_their_c
 }
 
 #[tokio::test]
-async fn a_waiting_spawner_is_granted_the_place_in_the_queue_when_a_deferred_job_starts() {
+async fn waiting_spawner_gets_the_queue_place_of_a_started_job() {
     let scheduler = limited(1, 1);
     let open = respond(&scheduler).await;
     let deferred = open.jobs.after_response(pending::<()>()).unwrap();
@@ -333,7 +333,7 @@ async fn a_waiting_spawner_is_granted_the_place_in_the_queue_when_a_deferred_job
 }
 
 #[tokio::test]
-async fn a_waiting_spawner_is_granted_the_place_of_a_deferred_job_that_is_skipped_or_aborted() {
+async fn waiting_spawner_gets_the_place_of_a_job_that_never_starts() {
     for skipped in [true, false] {
         let scheduler = limited(1, 1);
         let open = respond_unread(&scheduler).await;
@@ -352,7 +352,7 @@ async fn a_waiting_spawner_is_granted_the_place_of_a_deferred_job_that_is_skippe
 }
 
 #[tokio::test]
-async fn the_running_place_of_a_skipped_job_is_free_again() {
+async fn running_place_of_a_skipped_job_is_free_again() {
     let scheduler = limited(1, 0);
     let open = respond_unread(&scheduler).await;
     let holder = open.jobs.after_success(async {}).unwrap();
@@ -363,7 +363,7 @@ async fn the_running_place_of_a_skipped_job_is_free_again() {
 }
 
 #[tokio::test]
-async fn a_response_may_end_outside_any_runtime() {
+async fn response_may_end_outside_any_runtime() {
     let scheduler = Scheduler::new();
     let open = respond(&scheduler).await;
     let job = open.jobs.after_response(async { 7 }).unwrap();
@@ -381,7 +381,7 @@ impl Drop for Trap {
 }
 
 #[tokio::test]
-async fn a_skipped_job_that_panics_when_it_is_dropped_harms_no_other() {
+async fn skipped_job_that_panics_when_it_is_dropped_harms_no_other() {
     let (scheduler, mut failures) = watched(Scheduler::builder());
     let open = respond_unread(&scheduler).await;
     let trap = Trap(true);
@@ -400,7 +400,7 @@ async fn a_skipped_job_that_panics_when_it_is_dropped_harms_no_other() {
 }
 
 #[tokio::test]
-async fn a_closure_that_panics_is_its_jobs_panic() {
+async fn closure_that_panics_is_its_jobs_panic() {
     let scheduler = Scheduler::new();
     let open = respond(&scheduler).await;
     let job = open.jobs.after_response_with(|outcome| {
@@ -413,7 +413,7 @@ async fn a_closure_that_panics_is_its_jobs_panic() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_run_timeout_of_a_deferred_job_begins_when_it_starts() {
+async fn run_timeout_of_a_deferred_job_begins_when_it_starts() {
     let scheduler = Scheduler::new();
     let open = respond(&scheduler).await;
     let job = open.jobs.job("slow").timeout(SECOND).after_response(pending::<()>()).unwrap();
@@ -427,7 +427,7 @@ async fn the_run_timeout_of_a_deferred_job_begins_when_it_starts() {
 
 /// Over HTTP/2 it lets other tasks go first: until it has, nothing of it has run.
 #[tokio::test]
-async fn a_job_that_is_aborted_once_its_response_is_over_never_runs() {
+async fn job_that_is_aborted_once_its_response_is_over_never_runs() {
     for (version, turns) in [(Version::HTTP_11, 0), (Version::HTTP_2, 0), (Version::HTTP_2, 1)] {
         let scheduler = limited(1, 10);
         let open = respond_over(version, &scheduler, Response::new(Empty::<Bytes>::new())).await;
@@ -469,7 +469,7 @@ async fn over_http_1_a_job_runs_in_the_first_turn_after_its_response() {
 }
 
 #[test]
-fn a_job_that_has_not_begun_when_its_runtime_goes_away_is_accounted_for() {
+fn deferred_job_unbegun_when_its_runtime_goes_is_cancelled() {
     let scheduler = limited(1, 10);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let open = runtime.block_on(respond(&scheduler));

@@ -59,21 +59,21 @@ fn assert_label(label: &str, with_matched_path: &str, without: &str) {
 }
 
 #[tokio::test]
-async fn a_job_is_labelled_with_its_requests_method_and_path() {
+async fn job_is_labelled_with_its_requests_method_and_path() {
     let app = users().layer(labelled());
     let label = text(call(app, "GET", "/users/7?token=secret").await).await;
     assert_label(&label, "GET /users/{id}", "GET /users/7");
 }
 
 #[tokio::test]
-async fn the_label_has_the_full_path_of_a_nested_route() {
+async fn label_has_the_full_path_of_a_nested_route() {
     let app = Router::new().nest("/api", Router::new().nest("/v1", users())).layer(labelled());
     let label = text(call(app, "GET", "/api/v1/users/7").await).await;
     assert_label(&label, "GET /api/v1/users/{id}", "GET /api/v1/users/7");
 }
 
 #[tokio::test]
-async fn a_layer_inside_a_nested_router_labels_with_what_it_sees() {
+async fn layer_inside_a_nested_router_labels_with_what_it_sees() {
     let app = Router::new().nest("/api", users().layer(labelled()));
     let label = text(call(app, "GET", "/api/users/7").await).await;
     // axum strips the prefix off the URI, not off the matched path.
@@ -81,13 +81,13 @@ async fn a_layer_inside_a_nested_router_labels_with_what_it_sees() {
 }
 
 #[tokio::test]
-async fn a_request_that_matched_no_route_is_labelled_with_its_path() {
+async fn request_that_matched_no_route_is_labelled_with_its_path() {
     let app = Router::new().fallback(label).layer(labelled());
     assert_eq!(text(call(app, "GET", "/nowhere").await).await, "GET /nowhere");
 }
 
 #[tokio::test]
-async fn a_layer_around_the_whole_router_labels_with_the_path() {
+async fn layer_around_the_whole_router_labels_with_the_path() {
     use tower::Layer;
     let request = Request::get("/users/7").body(Body::empty()).expect("a request");
     let response = labelled().layer(users()).oneshot(request).await.expect("infallible");
@@ -95,7 +95,7 @@ async fn a_layer_around_the_whole_router_labels_with_the_path() {
 }
 
 #[tokio::test]
-async fn the_label_may_be_ones_own() {
+async fn label_may_be_ones_own() {
     let layer = labelled().label(|method, uri, _| {
         (!uri.path().ends_with("plain")).then(|| format!("{method} of somebody"))
     });
@@ -135,7 +135,7 @@ async fn without_the_layer_the_answer_names_the_cure() {
 }
 
 #[tokio::test]
-async fn a_route_added_after_the_layer_is_told_of_the_order() {
+async fn route_added_after_the_layer_answers_with_the_cure() {
     let app = Router::new()
         .route("/in-time", get(plain))
         .layer(JobsLayer::new(Scheduler::new()))
@@ -147,7 +147,7 @@ async fn a_route_added_after_the_layer_is_told_of_the_order() {
 }
 
 #[tokio::test]
-async fn a_layer_of_another_marker_is_none() {
+async fn layer_of_another_marker_is_none() {
     let plain_only = plain_and_marked().layer(JobsLayer::new(Scheduler::new()));
     assert_names_the_cure(plain_only, "/marked", MARKED).await;
     let marked_only = plain_and_marked().layer(JobsLayer::<Mail>::with_marker(Scheduler::new()));
@@ -196,7 +196,7 @@ fn every_spawn_error_is_a_response() {
 }
 
 #[tokio::test]
-async fn the_response_to_a_refused_spawn_says_why() {
+async fn response_to_a_refused_spawn_says_why() {
     let closed = text(SpawnError::Closed.into_response()).await;
     assert_eq!(closed, SpawnError::Closed.to_string());
     let full = text(TrySpawnError::Full(()).into_response()).await;
@@ -234,28 +234,28 @@ async fn answers(scheduler: &Scheduler) -> [Response<Body>; 4] {
 }
 
 #[tokio::test]
-async fn a_handler_may_return_either_error_with_a_question_mark() {
+async fn handler_may_return_either_error_with_a_question_mark() {
     for response in answers(&Scheduler::new()).await {
         assert_eq!(response.status(), StatusCode::ACCEPTED);
     }
 }
 
 #[tokio::test]
-async fn a_closed_scheduler_makes_handlers_answer_503() {
+async fn closed_scheduler_makes_handlers_answer_503() {
     let scheduler = Scheduler::new();
     scheduler.close().await;
     assert_all_unavailable(answers(&scheduler).await);
 }
 
 #[tokio::test]
-async fn a_full_scheduler_without_a_queue_makes_handlers_answer_503() {
+async fn full_scheduler_without_a_queue_makes_handlers_answer_503() {
     let scheduler = limited(1, 0);
     scheduler.try_spawn(pending::<()>()).expect("a place");
     assert_all_unavailable(answers(&scheduler).await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_spawn_that_waited_in_vain_makes_its_handler_answer_503() {
+async fn spawn_that_waited_in_vain_makes_its_handler_answer_503() {
     let scheduler = limited(1, 1);
     scheduler.try_spawn(pending::<()>()).expect("a running place");
     scheduler.try_spawn(pending::<()>()).expect("a queue place");
@@ -264,7 +264,7 @@ async fn a_spawn_that_waited_in_vain_makes_its_handler_answer_503() {
 }
 
 #[tokio::test]
-async fn a_spawner_that_waits_at_close_answers_503() {
+async fn spawner_that_waits_at_close_answers_503() {
     let scheduler = limited(1, 1);
     scheduler.try_spawn(pending::<()>()).expect("a running place");
     scheduler.try_spawn(pending::<()>()).expect("a queue place");
@@ -276,7 +276,7 @@ async fn a_spawner_that_waits_at_close_answers_503() {
 }
 
 #[test]
-fn a_handler_without_a_runtime_answers_500() {
+fn handler_without_a_runtime_answers_500() {
     fn at_once(response: impl Future<Output = Response<Body>>) -> Response<Body> {
         assert_ready!(tokio_test::task::spawn(response).poll())
     }

@@ -1,7 +1,7 @@
 //! `JobsLayer` on axum's routers: which scheduler a handler sees.
 //!
-//! Row 32 of aiojobs: `a_nested_router_has_its_own_scheduler_if_it_has_a_layer` and
-//! `a_nested_router_has_its_parents_scheduler_otherwise`.
+//! Row 32 of aiojobs: `nested_router_has_its_own_scheduler_if_it_has_a_layer` and
+//! `nested_router_has_its_parents_scheduler_otherwise`.
 
 use axum::{
     Router,
@@ -44,20 +44,20 @@ async fn assert_seen_by(app: &Router, method: &str, path: &str, expected: &str) 
 }
 
 #[tokio::test]
-async fn a_nested_router_has_its_own_scheduler_if_it_has_a_layer() {
+async fn nested_router_has_its_own_scheduler_if_it_has_a_layer() {
     let app = route("/").nest("/api", route("/jobs").layer(layer(INNER))).layer(layer(OUTER));
     assert_seen(&app, "/api/jobs", INNER).await;
     assert_seen(&app, "/", OUTER).await;
 }
 
 #[tokio::test]
-async fn a_nested_router_has_its_parents_scheduler_otherwise() {
+async fn nested_router_has_its_parents_scheduler_otherwise() {
     let app = route("/").nest("/api", route("/jobs")).layer(layer(OUTER));
     assert_seen(&app, "/api/jobs", OUTER).await;
 }
 
 #[tokio::test]
-async fn a_nested_service_is_no_different() {
+async fn nested_service_is_no_different() {
     let inner = route("/own").layer(layer(INNER)).merge(route("/parents"));
     let app = Router::new().nest_service("/api", inner).layer(layer(OUTER));
     assert_seen(&app, "/api/own", INNER).await;
@@ -65,7 +65,7 @@ async fn a_nested_service_is_no_different() {
 }
 
 #[tokio::test]
-async fn an_unmatched_path_under_a_nest_sees_the_outer_layer() {
+async fn unmatched_path_under_a_nest_sees_the_outer_layer() {
     let inner = route("/jobs").layer(layer(INNER));
     let app = Router::new().nest("/api", inner).fallback(seen).layer(layer(OUTER));
     assert_seen(&app, "/api/nowhere", OUTER).await;
@@ -73,7 +73,7 @@ async fn an_unmatched_path_under_a_nest_sees_the_outer_layer() {
 }
 
 #[tokio::test]
-async fn a_fallback_sees_the_layer_of_its_own_router() {
+async fn fallback_sees_the_layer_of_its_own_router() {
     let inner = route("/jobs").fallback(seen).layer(layer(INNER));
     let app = Router::new().nest("/api", inner).fallback(seen).layer(layer(OUTER));
     assert_seen(&app, "/api/nowhere", INNER).await;
@@ -81,7 +81,7 @@ async fn a_fallback_sees_the_layer_of_its_own_router() {
 }
 
 #[tokio::test]
-async fn a_fallback_for_other_methods_sees_the_layer() {
+async fn fallback_for_other_methods_sees_the_layer() {
     let methods: MethodRouter = get(seen).fallback(seen);
     let app = Router::new().route("/", methods).layer(layer(OUTER));
     assert_seen_by(&app, "DELETE", "/", OUTER).await;
@@ -104,14 +104,14 @@ async fn of_two_layers_on_one_router_the_inner_wins() {
 }
 
 #[tokio::test]
-async fn a_route_layer_serves_the_routes_and_not_the_fallback() {
+async fn route_layer_serves_the_routes_and_not_the_fallback() {
     let app = route("/").fallback(seen).route_layer(layer(OUTER));
     assert_seen(&app, "/", OUTER).await;
     assert_seen(&app, "/nowhere", NONE).await;
 }
 
 #[tokio::test]
-async fn a_layer_on_methods_serves_only_those() {
+async fn layer_on_methods_serves_only_those() {
     let methods = get(seen).layer(layer(INNER)).post(seen);
     let app = Router::new().route("/", methods);
     assert_seen_by(&app, "GET", "/", INNER).await;
@@ -137,7 +137,7 @@ async fn middleware_inside_the_layer_sees_it_and_outside_does_not() {
 struct Mail;
 
 #[tokio::test]
-async fn a_marker_tells_two_schedulers_on_one_route_apart() {
+async fn marker_separates_two_schedulers_on_one_route() {
     async fn handler(plain: Jobs, mail: Jobs<Mail>) -> Result<StatusCode, SpawnError> {
         plain.job("plain").spawn(std::future::pending::<()>()).await?;
         mail.job("mail").spawn(std::future::pending::<()>()).await?;
@@ -160,7 +160,7 @@ async fn a_marker_tells_two_schedulers_on_one_route_apart() {
 }
 
 #[tokio::test]
-async fn a_marker_has_a_label_and_an_innermost_layer_of_its_own() {
+async fn marker_has_a_label_and_an_innermost_layer_of_its_own() {
     async fn seen(plain: Jobs, mail: Jobs<Mail>) -> String {
         format!("{} {}", plain.label(), mail.label())
     }

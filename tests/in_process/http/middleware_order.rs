@@ -435,7 +435,7 @@ async fn leaves_early(position: Position) -> (Option<Arc<str>>, ResponseOutcome,
 // The chapter.
 
 #[tokio::test(start_paused = true)]
-async fn in_the_recommended_order_the_jobs_are_told_what_the_client_got() {
+async fn recommended_order_gives_jobs_the_status_of_the_client() {
     let inside = |app| compression(catch_panic(timeout(app)));
     let complete = |status: StatusCode| (status.as_u16(), Complete(status));
     assert_eq!(seen(Inside, inside, get(slow)).await, complete(StatusCode::REQUEST_TIMEOUT));

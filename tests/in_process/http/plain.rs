@@ -104,7 +104,7 @@ fn handling_a_request_needs_no_runtime() {
 }
 
 #[tokio::test]
-async fn the_label_is_asked_for_once_for_every_request() {
+async fn label_is_asked_for_once_for_every_request() {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = asked.clone();
     let layer = JobsLayer::new(Scheduler::new()).label(move |method, uri, extensions| {
@@ -166,14 +166,14 @@ fn readiness(inner: Inner) -> Poll<Result<(), &'static str>> {
 }
 
 #[test]
-fn the_service_is_as_ready_as_its_inner_service() {
+fn service_is_as_ready_as_its_inner_service() {
     assert_pending!(readiness(Inner::new(Poll::Pending)));
     assert_eq!(readiness(Inner::new(Poll::Ready(Err("broken")))), Poll::Ready(Err("broken")));
     assert_eq!(readiness(Inner::new(Poll::Ready(Ok(())))), Poll::Ready(Ok(())));
 }
 
 #[tokio::test]
-async fn the_inner_service_that_was_ready_is_the_one_called_and_its_error_passes() {
+async fn ready_inner_service_is_called_and_its_error_passes() {
     let inner = Inner::new(Poll::Ready(Ok(())));
     let mut service = JobsLayer::new(Scheduler::new()).layer(inner);
 
@@ -205,7 +205,7 @@ fn layer_service_and_jobs_are_as_sendable_as_what_is_inside() {
 
 /// tower-http's `TimeoutLayer` makes a response of its own, and so wants a body that has a default.
 #[tokio::test(start_paused = true)]
-async fn the_layer_stands_in_one_stack_with_layers_that_make_empty_bodies() {
+async fn layer_stacks_with_layers_that_make_empty_bodies() {
     let scheduler = Scheduler::new();
     let never = async |request: Request<NotABody>| {
         let jobs: &Jobs = request.extensions().get().expect("the layer is there");

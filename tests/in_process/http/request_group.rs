@@ -40,7 +40,7 @@ async fn fetch(app: &Router) -> Response {
 }
 
 #[tokio::test]
-async fn a_test_waits_for_the_jobs_of_one_request_while_others_go_on() {
+async fn test_waits_for_the_jobs_of_one_request_while_others_go_on() {
     let scheduler = Scheduler::new();
     let (go, never) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let others = fetch(&app(&scheduler, &never)).await;
@@ -61,7 +61,7 @@ async fn a_test_waits_for_the_jobs_of_one_request_while_others_go_on() {
 }
 
 #[tokio::test]
-async fn the_jobs_of_the_response_are_those_of_the_handler() {
+async fn jobs_of_the_response_are_those_of_the_handler() {
     let scheduler = Scheduler::new();
     let go = Arc::new(Notify::new());
     let response = fetch(&app(&scheduler, &go)).await;
@@ -78,7 +78,7 @@ async fn the_jobs_of_the_response_are_those_of_the_handler() {
 }
 
 #[tokio::test]
-async fn a_job_spawned_by_a_job_through_the_requests_jobs_is_one_of_them() {
+async fn job_spawned_by_a_job_of_the_request_is_in_its_group() {
     let scheduler = Scheduler::new();
     let jobs = answered(&scheduler).await;
     let go = Arc::new(Notify::new());
@@ -191,7 +191,7 @@ async fn closing_ends_deferred_jobs_before_their_response_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn closing_gives_jobs_that_can_be_told_their_time_and_names_those_that_do_not_heed() {
+async fn close_gives_jobs_their_time_and_names_the_late_ones() {
     let scheduler = Scheduler::builder().close_timeout(2 * SECOND).build();
     let jobs = answered(&scheduler).await;
     let heeds = jobs
@@ -217,7 +217,7 @@ async fn spawn_one(jobs: Jobs) {
 }
 
 #[tokio::test]
-async fn where_layers_are_nested_the_response_has_the_jobs_of_the_innermost() {
+async fn response_has_the_jobs_of_the_innermost_layer() {
     let (outer, inner) = (Scheduler::new(), Scheduler::new());
     let nested = Router::new().route("/", get(spawn_one)).layer(JobsLayer::new(inner.clone()));
     let app = nested.layer(JobsLayer::new(outer.clone()));
@@ -230,7 +230,7 @@ async fn where_layers_are_nested_the_response_has_the_jobs_of_the_innermost() {
 }
 
 #[tokio::test]
-async fn nested_layers_of_one_scheduler_are_told_of_the_same_end() {
+async fn nested_layers_of_one_scheduler_see_the_same_end() {
     let scheduler = Scheduler::new();
     let defer_outside = |request: Request| {
         request.extensions().get::<Jobs>().unwrap().after_response(async {}).unwrap();
@@ -250,7 +250,7 @@ async fn nested_layers_of_one_scheduler_are_told_of_the_same_end() {
 }
 
 #[tokio::test]
-async fn a_marked_layers_jobs_are_in_the_response_beside_the_plain_ones() {
+async fn response_has_marked_jobs_beside_plain_ones() {
     enum Mail {}
     let (plain, mail) = (Scheduler::new(), Scheduler::new());
     let handler = async |jobs: Jobs, mails: Jobs<Mail>| {

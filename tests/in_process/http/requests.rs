@@ -5,9 +5,9 @@
 //!
 //! | row | test |
 //! |---|---|
-//! | 29 | `a_scheduler_set_up_before_the_server_is_drained_after_it` |
+//! | 29 | `scheduler_set_up_before_the_server_is_drained_after_it` |
 //! | 30 | `every_verb_runs_its_job_after_the_response`, `shield_passes_its_result_through_a_handler` |
-//! | 34 | `a_scheduler_set_up_before_the_server_is_drained_after_it`, `a_handler_in_flight_may_spawn_while_draining` |
+//! | 34 | `scheduler_set_up_before_the_server_is_drained_after_it`, `handler_in_flight_may_spawn_while_draining` |
 //!
 //! 31 is in `extractor.rs`, 32 in `layer.rs`.
 
@@ -212,7 +212,7 @@ async fn many_requests_at_once_all_have_their_jobs_done() {
 // Clients that leave.
 
 #[tokio::test]
-async fn a_client_that_leaves_while_its_handler_waits_for_a_place_takes_the_job_along() {
+async fn client_leaving_a_waiting_handler_takes_the_job_along() {
     async fn handler(jobs: Jobs, State(ends): State<Ends>) -> Answer {
         let (_guard, carried) = (ends.guard("handler dropped"), ends.guard("job dropped"));
         ends.tell("entered");
@@ -249,7 +249,7 @@ async fn a_client_that_leaves_while_its_handler_waits_for_a_place_takes_the_job_
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_after_the_spawn_leaves_the_job_running() {
+async fn client_that_leaves_after_the_spawn_leaves_the_job_running() {
     async fn handler(jobs: Jobs, State(ends): State<Ends>) -> Answer {
         let _guard = ends.guard("handler dropped");
         jobs.spawn(ends.clone().job("job ran")).await?;
@@ -272,7 +272,7 @@ async fn a_client_that_leaves_after_the_spawn_leaves_the_job_running() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_during_a_shield_leaves_it_running() {
+async fn client_that_leaves_during_a_shield_leaves_it_running() {
     async fn handler(jobs: Jobs, State(ends): State<Ends>) -> StatusCode {
         let _guard = ends.guard("handler dropped");
         let shielded = jobs.shield(ends.clone().job("shielded"));
@@ -295,7 +295,7 @@ async fn a_client_that_leaves_during_a_shield_leaves_it_running() {
 }
 
 #[test]
-fn a_shield_that_is_refused_is_dropped_outside_the_schedulers_lock() {
+fn refused_shield_is_dropped_outside_the_lock() {
     struct Counts(Scheduler);
     impl Drop for Counts {
         fn drop(&mut self) {
@@ -319,7 +319,7 @@ fn a_shield_that_is_refused_is_dropped_outside_the_schedulers_lock() {
 // Shutting down.
 
 #[tokio::test]
-async fn a_scheduler_set_up_before_the_server_is_drained_after_it() {
+async fn scheduler_set_up_before_the_server_is_drained_after_it() {
     let mut test = Test::new(Scheduler::builder().limit(1).build());
     let server = test.serve(verbs()).await;
     for verb in ["/spawn", "/job"] {
@@ -341,7 +341,7 @@ async fn a_scheduler_set_up_before_the_server_is_drained_after_it() {
 }
 
 #[tokio::test]
-async fn a_handler_in_flight_may_spawn_while_draining() {
+async fn handler_in_flight_may_spawn_while_draining() {
     async fn late(jobs: Jobs, State(mut ends): State<Ends>) -> Answer {
         ends.tell("entered");
         ends.gate().await;

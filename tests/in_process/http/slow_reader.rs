@@ -88,7 +88,7 @@ struct Start {
 }
 
 #[tokio::test]
-async fn a_job_does_not_start_while_its_client_is_slow_to_read() {
+async fn job_does_not_start_while_its_client_is_slow_to_read() {
     for protocol in [Http1, Http2] {
         let scheduler = Scheduler::new();
         let (taken, read) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -125,7 +125,7 @@ async fn a_job_does_not_start_while_its_client_is_slow_to_read() {
 }
 
 #[tokio::test]
-async fn a_job_starts_as_aborted_when_a_slow_reader_leaves() {
+async fn job_starts_as_aborted_when_a_slow_reader_leaves() {
     for protocol in [Http1, Http2] {
         let scheduler = Scheduler::new();
         let taken = Arc::new(AtomicUsize::new(0));
@@ -151,7 +151,7 @@ async fn a_job_starts_as_aborted_when_a_slow_reader_leaves() {
 
 /// "Handed to the server" is all that can be known: it takes a frame of any size at once.
 #[tokio::test]
-async fn a_body_of_one_frame_is_handed_over_before_anything_is_read() {
+async fn body_of_one_frame_is_handed_over_before_anything_is_read() {
     for protocol in [Http1, Http2] {
         let scheduler = Scheduler::new();
         let (started, mut start) = mpsc::unbounded_channel();
@@ -294,7 +294,7 @@ async fn its_response_is_not_delayed(
 }
 
 #[tokio::test]
-async fn a_job_that_blocks_its_thread_does_not_delay_its_own_response() {
+async fn job_that_blocks_its_thread_does_not_delay_its_response() {
     let mut delayed = Vec::new();
     for threads in [Threads::Current, Threads::OneWorker] {
         for comes in [Comes::Free, Comes::Queued] {

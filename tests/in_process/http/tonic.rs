@@ -159,7 +159,7 @@ fn welcomed(name: &str) -> Event {
 }
 
 #[tokio::test]
-async fn a_call_leaves_jobs_behind_that_carry_its_method_and_are_drained() {
+async fn call_leaves_jobs_that_carry_its_method_and_are_drained() {
     let mut call = Call::new().await;
     assert_eq!(within("a response", call.sign_up("Ada")).await.unwrap(), format!("POST {PATH}"));
     let ended = Event::Ended(Complete(http::StatusCode::OK));
@@ -171,7 +171,7 @@ async fn a_call_leaves_jobs_behind_that_carry_its_method_and_are_drained() {
 
 /// A gRPC error is told in the headers or trailers of a response whose HTTP status is 200.
 #[tokio::test]
-async fn a_call_that_fails_has_a_complete_response_of_status_200_all_the_same() {
+async fn failed_call_has_a_complete_response_of_status_200() {
     let mut call = Call::new().await;
     let status = within("a response", call.sign_up("nobody")).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
@@ -180,7 +180,7 @@ async fn a_call_that_fails_has_a_complete_response_of_status_200_all_the_same() 
 }
 
 #[tokio::test]
-async fn a_call_that_its_client_cancels_has_no_response() {
+async fn call_that_its_client_cancels_has_no_response() {
     let mut call = Call::new().await;
     let response = tokio::spawn(call.sign_up("slow"));
     assert_eq!(call.event().await, welcomed("slow"));
@@ -190,7 +190,7 @@ async fn a_call_that_its_client_cancels_has_no_response() {
 }
 
 #[tokio::test]
-async fn a_response_is_complete_with_its_trailers_and_not_before() {
+async fn response_is_complete_with_its_trailers_and_not_before() {
     for (frames, outcome) in
         [(1, Aborted(http::StatusCode::OK)), (2, Complete(http::StatusCode::OK))]
     {

@@ -115,7 +115,7 @@ fn assert_counted(how: How, scheduler: &Scheduler) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_told_to_who_awaits_the_handle_and_to_nobody_else() {
+async fn awaited_failure_reaches_the_awaiter_only() {
     for how in ALL {
         let (scheduler, mut failures) = closing_in_time();
         let go = Arc::new(Notify::new());
@@ -130,7 +130,7 @@ async fn a_failure_is_told_to_who_awaits_the_handle_and_to_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_of_a_held_job_is_told_when_the_handle_is_dropped_unawaited() {
+async fn dropped_handle_reports_failure_once() {
     for how in ALL {
         let (scheduler, mut failures) = closing_in_time();
         let go = Arc::new(Notify::new());
@@ -145,7 +145,7 @@ async fn a_failure_of_a_held_job_is_told_when_the_handle_is_dropped_unawaited() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_of_a_detached_job_is_told_when_it_fails() {
+async fn detached_job_reports_its_failure_when_it_fails() {
     for how in ALL {
         let (scheduler, mut failures) = closing_in_time();
         let go = Arc::new(Notify::new());
@@ -160,7 +160,7 @@ async fn a_failure_of_a_detached_job_is_told_when_it_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_that_was_given_up_counts_for_nothing() {
+async fn wait_that_was_given_up_counts_for_nothing() {
     for how in ALL {
         let (scheduler, mut failures) = closing_in_time();
         let go = Arc::new(Notify::new());
@@ -197,7 +197,7 @@ impl<T> Drop for Spiteful<T> {
 }
 
 #[tokio::test]
-async fn a_handle_dropped_by_its_own_failing_job_tells_once() {
+async fn handle_dropped_by_its_own_failing_job_reports_once() {
     let (scheduler, mut failures) = closing_in_time();
     let own_handle = Arc::default();
     let job = scheduler.try_spawn(Spiteful(Arc::clone(&own_handle))).unwrap();
@@ -208,7 +208,7 @@ async fn a_handle_dropped_by_its_own_failing_job_tells_once() {
 }
 
 #[tokio::test]
-async fn shielded_work_that_fails_and_drops_its_caller_and_panics_tells_once() {
+async fn shield_that_drops_its_caller_reports_its_failure_once() {
     type Caller = task::Spawn<Pin<Box<dyn Future<Output = ()> + Send>>>;
     let (scheduler, mut failures) = closing_in_time();
     let caller: Arc<Mutex<Option<Caller>>> = Arc::default();
@@ -222,7 +222,7 @@ async fn shielded_work_that_fails_and_drops_its_caller_and_panics_tells_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handle_dropped_while_its_job_fails_tells_once() {
+async fn handle_dropped_while_its_job_fails_reports_once() {
     let (scheduler, mut failures) = closing_in_time();
     for n in 0..2_000 {
         let (go, goes) = oneshot::channel::<()>();
@@ -246,7 +246,7 @@ async fn a_handle_dropped_while_its_job_fails_tells_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_closed_by_its_handle_tells_its_failure_there_and_once() {
+async fn closing_handle_gets_the_failure_of_its_job_once() {
     let (scheduler, mut failures) = closing_in_time();
     let mut deaf = scheduler.spawn_with(|_| pending::<()>()).await.unwrap();
     assert!(deaf.close().await.unwrap_err().is_close_timeout());
@@ -266,7 +266,7 @@ async fn a_job_closed_by_its_handle_tells_its_failure_there_and_once() {
 }
 
 #[tokio::test]
-async fn that_a_job_did_not_end_in_time_is_told_once_and_its_own_failure_as_well() {
+async fn close_timeout_is_reported_once_and_a_later_failure_too() {
     for how in [How::CloseTimeout, How::Panic] {
         let builder = Scheduler::builder().close_timeout(Duration::ZERO);
         let (scheduler, mut failures) = watched(builder);
@@ -312,7 +312,7 @@ impl Drop for Twice {
 }
 
 #[tokio::test]
-async fn of_two_panics_the_first_is_told() {
+async fn first_of_two_panics_is_reported() {
     let (scheduler, mut failures) = closing_in_time();
     drop(scheduler.try_spawn(Twice).unwrap());
     scheduler.wait_idle().await;
@@ -322,7 +322,7 @@ async fn of_two_panics_the_first_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_poll_of_a_job_counts_for_its_run_timeout() {
+async fn first_poll_of_a_job_counts_for_its_run_timeout() {
     let scheduler = Scheduler::new();
     let job = async {
         // Moves the clock in that poll.
@@ -352,7 +352,7 @@ impl JobOutput for Unspeakable {
 }
 
 #[tokio::test]
-async fn a_shielded_failure_that_panics_when_it_is_asked_for_is_told_as_a_panic() {
+async fn panic_of_a_shielded_failure_is_reported_as_a_panic() {
     let (scheduler, mut failures) = closing_in_time();
     let mut caller = task::spawn(scheduler.shield(async { Unspeakable }));
     assert_pending!(caller.poll());
@@ -362,7 +362,7 @@ async fn a_shielded_failure_that_panics_when_it_is_asked_for_is_told_as_a_panic(
 }
 
 #[tokio::test]
-async fn what_was_cancelled_has_not_failed() {
+async fn cancelled_jobs_have_not_failed() {
     let (scheduler, mut failures) = closing_in_time();
     scheduler.spawn(pending::<()>()).await.unwrap().abort();
     scheduler.spawn(pending::<()>()).await.unwrap().close().await.unwrap();
@@ -373,7 +373,7 @@ async fn what_was_cancelled_has_not_failed() {
 }
 
 #[tokio::test]
-async fn shielded_work_tells_its_caller_or_else_the_hook() {
+async fn shield_reports_to_its_caller_or_else_to_the_hook() {
     let (scheduler, mut failures) = closing_in_time();
     assert_eq!(scheduler.shield(async { Err::<(), _>("no") }).await.unwrap(), Err("no"));
     // A panic comes out in the caller.
@@ -410,7 +410,7 @@ async fn shielded_work_tells_its_caller_or_else_the_hook() {
 }
 
 #[tokio::test]
-async fn a_hook_that_panics_harms_nothing_and_is_logged() {
+async fn hook_that_panics_harms_nothing_and_is_logged() {
     let (logs, _guard) = Logs::start();
     let (tell, mut told) = mpsc::unbounded_channel();
     let hook = move |failure: JobFailure| {
@@ -459,7 +459,7 @@ impl Error for Undelivered {
 }
 
 #[tokio::test]
-async fn without_a_hook_a_failure_is_logged_with_all_that_is_known_of_the_job() {
+async fn failure_without_a_hook_is_logged_with_its_job() {
     let (logs, _guard) = Logs::start();
     let scheduler = Scheduler::new();
     let spawned = Arc::new(OnceLock::new());
@@ -492,7 +492,7 @@ async fn without_a_hook_a_failure_is_logged_with_all_that_is_known_of_the_job() 
 }
 
 #[tokio::test]
-async fn of_causes_only_those_are_left_out_that_have_been_told_in_full() {
+async fn failure_text_leaves_out_only_causes_it_already_has() {
     #[derive(Debug)]
     struct Step(&'static str, Option<Box<Step>>);
     impl fmt::Display for Step {
@@ -520,7 +520,7 @@ async fn of_causes_only_those_are_left_out_that_have_been_told_in_full() {
 }
 
 #[tokio::test]
-async fn without_a_hook_a_panic_is_logged_with_its_text() {
+async fn panic_without_a_hook_is_logged_with_its_text() {
     let (logs, _guard) = Logs::start();
     let scheduler = Scheduler::new();
     scheduler.job("panicking").spawn(async { panic!("out of ink") }).await.unwrap();
@@ -531,7 +531,7 @@ async fn without_a_hook_a_panic_is_logged_with_its_text() {
 }
 
 #[tokio::test]
-async fn a_failure_is_told_in_one_line_whatever_the_text_of_its_error_and_its_request() {
+async fn failure_is_one_line_whatever_its_error_and_its_request() {
     let (scheduler, mut failures) = watched(Scheduler::builder());
     let handler = tower::service_fn(async |request: http::Request<()>| {
         let jobs = request.extensions().get::<Jobs>().expect("the layer is there");
@@ -548,7 +548,7 @@ async fn a_failure_is_told_in_one_line_whatever_the_text_of_its_error_and_its_re
 }
 
 #[tokio::test]
-async fn a_failure_is_logged_in_one_line_whatever_the_name_of_its_job() {
+async fn failure_is_logged_in_one_line_whatever_its_job_name() {
     let (logs, _guard) = Logs::start();
     let scheduler = Scheduler::new();
     let job = scheduler.job("to a\nERROR forged").spawn(async { Err::<(), _>("no mail today") });
@@ -574,7 +574,7 @@ where
 }
 
 #[tokio::test]
-async fn a_panic_whose_payload_panics_when_dropped_is_contained() {
+async fn panic_whose_payload_panics_when_dropped_is_contained() {
     let logging = || Scheduler::builder().limit(1);
     for scheduler in [logging().build(), logging().on_failure(drop).build()] {
         assert_contained(scheduler, async { panic_any(Grenade) }, Outcome::Panicked).await;
@@ -588,7 +588,7 @@ async fn a_panic_whose_payload_panics_when_dropped_is_contained() {
 }
 
 #[tokio::test]
-async fn a_value_that_panics_when_dropped_is_contained() {
+async fn value_that_panics_when_dropped_is_contained() {
     let scheduler = || Scheduler::builder().limit(1).on_failure(drop).build();
     // Nobody has the handle: the job itself drops the value, and that is its panic.
     assert_contained(scheduler(), async { Some(Grenade) }, Outcome::Panicked).await;
@@ -624,7 +624,7 @@ impl Drop for BadError {
 }
 
 #[tokio::test]
-async fn an_error_that_panics_when_dropped_or_shown_is_contained() {
+async fn error_that_panics_when_dropped_or_shown_is_contained() {
     for when_shown in [true, false] {
         let show = |failure| drop(format!("{failure}"));
         for scheduler in [Scheduler::new(), Scheduler::builder().on_failure(show).build()] {
@@ -636,7 +636,7 @@ async fn an_error_that_panics_when_dropped_or_shown_is_contained() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_reported_at_its_run_timeout_is_dropped_where_it_stands() {
+async fn job_at_its_run_timeout_is_dropped_where_it_stands() {
     let (scheduler, mut failures) = closing_in_time();
     let job = scheduler.job("slow").timeout(SECOND).spawn(async {
         sleep(2 * SECOND).await;

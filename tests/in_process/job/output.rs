@@ -21,7 +21,7 @@ async fn returned<T: JobOutput + Send + 'static>(value: T) -> Result<T::Value, J
 }
 
 #[tokio::test]
-async fn a_job_returns_nothing_or_any_plain_value() {
+async fn job_returns_nothing_or_any_plain_value() {
     returned(()).await.unwrap();
     assert!(returned(true).await.unwrap());
     assert_eq!(returned(7_u64).await.unwrap(), 7);
@@ -40,7 +40,7 @@ async fn a_job_returns_nothing_or_any_plain_value() {
 }
 
 #[tokio::test]
-async fn a_job_fails_with_any_error_that_can_be_boxed() {
+async fn job_fails_with_any_error_that_can_be_boxed() {
     async fn source<T: Send + 'static, E>(error: E) -> BoxError
     where
         Result<T, E>: JobOutput<Value = T> + Send + 'static,
@@ -64,7 +64,7 @@ async fn a_job_fails_with_any_error_that_can_be_boxed() {
 }
 
 #[tokio::test]
-async fn a_blocking_job_fails_with_its_error_too() {
+async fn blocking_job_fails_with_its_error_too() {
     let scheduler = Scheduler::new();
     let job = scheduler.spawn_blocking(|| Err::<(), _>("no disk")).await.unwrap();
     assert_eq!(job.await.unwrap_err().into_source().unwrap().to_string(), "no disk");
@@ -72,7 +72,7 @@ async fn a_blocking_job_fails_with_its_error_too() {
 }
 
 #[tokio::test]
-async fn a_type_of_ones_own_may_be_returned() {
+async fn type_of_ones_own_may_be_returned() {
     #[derive(Debug, PartialEq)]
     struct Receipt(u64);
     impl JobOutput for Receipt {

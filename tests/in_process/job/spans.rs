@@ -140,7 +140,7 @@ async fn with_a_job_running(link: SpanLink) -> (Scheduler, oneshot::Sender<()>) 
 // What it is.
 
 #[tokio::test]
-async fn the_span_of_a_job_has_its_id_name_and_request() {
+async fn span_of_a_job_has_its_id_name_and_request() {
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::new();
     let of_request =
@@ -158,7 +158,7 @@ async fn the_span_of_a_job_has_its_id_name_and_request() {
 // How it is tied to its request.
 
 #[tokio::test]
-async fn the_request_span_closes_while_a_job_that_follows_from_it_runs() {
+async fn request_span_closes_while_a_job_following_from_it_runs() {
     let (recorder, _guard) = Recorder::start();
     let (scheduler, release) = with_a_job_running(SpanLink::default()).await;
 
@@ -173,7 +173,7 @@ async fn the_request_span_closes_while_a_job_that_follows_from_it_runs() {
 }
 
 #[tokio::test]
-async fn the_request_span_stays_open_while_its_child_runs() {
+async fn request_span_stays_open_while_its_child_runs() {
     let (recorder, _guard) = Recorder::start();
     let (scheduler, release) = with_a_job_running(SpanLink::Child).await;
 
@@ -188,7 +188,7 @@ async fn the_request_span_stays_open_while_its_child_runs() {
 }
 
 #[tokio::test]
-async fn the_span_of_a_job_may_have_no_tie_to_the_request() {
+async fn span_of_a_job_may_have_no_tie_to_the_request() {
     let (recorder, _guard) = Recorder::start();
     let (_scheduler, _release) = with_a_job_running(SpanLink::None).await;
 
@@ -198,7 +198,7 @@ async fn the_span_of_a_job_may_have_no_tie_to_the_request() {
 }
 
 #[tokio::test]
-async fn the_span_of_a_job_that_a_job_spawns_follows_from_that_jobs() {
+async fn span_of_a_job_that_a_job_spawns_follows_from_that_jobs() {
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::new();
     let inner = scheduler.clone();
@@ -213,7 +213,7 @@ async fn the_span_of_a_job_that_a_job_spawns_follows_from_that_jobs() {
 }
 
 #[tokio::test]
-async fn the_span_of_a_job_closes_with_the_job_and_not_with_its_handle() {
+async fn span_closes_with_its_job_and_not_with_the_handle() {
     for link in [SpanLink::FollowsFrom, SpanLink::Child] {
         let (recorder, _guard) = Recorder::start();
         let scheduler = Scheduler::builder().span(link).build();
@@ -228,7 +228,7 @@ async fn the_span_of_a_job_closes_with_the_job_and_not_with_its_handle() {
 }
 
 #[tokio::test]
-async fn the_span_of_a_job_has_closed_when_its_waiter_hears_of_its_end() {
+async fn span_has_closed_when_the_waiter_of_its_job_is_woken() {
     struct Hears(Recorder);
     impl Wake for Hears {
         fn wake(self: Arc<Self>) {
@@ -267,7 +267,7 @@ impl Drop for Guard {
 }
 
 #[tokio::test]
-async fn what_a_job_logs_is_in_its_span_at_every_poll() {
+async fn events_of_a_job_are_in_its_span_at_every_poll() {
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::new();
     for name in ["a", "b"] {
@@ -285,7 +285,7 @@ async fn what_a_job_logs_is_in_its_span_at_every_poll() {
 }
 
 #[tokio::test]
-async fn what_a_child_job_logs_is_in_the_requests_span_too() {
+async fn events_of_a_child_job_are_in_the_request_span_too() {
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::builder().span(SpanLink::Child).build();
     drop(serve(&scheduler, |jobs| jobs.job("mail").spawn(speak())).await);
@@ -294,7 +294,7 @@ async fn what_a_child_job_logs_is_in_the_requests_span_too() {
 }
 
 #[tokio::test]
-async fn what_a_blocking_job_logs_is_in_its_span() {
+async fn events_of_a_blocking_job_are_in_its_span() {
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::new();
     // The thread has no recorder of its own. The span brings its own with it.
@@ -332,7 +332,7 @@ async fn jobs_that_share_a_task_have_each_their_own_span() {
 }
 
 #[tokio::test]
-async fn the_report_of_a_failed_job_is_in_its_span() {
+async fn report_of_a_failed_job_is_in_its_span() {
     let (recorder, _guard) = Recorder::start();
     let on_failure = |_| info!("reported");
     let scheduler = Scheduler::builder().on_failure(on_failure).build();
@@ -344,7 +344,7 @@ async fn the_report_of_a_failed_job_is_in_its_span() {
 // A job's future is dropped inside its span, however it ends.
 
 #[tokio::test]
-async fn an_aborted_job_is_dropped_in_its_span() {
+async fn aborted_job_is_dropped_in_its_span() {
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::builder().limit(1).build();
     let active = scheduler.job("active").spawn(holding(Guard)).await.expect("a place");
@@ -360,7 +360,7 @@ async fn an_aborted_job_is_dropped_in_its_span() {
 }
 
 #[tokio::test]
-async fn a_job_that_panics_is_dropped_in_its_span() {
+async fn job_that_panics_is_dropped_in_its_span() {
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::builder().on_failure(drop).build();
     async fn panic() {
@@ -407,7 +407,7 @@ fn jobs_of_a_runtime_that_ends_are_dropped_in_their_spans() {
 }
 
 #[test]
-fn a_job_that_was_never_accepted_is_dropped_in_the_span_of_whoever_drops_it() {
+fn unaccepted_job_is_dropped_in_the_span_of_its_caller() {
     // Only accepted jobs have a life of their own.
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::new();
@@ -418,7 +418,7 @@ fn a_job_that_was_never_accepted_is_dropped_in_the_span_of_whoever_drops_it() {
 }
 
 #[test]
-fn a_blocking_job_that_no_thread_came_to_is_dropped_in_its_span() {
+fn blocking_job_without_a_thread_is_dropped_in_its_span() {
     struct Says;
 
     impl Drop for Says {
@@ -463,7 +463,7 @@ fn a_blocking_job_that_no_thread_came_to_is_dropped_in_its_span() {
 // Whose subscriber panics.
 
 #[tokio::test(start_paused = true)]
-async fn a_subscriber_that_panics_does_no_harm_to_jobs_or_the_scheduler() {
+async fn panicking_subscriber_harms_neither_jobs_nor_scheduler() {
     for callback in ["enter", "exit", "close", "event"] {
         let (broken, _guard) = Broken::start(callback);
         let scheduler = Scheduler::builder().limit(2).build();

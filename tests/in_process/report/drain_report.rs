@@ -8,7 +8,7 @@ use tower_jobs::{DrainReport, JobInfo, JobState, Scheduler};
 use crate::support::SECOND;
 
 #[tokio::test(start_paused = true)]
-async fn a_report_tells_of_the_moment_it_was_made_whenever_and_however_it_is_read() {
+async fn report_shows_the_moment_it_was_made_however_it_is_read() {
     let scheduler = Scheduler::builder().limit(1).build();
     for name in ["first", "second", "third"] {
         scheduler.job(name).concurrency_key("a key").spawn(pending::<()>()).await.unwrap();
@@ -45,7 +45,7 @@ async fn a_report_tells_of_the_moment_it_was_made_whenever_and_however_it_is_rea
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_report_is_shown_in_one_line() {
+async fn report_is_shown_in_one_line() {
     let scheduler = Scheduler::builder().limit(2).wait_timeout(10 * SECOND).build();
     let _well = scheduler.spawn(async { sleep(SECOND).await }).await.unwrap();
     let mail = scheduler.job("welcome\ne-mail").spawn(pending::<()>()).await.unwrap();
@@ -70,7 +70,7 @@ async fn a_report_is_shown_in_one_line() {
 }
 
 #[tokio::test]
-async fn a_report_shows_250_jobs_of_each_outcome_and_lists_them_all() {
+async fn report_shows_250_jobs_of_each_outcome_and_lists_them_all() {
     let scheduler = Scheduler::builder().limit(1).build();
     for n in 0..=251 {
         drop(scheduler.job(format!("mail {n}")).try_spawn(pending::<()>()).unwrap());
@@ -86,7 +86,7 @@ async fn a_report_shows_250_jobs_of_each_outcome_and_lists_them_all() {
 }
 
 #[tokio::test]
-async fn a_report_tells_only_of_the_time_of_the_drain() {
+async fn report_covers_only_the_time_of_the_drain() {
     let scheduler = Scheduler::new();
     scheduler.spawn(async { Err::<(), _>("no") }).await.unwrap().await.unwrap_err();
     scheduler.spawn(async {}).await.unwrap().await.unwrap();

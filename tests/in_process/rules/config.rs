@@ -19,7 +19,7 @@ fn assert_refused<T>(code: impl FnOnce() -> T, parts: &[&str]) {
 }
 
 #[test]
-fn a_limit_of_zero_is_refused() {
+fn limit_of_zero_is_refused() {
     let parts = ["limit is 0", "at least 1", "for no limit"];
     assert_refused(|| Scheduler::builder().limit(0), &parts);
     assert_refused(|| Scheduler::builder().limit(Some(0)), &parts);
@@ -45,7 +45,7 @@ fn timeouts_beyond_a_year_are_refused() {
 }
 
 #[test]
-fn a_run_timeout_of_zero_is_refused() {
+fn run_timeout_of_zero_is_refused() {
     let scheduler = Scheduler::new();
     let parts = ["the job's timeout is 0", "leave the timeout out"];
     assert_refused(|| drop(scheduler.job("x").timeout(Duration::ZERO)), &parts);
@@ -83,7 +83,7 @@ mod with_serde {
     }
 
     #[test]
-    fn an_empty_configuration_is_the_default_one() {
+    fn empty_configuration_is_the_default_one() {
         assert_eq!(from_str::<SchedulerConfig>("{}").unwrap(), SchedulerConfig::default());
         let one = from_value::<SchedulerConfig>(json!({ "limit": 7 })).unwrap();
         assert_eq!((one.limit, one.pending_limit), (Some(7), Some(10_000)));
@@ -135,7 +135,7 @@ mod with_serde {
     }
 
     #[test]
-    fn a_configuration_survives_being_written_and_read() {
+    fn configuration_survives_being_written_and_read() {
         let mut config = SchedulerConfig::default();
         let written = to_value(&config).unwrap();
         assert_eq!(

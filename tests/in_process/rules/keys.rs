@@ -180,7 +180,7 @@ async fn one_hot_key_does_not_starve_a_hundred_thousand_cold_ones() {
 }
 
 #[tokio::test]
-async fn a_held_job_that_is_aborted_or_closed_never_starts_and_lets_the_next_have_its_turn() {
+async fn aborted_or_closed_held_job_gives_its_turn_to_the_next() {
     let scheduler = per_key(1).build();
     let first = start_of(&scheduler, "a", pending::<()>());
     let [aborted, mut closed, last] = [(); 3].map(|()| start_of(&scheduler, "a", pending::<()>()));
@@ -258,7 +258,7 @@ async fn with_no_queue_a_job_whose_key_is_at_its_limit_is_refused() {
 }
 
 #[tokio::test]
-async fn a_deferred_job_waits_for_its_key_when_its_response_is_over() {
+async fn deferred_job_waits_for_its_key_when_its_response_is_over() {
     for pending_limit in [0, 9] {
         let scheduler = per_key(1).pending_limit(pending_limit).build();
         let Open { jobs, response } = respond(&scheduler).await;
@@ -283,7 +283,7 @@ fn assert_refused<F: Debug>(result: Result<Job<()>, TrySpawnError<F>>, first: Jo
 }
 
 #[tokio::test]
-async fn a_second_unique_job_is_refused_with_the_firsts_id_in_every_state() {
+async fn duplicate_is_refused_with_the_id_of_the_first_in_any_state() {
     let scheduler = Scheduler::builder().limit(1).build();
     let place = scheduler.try_spawn(pending::<()>()).unwrap();
     let Open { jobs, response } = respond(&scheduler).await;
@@ -327,7 +327,7 @@ async fn a_second_unique_job_is_refused_with_the_firsts_id_in_every_state() {
 }
 
 #[tokio::test]
-async fn a_refused_unique_job_comes_back_unrun() {
+async fn refused_unique_job_comes_back_unrun() {
     let scheduler = Scheduler::new();
     let first = scheduler.job("first").unique_key("u").try_spawn(pending::<()>()).unwrap();
     let refused = scheduler.job("second").unique_key("u").try_spawn(async { 7 }).unwrap_err();
@@ -340,7 +340,7 @@ async fn a_refused_unique_job_comes_back_unrun() {
 
 #[cfg(feature = "axum")]
 #[tokio::test]
-async fn a_duplicate_is_a_409() {
+async fn duplicate_is_a_409() {
     use axum::response::IntoResponse;
 
     let scheduler = Scheduler::new();
@@ -359,7 +359,7 @@ async fn a_duplicate_is_a_409() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_unique_key_is_free_again_however_its_job_ended() {
+async fn unique_key_is_free_again_however_its_job_ended() {
     let scheduler = Scheduler::builder().limit(1).on_failure(drop).build();
     let job = || scheduler.job("test").unique_key("u");
     job().try_spawn(async {}).unwrap().await.unwrap();
@@ -396,7 +396,7 @@ fn unrun(drops: &Drops) -> impl Future<Output = ()> + Send + 'static {
 }
 
 #[tokio::test]
-async fn a_replaced_job_is_cancelled_and_dropped_once() {
+async fn replaced_job_is_cancelled_and_dropped_once() {
     let scheduler = limited(1, 1);
     let place = scheduler.try_spawn(pending::<()>()).unwrap();
     let drops = Drops::default();
@@ -426,7 +426,7 @@ async fn a_replaced_job_is_cancelled_and_dropped_once() {
 }
 
 #[tokio::test]
-async fn an_active_job_is_not_replaced() {
+async fn active_job_is_not_replaced() {
     let scheduler = Scheduler::new();
     let first = scheduler.job("first").unique_key("u").try_spawn(pending::<()>()).unwrap();
     let job = || scheduler.job("second").unique_key_or_replace("u");
@@ -437,7 +437,7 @@ async fn an_active_job_is_not_replaced() {
 }
 
 #[tokio::test]
-async fn a_replaced_job_whose_drop_panics_has_panicked_and_harms_nobody() {
+async fn replaced_job_whose_drop_panics_has_panicked() {
     let scheduler = Scheduler::builder().limit(1).build();
     let place = scheduler.try_spawn(pending::<()>()).unwrap();
     let held = Grenade;
@@ -450,7 +450,7 @@ async fn a_replaced_job_whose_drop_panics_has_panicked_and_harms_nobody() {
 }
 
 #[tokio::test]
-async fn a_replaced_job_lets_the_next_of_its_key_have_its_turn() {
+async fn replaced_job_lets_the_next_of_its_key_have_its_turn() {
     let scheduler = per_key(1).limit(2).build();
     let [runs, other] = ["a", "b"].map(|key| start_of(&scheduler, key, pending::<()>()));
     let job = |key| scheduler.job("test").concurrency_key(key).unique_key_or_replace("u");
@@ -466,7 +466,7 @@ async fn a_replaced_job_lets_the_next_of_its_key_have_its_turn() {
 }
 
 #[tokio::test]
-async fn a_waiting_spawner_whose_turn_finds_a_duplicate_gives_its_place_on() {
+async fn waiting_spawner_refused_as_duplicate_gives_its_place_on() {
     let scheduler = limited(1, 1);
     let runs = scheduler.try_spawn(pending::<()>()).unwrap();
     let pending_one = scheduler.try_spawn(pending::<()>()).unwrap();
@@ -494,7 +494,7 @@ async fn a_waiting_spawner_whose_turn_finds_a_duplicate_gives_its_place_on() {
 }
 
 #[tokio::test]
-async fn a_unique_job_that_is_skipped_frees_its_key() {
+async fn unique_job_that_is_skipped_frees_its_key() {
     let scheduler = Scheduler::new();
     let mut bad_request = Response::new(Empty::<Bytes>::new());
     *bad_request.status_mut() = StatusCode::BAD_REQUEST;

@@ -58,7 +58,7 @@ fn this_task() -> tokio::task::Id {
 }
 
 #[tokio::test]
-async fn a_task_runs_the_next_job_whatever_became_of_the_last() {
+async fn task_runs_the_next_job_whatever_became_of_the_last() {
     let scheduler = one_at_a_time();
     let open = hold(&scheduler).await;
     let (tell, mut told) = mpsc::unbounded_channel();
@@ -151,7 +151,7 @@ async fn idle_scheduler() -> Scheduler {
 }
 
 #[tokio::test]
-async fn an_idle_scheduler_keeps_a_task_for_each_thread() {
+async fn idle_scheduler_keeps_a_task_for_each_thread() {
     let scheduler = idle_scheduler().await;
     assert_eq!(alive_tasks().await, 1);
     scheduler.spawn(async {}).await.expect("open").await.expect("no failure");
@@ -176,7 +176,7 @@ async fn no_task_is_left_once_the_last_handle_has_gone() {
 }
 
 #[tokio::test]
-async fn a_closed_scheduler_has_no_tasks() {
+async fn closed_scheduler_has_no_tasks() {
     let closed = idle_scheduler().await;
     assert!(closed.close().await.is_clean());
     assert_eq!(alive_tasks().await, 0);
@@ -199,7 +199,7 @@ async fn a_closed_scheduler_has_no_tasks() {
 
 /// A large one would hold up its thread for milliseconds.
 #[tokio::test]
-async fn what_a_backlog_took_is_given_back_piece_by_piece() {
+async fn memory_of_a_backlog_is_given_back_piece_by_piece() {
     let scheduler = Scheduler::builder().pending_limit(None).build();
     for _ in 0..200_000 {
         drop(scheduler.try_spawn(async {}).expect("no limit"));
@@ -211,7 +211,7 @@ async fn what_a_backlog_took_is_given_back_piece_by_piece() {
 
 /// Jobs that block their threads, as none should, are still run by as many threads as there are.
 #[test]
-fn a_job_that_blocks_its_thread_keeps_no_other_from_a_free_one() {
+fn job_that_blocks_its_thread_keeps_no_other_from_a_free_one() {
     const THREADS: usize = 4;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
@@ -264,7 +264,7 @@ fn a_job_that_blocks_its_thread_keeps_no_other_from_a_free_one() {
 
 /// A runtime with one worker has more threads than that: `block_in_place` has another go on.
 #[test]
-fn a_job_that_gives_its_worker_away_may_wait_for_another() {
+fn job_that_gives_its_worker_away_may_wait_for_another() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_time()
@@ -288,7 +288,7 @@ fn a_job_that_gives_its_worker_away_may_wait_for_another() {
 }
 
 #[tokio::test]
-async fn an_abort_that_comes_as_the_job_ends_leaves_the_next_one_alone() {
+async fn abort_at_the_end_of_a_job_leaves_the_next_alone() {
     for pended_before in [true, false] {
         let scheduler = one_at_a_time();
         let (give, given) = oneshot::channel::<Arc<Job<()>>>();
@@ -317,7 +317,7 @@ async fn an_abort_that_comes_as_the_job_ends_leaves_the_next_one_alone() {
 }
 
 #[tokio::test]
-async fn a_job_waits_for_its_own_wakeups_only() {
+async fn job_waits_for_its_own_wakeups_only() {
     let scheduler = one_at_a_time();
     let open = hold(&scheduler).await;
     let left_behind = Arc::new(Mutex::new(None));
@@ -349,7 +349,7 @@ async fn a_job_waits_for_its_own_wakeups_only() {
 }
 
 #[tokio::test]
-async fn a_job_is_dropped_before_the_next_one_starts() {
+async fn job_is_dropped_before_the_next_one_starts() {
     struct Busy(Arc<AtomicBool>);
     impl Drop for Busy {
         fn drop(&mut self) {
@@ -397,7 +397,7 @@ impl Drop for Logging {
 }
 
 #[tokio::test]
-async fn a_job_is_polled_and_dropped_in_its_own_span() {
+async fn job_is_polled_and_dropped_in_its_own_span() {
     let (logs, _guard) = Logs::start();
     let scheduler = Scheduler::builder().limit(1).span(SpanLink::None).build();
     let open = hold(&scheduler).await;
@@ -528,7 +528,7 @@ async fn jobs_that_have_waited_leave_no_crowd_of_tasks_behind() {
 }
 
 #[tokio::test]
-async fn a_job_that_uses_up_its_budget_starves_neither_jobs_nor_tasks() {
+async fn job_using_up_its_budget_starves_neither_jobs_nor_tasks() {
     let scheduler = Scheduler::builder().limit(2).build();
     let rounds = Arc::new(AtomicUsize::new(0));
     let counts = rounds.clone();
@@ -562,7 +562,7 @@ fn rest_of_the_budget() -> impl Future<Output = u32> + Send + 'static {
 }
 
 #[tokio::test]
-async fn a_job_that_uses_up_the_budget_leaves_the_next_one_a_whole_one() {
+async fn job_after_one_that_used_up_its_budget_has_a_whole_one() {
     let scheduler = one_at_a_time();
     let whole = tokio::spawn(rest_of_the_budget()).await.unwrap();
     let open = hold(&scheduler).await;
@@ -577,7 +577,7 @@ async fn a_job_that_uses_up_the_budget_leaves_the_next_one_a_whole_one() {
 }
 
 #[tokio::test]
-async fn a_job_that_finds_little_of_the_budget_left_goes_on_in_its_next_turn() {
+async fn job_short_of_budget_goes_on_in_its_next_turn() {
     let scheduler = one_at_a_time();
     let open = hold(&scheduler).await;
     for _ in 0..5 {

@@ -140,7 +140,7 @@ async fn without_a_close_timeout_nothing_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_draining_scheduler_accepts_jobs_of_anyone_and_waits_for_them() {
+async fn draining_scheduler_accepts_jobs_and_waits_for_them() {
     type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
     fn generation(scheduler: Scheduler, left: u32) -> Boxed {
         Box::pin(async move {
@@ -165,7 +165,7 @@ async fn a_draining_scheduler_accepts_jobs_of_anyone_and_waits_for_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_draining_scheduler_waits_for_those_who_wait_for_a_place() {
+async fn draining_scheduler_waits_for_waiting_spawners() {
     let scheduler = paused_times().limit(1).pending_limit(1).build();
     for _ in 0..2 {
         scheduler.spawn(async { sleep(SECOND).await }).await.unwrap();
@@ -178,7 +178,7 @@ async fn a_draining_scheduler_waits_for_those_who_wait_for_a_place() {
 }
 
 #[tokio::test]
-async fn a_scheduler_closes_in_the_step_that_leaves_it_idle() {
+async fn scheduler_closes_in_the_step_that_leaves_it_idle() {
     let scheduler = Scheduler::new();
     let (open, opened) = oneshot::channel::<()>();
     scheduler.spawn(async { drop(opened.await) }).await.unwrap();
@@ -220,7 +220,7 @@ async fn all_callers_of_close_get_the_same_report() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_close_overrides_one_that_waits() {
+async fn close_overrides_one_that_waits() {
     let scheduler = paused_times().build();
     scheduler.spawn(pending::<()>()).await.unwrap();
     let mut patient = task::spawn(scheduler.wait_and_close());
@@ -263,7 +263,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_close_may_be_given_up_at_any_point_and_called_again() {
+async fn close_may_be_given_up_at_any_point_and_called_again() {
     for millis in [0, 1, 499, 500, 999, 1_000, 1_001, 1_050, 1_100, 1_101, 60_000, 60_001] {
         let after = Duration::from_millis(millis);
         let report = close_twice(|scheduler| async move { scheduler.close().await }, after).await;
@@ -275,7 +275,7 @@ async fn a_close_may_be_given_up_at_any_point_and_called_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_and_close_may_be_given_up_at_any_point_and_closed_then() {
+async fn wait_and_close_may_be_given_up_at_any_point() {
     for millis in [0, 1, 9_999, 10_000, 10_001, 11_000, 11_001, 11_101, 60_000, 60_001] {
         let after = Duration::from_millis(millis);
         let close = |scheduler: Scheduler| async move { scheduler.wait_and_close().await };
@@ -286,7 +286,7 @@ async fn a_wait_and_close_may_be_given_up_at_any_point_and_closed_then() {
 }
 
 #[tokio::test]
-async fn a_drain_given_up_closes_when_its_jobs_have_ended() {
+async fn drain_given_up_closes_when_its_jobs_have_ended() {
     let scheduler = Scheduler::new();
     let (open, opened) = oneshot::channel::<()>();
     scheduler.spawn(async { drop(opened.await) }).await.unwrap();
@@ -303,7 +303,7 @@ async fn a_drain_given_up_closes_when_its_jobs_have_ended() {
 }
 
 #[tokio::test]
-async fn a_close_that_is_never_polled_does_nothing() {
+async fn close_that_is_never_polled_does_nothing() {
     let scheduler = Scheduler::new();
     drop((scheduler.close(), scheduler.wait_and_close()));
     assert!(!scheduler.is_draining());
@@ -311,7 +311,7 @@ async fn a_close_that_is_never_polled_does_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_may_close_its_own_scheduler() {
+async fn job_may_close_its_own_scheduler() {
     let scheduler = paused_times().build();
     let own = scheduler.clone();
     let job = scheduler.spawn(async move { own.close().await.completed }).await.unwrap();
@@ -353,7 +353,7 @@ async fn waiting_until_idle_closes_nothing() {
 }
 
 #[tokio::test]
-async fn a_closed_scheduler_is_draining_for_good() {
+async fn closed_scheduler_is_draining_for_good() {
     let scheduler = Scheduler::new();
     assert!(!scheduler.is_draining() && !scheduler.is_closed());
     scheduler.close().await;
@@ -363,7 +363,7 @@ async fn a_closed_scheduler_is_draining_for_good() {
 }
 
 #[tokio::test]
-async fn a_hundred_thousand_pending_jobs_are_closed_and_named() {
+async fn hundred_thousand_pending_jobs_are_closed_and_named() {
     const MANY: usize = 100_000;
     let scheduler = Scheduler::builder().limit(1).pending_limit(None).build();
     let dropped = Arc::new(());
@@ -382,7 +382,7 @@ async fn a_hundred_thousand_pending_jobs_are_closed_and_named() {
 }
 
 #[tokio::test]
-async fn what_never_started_is_dropped_in_the_order_in_which_it_was_spawned() {
+async fn never_started_jobs_are_dropped_in_spawn_order() {
     const MANY: usize = 1000;
     let scheduler = Scheduler::builder().limit(1).build();
     scheduler.spawn(pending::<()>()).await.unwrap();
@@ -421,7 +421,7 @@ async fn jobs_whose_drop_panics_do_no_harm_to_others() {
 }
 
 #[tokio::test]
-async fn a_pending_job_whose_drop_panics_when_it_is_aborted_has_panicked() {
+async fn aborted_pending_job_whose_drop_panics_has_panicked() {
     let scheduler = Scheduler::builder().limit(1).build();
     scheduler.spawn(pending::<()>()).await.unwrap();
     let job = scheduler.spawn(holding(Grenade)).await.unwrap();
@@ -465,7 +465,7 @@ async fn jobs_whose_drop_blocks_do_no_harm_to_others() {
 }
 
 #[tokio::test]
-async fn a_job_whose_drop_spawns_is_refused_or_taken_in_like_anybody() {
+async fn spawn_in_a_drop_is_accepted_or_refused_like_any_other() {
     let scheduler = Scheduler::builder().limit(1).build();
     let (tell, mut told) = mpsc::unbounded_channel();
     let spawning = || {
@@ -493,7 +493,7 @@ async fn a_job_whose_drop_spawns_is_refused_or_taken_in_like_anybody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_job_that_never_yields_does_not_hold_wait_and_close_past_its_deadline() {
+async fn job_that_never_yields_does_not_delay_wait_and_close() {
     let scheduler = short_times().build();
     let (begun, begins) = oneshot::channel();
     let (release, released) = threads::channel::<()>();
@@ -524,7 +524,7 @@ impl<F: FnMut() + Unpin> Future for Clingy<F> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_value_of_an_abandoned_job_does_not_hold_up_closing() {
+async fn value_of_an_abandoned_job_does_not_hold_up_closing() {
     let scheduler = short_times().build();
     let (begun, begins) = threads::channel();
     let hold = || {
@@ -548,7 +548,7 @@ async fn the_value_of_an_abandoned_job_does_not_hold_up_closing() {
 }
 
 #[tokio::test]
-async fn a_blocking_job_is_abandoned_at_the_deadline_and_reported() {
+async fn blocking_job_is_abandoned_at_the_deadline_and_reported() {
     let (scheduler, mut failures) = watched(short_times().limit(2));
     let (release, released) = threads::channel::<()>();
     let (begun, begins) = oneshot::channel();
@@ -570,7 +570,7 @@ async fn a_blocking_job_is_abandoned_at_the_deadline_and_reported() {
 }
 
 #[tokio::test]
-async fn a_blocking_job_that_ends_in_time_has_completed() {
+async fn blocking_job_that_ends_in_time_has_completed() {
     let scheduler = Scheduler::builder().close_timeout(PLENTY).build();
     let (begun, begins) = oneshot::channel();
     let (release, released) = threads::channel::<()>();
@@ -597,7 +597,7 @@ impl Wake for Panics {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waker_that_panics_does_not_keep_a_close_from_its_end() {
+async fn waker_that_panics_does_not_keep_a_close_from_its_end() {
     let scheduler = paused_times().on_failure(drop).build();
     let listens = |context: JobContext| async move {
         let mut cancelled = Box::pin(async move { context.cancelled().await });

@@ -24,7 +24,7 @@ async fn slow_to_end<T>(context: JobContext, result: T) -> T {
 }
 
 #[tokio::test]
-async fn a_value_is_given_once_and_the_second_wait_is_told_so() {
+async fn value_is_given_once_and_a_second_wait_is_an_error() {
     let scheduler = Scheduler::new();
     let mut job = scheduler.spawn(async { 7 }).await.unwrap();
     assert_eq!((&mut job).await.unwrap(), 7);
@@ -38,7 +38,7 @@ async fn a_value_is_given_once_and_the_second_wait_is_told_so() {
 }
 
 #[tokio::test]
-async fn the_latest_waiter_is_the_one_woken() {
+async fn latest_waiter_is_the_one_woken() {
     let scheduler = Scheduler::new();
     let (open, opened) = oneshot::channel::<u8>();
     let mut job = task::spawn(scheduler.spawn(opened).await.unwrap());
@@ -52,7 +52,7 @@ async fn the_latest_waiter_is_the_one_woken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_that_expires_gives_the_failure_of_the_job_if_there_is_one() {
+async fn expired_wait_gives_the_failure_of_the_job() {
     let scheduler = Scheduler::builder().close_timeout(SECOND).build();
     let failing = |context| slow_to_end(context, Err::<(), _>("too late"));
     let mut job = scheduler.spawn_with(failing).await.unwrap();
@@ -99,7 +99,7 @@ async fn no_time_to_wait_is_too_long_or_too_short() {
 }
 
 #[tokio::test]
-async fn a_close_dropped_midway_has_told_the_job_and_nothing_else() {
+async fn close_dropped_midway_leaves_the_job_its_time() {
     let scheduler = Scheduler::new();
     let (open, opened) = oneshot::channel::<()>();
     let listening = |context: JobContext| async move {
@@ -121,7 +121,7 @@ async fn a_close_dropped_midway_has_told_the_job_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_plain_job_is_dropped_where_it_stands_when_it_is_closed() {
+async fn plain_job_is_dropped_where_it_stands_when_it_is_closed() {
     let scheduler = Scheduler::new();
     let drops = Drops::default();
     let mut job = scheduler.spawn(holding(drops.one())).await.unwrap();
@@ -131,7 +131,7 @@ async fn a_plain_job_is_dropped_where_it_stands_when_it_is_closed() {
 }
 
 #[tokio::test]
-async fn an_abort_ends_a_pending_job_at_once_unrun() {
+async fn abort_ends_a_pending_job_at_once_unrun() {
     let scheduler = Scheduler::builder().limit(1).build();
     let drops = Drops::default();
     scheduler.spawn(pending::<()>()).await.unwrap();
@@ -149,7 +149,7 @@ async fn an_abort_ends_a_pending_job_at_once_unrun() {
 }
 
 #[tokio::test]
-async fn an_abort_drops_an_active_job_at_its_next_await() {
+async fn abort_drops_an_active_job_at_its_next_await() {
     let scheduler = Scheduler::new();
     let drops = Drops::default();
     let plain = scheduler.spawn(holding(drops.one())).await.unwrap();
@@ -169,7 +169,7 @@ async fn an_abort_drops_an_active_job_at_its_next_await() {
 }
 
 #[tokio::test]
-async fn an_abort_before_its_first_turn_keeps_an_active_job_from_running() {
+async fn abort_before_its_first_turn_keeps_a_job_from_running() {
     let scheduler = Scheduler::new();
     let job = scheduler.spawn(async { panic!("it ran") }).await.unwrap();
     assert!(job.is_active());
@@ -178,7 +178,7 @@ async fn an_abort_before_its_first_turn_keeps_an_active_job_from_running() {
 }
 
 #[tokio::test]
-async fn an_abort_after_the_end_changes_nothing() {
+async fn abort_after_the_end_changes_nothing() {
     let scheduler = Scheduler::new();
     let job = scheduler.spawn(async { 7 }).await.unwrap();
     scheduler.wait_idle().await;
@@ -188,7 +188,7 @@ async fn an_abort_after_the_end_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_job_can_abort_itself() {
+async fn job_can_abort_itself() {
     let scheduler = Scheduler::new();
     let (give, handle) = oneshot::channel::<Job<()>>();
     let (tell, mut told) = mpsc::unbounded_channel();
@@ -203,7 +203,7 @@ async fn a_job_can_abort_itself() {
 }
 
 #[tokio::test]
-async fn a_blocking_job_cannot_be_aborted_once_it_has_begun() {
+async fn blocking_job_cannot_be_aborted_once_it_has_begun() {
     let scheduler = Scheduler::builder().limit(1).build();
     let (begun, begins) = oneshot::channel();
     let (open, opened) = std::sync::mpsc::channel();
@@ -224,7 +224,7 @@ async fn a_blocking_job_cannot_be_aborted_once_it_has_begun() {
 }
 
 #[test]
-fn a_blocking_job_that_no_thread_has_taken_up_can_be_aborted() {
+fn blocking_job_that_no_thread_has_taken_up_can_be_aborted() {
     let runtime =
         tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
     let scheduler = Scheduler::new();
@@ -248,7 +248,7 @@ fn a_blocking_job_that_no_thread_has_taken_up_can_be_aborted() {
 }
 
 #[tokio::test]
-async fn a_panic_comes_out_of_its_job_as_it_went_in() {
+async fn panic_comes_out_of_its_job_as_it_went_in() {
     let scheduler = Scheduler::new();
     let error =
         scheduler.spawn(async { std::panic::panic_any(7_u8) }).await.unwrap().await.unwrap_err();
@@ -282,7 +282,7 @@ fn assert_place(job: &JobInfo, verb: &str) {
 
 #[rustfmt::skip] // A verb and what is said of it share a line.
 #[tokio::test]
-async fn a_job_is_named_after_the_place_where_its_verb_was_written() {
+async fn job_is_named_after_the_place_where_its_verb_was_written() {
     let scheduler = Scheduler::new();
     let s = &scheduler;
     assert_place(&s.spawn(async {}).await.unwrap().info(), "spawn(");
@@ -296,7 +296,7 @@ async fn a_job_is_named_after_the_place_where_its_verb_was_written() {
 
 #[rustfmt::skip] // A verb and what is said of it share a line.
 #[tokio::test]
-async fn a_job_with_options_has_the_place_of_its_verb_too() {
+async fn job_with_options_has_the_place_of_its_verb_too() {
     let scheduler = Scheduler::new();
     // Whoever was named keeps the name, and the place beside it.
     let place = |mut job: JobInfo| { assert_eq!(job.name, "x"); job.name = job.location.to_string().into(); job };
@@ -325,7 +325,7 @@ async fn ids_are_unique_and_known_to_the_job() {
 }
 
 #[tokio::test]
-async fn a_job_may_loop_for_ever() {
+async fn job_may_loop_for_ever() {
     let scheduler = Scheduler::new();
     let job = scheduler
         .spawn(async {
@@ -350,7 +350,7 @@ async fn a_job_may_loop_for_ever() {
 }
 
 #[tokio::test]
-async fn a_detached_job_runs_on_and_its_value_is_dropped_at_once() {
+async fn detached_job_runs_on_and_its_value_is_dropped_at_once() {
     let (scheduler, mut failures) = watched(Scheduler::builder());
     let (open, opened) = oneshot::channel::<()>();
     let drops = Drops::default();
@@ -369,7 +369,7 @@ async fn a_detached_job_runs_on_and_its_value_is_dropped_at_once() {
 }
 
 #[tokio::test]
-async fn the_context_can_be_asked_again_and_again() {
+async fn context_can_be_asked_again_and_again() {
     let scheduler = Scheduler::new();
     let (tell, mut told) = mpsc::unbounded_channel();
     let job = scheduler.spawn_with(|context| async move {
@@ -390,7 +390,7 @@ async fn the_context_can_be_asked_again_and_again() {
 }
 
 #[tokio::test]
-async fn a_job_has_finished_once_it_can_be_awaited_and_not_before() {
+async fn job_has_finished_once_it_can_be_awaited_and_not_before() {
     /// Notes what its own handle says while it is dropped.
     struct Looks(Arc<OnceLock<Job<()>>>, Arc<Mutex<Vec<(JobState, bool)>>>);
 

@@ -41,7 +41,7 @@ async fn thread_name() -> String {
 }
 
 #[test]
-fn a_scheduler_in_a_static_needs_no_runtime_until_its_first_job() {
+fn static_scheduler_needs_no_runtime_until_its_first_job() {
     static SCHEDULER: LazyLock<Scheduler> = LazyLock::new(Scheduler::new);
     assert!(SCHEDULER.is_empty() && SCHEDULER.jobs().is_empty());
     assert_eq!(SCHEDULER.stats().accepted, 0);
@@ -77,7 +77,7 @@ fn spawning_without_a_runtime_is_an_error_that_names_the_cure() {
 }
 
 #[test]
-fn a_scheduler_that_never_had_a_runtime_closes_without_one() {
+fn scheduler_that_never_had_a_runtime_closes_without_one() {
     let scheduler = Scheduler::new();
     assert!(block_on(scheduler.wait_and_close()).is_clean());
     assert!(block_on(scheduler.close()).is_clean() && scheduler.is_closed());
@@ -90,7 +90,7 @@ fn without_a_timer<F: Future>(future: F) -> String {
 }
 
 #[test]
-fn who_waits_up_to_a_time_is_told_that_the_runtime_has_no_timer() {
+fn timed_wait_without_a_timer_panics_with_the_cure() {
     let jobs = || limited(1, 0);
     let texts = [
         without_a_timer(async { jobs().close().await }),
@@ -154,7 +154,7 @@ fn jobs_run_on_the_runtime_of_the_first_one() {
 }
 
 #[test]
-fn a_plain_thread_can_do_all_that_a_task_can() {
+fn plain_thread_can_do_all_that_a_task_can() {
     let runtime = multi("jobs");
     let scheduler = Scheduler::builder()
         .limit(1)
@@ -184,7 +184,7 @@ fn a_plain_thread_can_do_all_that_a_task_can() {
 }
 
 #[test]
-fn a_waiting_spawner_in_a_plain_thread_is_let_in() {
+fn waiting_spawner_in_a_plain_thread_is_let_in() {
     let runtime = multi("jobs");
     let scheduler =
         Scheduler::builder().limit(1).pending_limit(1).runtime(runtime.handle().clone()).build();
@@ -237,7 +237,7 @@ fn assert_cancelled(result: Result<(), JobError>) {
 }
 
 #[test]
-fn nothing_hangs_when_the_runtime_goes_away_and_every_job_is_accounted_for() {
+fn runtime_that_goes_away_hangs_no_future_and_loses_no_job() {
     for runtime in [multi("jobs"), single()] {
         let Left { scheduler, active, queued } = busy(&runtime);
         let mut shield = task::spawn(scheduler.shield(pending::<()>()));
@@ -268,7 +268,7 @@ fn nothing_hangs_when_the_runtime_goes_away_and_every_job_is_accounted_for() {
 }
 
 #[test]
-fn whoever_waits_outside_is_told_when_the_runtime_goes_away() {
+fn waiters_outside_are_woken_when_the_runtime_goes_away() {
     for runtime in [multi("jobs"), single()] {
         let Left { scheduler, mut active, queued } = busy(&runtime);
         let (polled, polls) = threads::channel();
@@ -315,7 +315,7 @@ fn whoever_waits_outside_is_told_when_the_runtime_goes_away() {
 }
 
 #[test]
-fn a_blocking_job_whose_runtime_goes_away_is_abandoned() {
+fn blocking_job_whose_runtime_goes_away_is_abandoned() {
     let runtime = multi("jobs");
     let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
     let (begun, begins) = threads::channel();
@@ -336,7 +336,7 @@ fn a_blocking_job_whose_runtime_goes_away_is_abandoned() {
 }
 
 #[test]
-fn a_blocking_job_that_no_thread_has_come_to_never_runs_once_its_runtime_has_gone() {
+fn blocking_job_without_a_thread_never_runs_after_its_runtime() {
     let runtime = Builder::new_multi_thread()
         .worker_threads(1)
         .max_blocking_threads(1)
@@ -364,7 +364,7 @@ fn a_blocking_job_that_no_thread_has_come_to_never_runs_once_its_runtime_has_gon
 }
 
 #[test]
-fn a_blocking_job_that_failed_just_before_its_runtime_went_away_has_failed() {
+fn blocking_job_failing_before_its_runtime_goes_has_failed() {
     let runtime = Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
     let (scheduler, mut failures) = watched(Scheduler::builder());
     runtime.block_on(async {
@@ -393,7 +393,7 @@ fn a_blocking_job_that_failed_just_before_its_runtime_went_away_has_failed() {
 }
 
 #[test]
-fn a_job_whose_drop_panics_as_its_runtime_goes_away_has_panicked() {
+fn job_whose_drop_panics_as_its_runtime_goes_has_panicked() {
     for runtime in [multi("jobs"), single()] {
         let (scheduler, mut failures) = watched(Scheduler::builder());
         runtime.block_on(async {
@@ -425,7 +425,7 @@ fn a_job_whose_drop_panics_as_its_runtime_goes_away_has_panicked() {
 }
 
 #[test]
-fn closing_outside_ends_though_nobody_drives_the_runtime() {
+fn closing_outside_ends_without_a_driven_runtime() {
     let runtime = single();
     let scheduler =
         Scheduler::builder().close_timeout(SHORT).runtime(runtime.handle().clone()).build();
@@ -438,7 +438,7 @@ fn closing_outside_ends_though_nobody_drives_the_runtime() {
 }
 
 #[test]
-fn a_job_spawned_after_the_runtime_has_gone_is_cancelled() {
+fn job_spawned_after_the_runtime_has_gone_is_cancelled() {
     for runtime in [multi("jobs"), single()] {
         let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
         drop(runtime);
@@ -451,7 +451,7 @@ fn a_job_spawned_after_the_runtime_has_gone_is_cancelled() {
 }
 
 #[test]
-fn a_scheduler_that_has_had_a_job_closes_with_its_runtime() {
+fn scheduler_that_has_had_a_job_closes_with_its_runtime() {
     let used = |runtime: &Runtime| {
         let scheduler = Scheduler::new();
         runtime.block_on(async { scheduler.spawn(async {}).await.unwrap().await.unwrap() });
@@ -476,7 +476,7 @@ fn a_scheduler_that_has_had_a_job_closes_with_its_runtime() {
 }
 
 #[test]
-fn jobs_whose_drop_panics_or_spawns_do_no_harm_when_the_runtime_goes_away() {
+fn drops_that_panic_or_spawn_as_the_runtime_goes_do_no_harm() {
     for runtime in [multi("jobs"), single()] {
         let scheduler = Scheduler::builder().limit(2).build();
         let (tell, mut told) = mpsc::unbounded_channel();

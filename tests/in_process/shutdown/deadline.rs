@@ -54,7 +54,7 @@ fn freeze() -> Frozen {
 // The order.
 
 #[tokio::test(start_paused = true)]
-async fn readiness_goes_off_while_the_server_still_accepts_and_requests_under_way_may_spawn() {
+async fn readiness_goes_off_while_the_server_still_accepts() {
     let scheduler = Scheduler::new();
     let signs = Arc::new([Notify::new(), Notify::new()]);
     let [begun, go] = &*signs;
@@ -172,7 +172,7 @@ async fn each_step_comes_at_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_pending_starts_once_jobs_are_told_to_end() {
+async fn pending_jobs_do_not_start_once_running_ones_are_cancelled() {
     let scheduler = Scheduler::builder().limit(1).build();
     let ends_when_told = async |context: tower_jobs::JobContext| context.cancelled().await;
     scheduler.job("running").spawn_with(ends_when_told).await.unwrap();
@@ -201,7 +201,7 @@ async fn stubborn(close_timeout: Duration) -> Scheduler {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_phases_share_one_deadline() {
+async fn phases_share_one_deadline() {
     // grace, readiness_delay, connection_grace, and what each phase then takes, in ms
     for (settings, phases) in [
         ([10_000, 3_000, 4_000], [3_000, 4_000, 3_000 - 20]),
@@ -234,7 +234,7 @@ async fn the_phases_share_one_deadline() {
 // Several schedulers.
 
 #[tokio::test(start_paused = true)]
-async fn jobs_of_the_first_scheduler_may_spawn_jobs_of_the_next_to_the_last() {
+async fn jobs_of_one_scheduler_may_spawn_in_the_next_until_the_end() {
     let (scheduler, mail) = (Scheduler::new(), Scheduler::new());
     let outbox = mail.clone();
     let job = scheduler.spawn(async move {
@@ -283,7 +283,7 @@ async fn all_schedulers_are_closed_by_the_end_of_the_one_grace() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_is_clean_if_it_is_for_all_schedulers() {
+async fn shutdown_is_clean_if_it_is_for_all_schedulers() {
     let (scheduler, mail) = (Scheduler::new(), Scheduler::new());
     mail.job("failing").spawn(async { Err::<(), _>("no mail today") }).await.unwrap();
     let report = at_once(&scheduler).and_scheduler(&mail).serve(async |stop| stop.await).await;
@@ -293,13 +293,13 @@ async fn a_shutdown_is_clean_if_it_is_for_all_schedulers() {
 
 #[test]
 #[should_panic(expected = "ends each scheduler once")]
-fn the_same_scheduler_again_is_refused() {
+fn same_scheduler_again_is_refused() {
     let scheduler = Scheduler::new();
     let _shutdown = Shutdown::new(&scheduler).and_scheduler(&scheduler.clone());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_stays_open_does_not_take_the_time_of_the_jobs() {
+async fn open_connection_does_not_take_the_time_of_the_jobs() {
     let scheduler = Scheduler::new();
     scheduler.spawn(sleep(8 * SECOND)).await.unwrap();
     let report = at_once(&scheduler)
@@ -321,7 +321,7 @@ async fn with_nothing_to_do_it_takes_no_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_grace_of_nothing_closes_at_once() {
+async fn grace_of_nothing_closes_at_once() {
     let scheduler = Scheduler::builder().limit(1).build();
     scheduler.job("running").spawn(sleep(SECOND)).await.unwrap();
     scheduler.job("waiting").spawn(sleep(SECOND)).await.unwrap();
@@ -333,7 +333,7 @@ async fn a_grace_of_nothing_closes_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_ends_as_soon_as_it_is_told_has_finished_without_any_grace() {
+async fn server_that_ends_at_once_has_finished_without_any_grace() {
     for on in [0, 1, 1000].map(Duration::from_micros) {
         let scheduler = Scheduler::new();
         let shutdown =
@@ -345,7 +345,7 @@ async fn a_server_that_ends_as_soon_as_it_is_told_has_finished_without_any_grace
 
 /// As one under a flood of connections, whose every accept takes of the task's budget.
 #[tokio::test]
-async fn a_server_that_is_never_idle_does_not_put_off_the_end() {
+async fn server_that_is_never_idle_does_not_put_off_the_end() {
     let scheduler = Scheduler::new();
     let busy = async {
         loop {
@@ -358,7 +358,7 @@ async fn a_server_that_is_never_idle_does_not_put_off_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_begun_to_close_before_does_not_put_off_the_end() {
+async fn earlier_close_does_not_put_off_the_end() {
     let scheduler = Scheduler::builder().close_timeout(10 * SECOND).build();
     scheduler.job("deaf").spawn_with(async |_context| pending::<()>().await).await.unwrap();
     yield_now().await;
@@ -387,7 +387,7 @@ async fn abandoned(scheduler: &Scheduler) -> String {
 }
 
 #[tokio::test]
-async fn a_blocking_thread_is_left_behind() {
+async fn blocking_thread_is_left_behind() {
     let scheduler = Scheduler::new();
     let (release, held) = blocking::channel::<()>();
     let (started, has_started) = oneshot::channel();
@@ -402,7 +402,7 @@ async fn a_blocking_thread_is_left_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_job_that_never_yields_is_left_behind_where_there_is_another_thread() {
+async fn job_that_never_yields_is_left_behind() {
     let scheduler = Scheduler::new();
     let (release, held) = blocking::channel::<()>();
     let (started, has_started) = oneshot::channel();
@@ -419,7 +419,7 @@ async fn a_job_that_never_yields_is_left_behind_where_there_is_another_thread() 
 // What is said of it.
 
 #[tokio::test(start_paused = true)]
-async fn on_unstarted_is_given_every_job_that_never_started_and_its_panic_is_contained() {
+async fn on_unstarted_gets_every_unstarted_job_and_may_panic() {
     let scheduler = Scheduler::builder().limit(1).build();
     scheduler.job("running").spawn(pending::<()>()).await.unwrap();
     let waiting: Vec<_> = (0..300).map(|n| format!("waiting {n}")).collect();
@@ -444,7 +444,7 @@ async fn on_unstarted_is_given_every_job_that_never_started_and_its_panic_is_con
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_report_is_one_line_and_serializes() {
+async fn report_is_one_line_and_serializes() {
     let scheduler = Scheduler::builder().limit(2).build();
     scheduler.spawn(sleep(SECOND)).await.unwrap();
     scheduler.job("endless").spawn(pending::<()>()).await.unwrap();
@@ -472,7 +472,7 @@ async fn the_report_is_one_line_and_serializes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_panics_stops_no_shutdown() {
+async fn log_that_panics_stops_no_shutdown() {
     let (broken, _guard) = Broken::start("event");
     broken.switch(true);
     let scheduler = Scheduler::builder().limit(1).build();
@@ -509,7 +509,7 @@ fn times_longer_than_a_year_are_refused_by_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_longest_times_work() {
+async fn longest_times_work() {
     let scheduler = Scheduler::new();
     scheduler.spawn(sleep(100 * 24 * 60 * 60 * SECOND)).await.unwrap();
     let shutdown = at_once(&scheduler).grace(YEAR).connection_grace(YEAR).readiness_delay(SECOND);

@@ -125,12 +125,12 @@ async fn accept_loop(listener: TcpListener, app: Router, stop: StopSignal) -> io
 }
 
 #[tokio::test]
-async fn an_accept_loop_over_hyper() {
+async fn accept_loop_over_hyper_shuts_down_in_order() {
     is_clean(&shut_down(accept_loop, async |address| Client::open(address).await).await);
 }
 
 #[tokio::test]
-async fn axum_server_with_tls() {
+async fn axum_server_with_tls_shuts_down_in_order() {
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let certificate = certified.cert.der().clone();
     let key = PrivatePkcs8KeyDer::from(certified.key_pair.serialize_der());

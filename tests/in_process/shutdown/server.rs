@@ -30,7 +30,7 @@ use crate::support::{
 };
 
 #[tokio::test(start_paused = true)]
-async fn an_event_stream_that_heeds_shutting_down_lets_the_server_finish() {
+async fn event_stream_that_ends_on_shutting_down_frees_the_server() {
     let scheduler = Scheduler::new();
     let events = async |jobs: Jobs| {
         let ticks = stream::unfold((), async |()| {
@@ -65,7 +65,7 @@ async fn an_event_stream_that_heeds_shutting_down_lets_the_server_finish() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_never_returns_is_left_behind() {
+async fn handler_that_never_returns_is_left_behind() {
     let scheduler = Scheduler::new();
     let (begun, mut has_begun) = mpsc::unbounded_channel();
     async fn stuck(State(begun): State<mpsc::UnboundedSender<Jobs>>, jobs: Jobs) {
@@ -107,7 +107,7 @@ async fn after<S: Future>(server: S) -> ShutdownReport<S::Output> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_ends_fails_or_panics_still_drains_the_jobs() {
+async fn server_that_ends_fails_or_panics_still_drains_the_jobs() {
     let report = after(ready(Ok::<_, io::Error>(()))).await;
     assert!(report.is_clean(), "{report}");
 
@@ -125,7 +125,7 @@ async fn a_server_that_ends_fails_or_panics_still_drains_the_jobs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_signal_after_the_servers_own_end_does_not_hurry_the_jobs() {
+async fn signal_after_the_end_of_the_server_does_not_hurry_jobs() {
     let scheduler = Scheduler::new();
     scheduler.spawn(sleep(10 * SECOND)).await.unwrap();
     let report = Shutdown::with_trigger(&scheduler, sleep(SECOND)).serve(|_| ready(())).await;
@@ -134,7 +134,7 @@ async fn a_first_signal_after_the_servers_own_end_does_not_hurry_the_jobs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_panics_when_told_or_when_dropped_is_contained() {
+async fn server_that_panics_at_stop_or_at_drop_is_contained() {
     let scheduler = Scheduler::new();
     let stumbles = async |stop: StopSignal| {
         stop.await;
@@ -156,7 +156,7 @@ async fn a_server_that_panics_when_told_or_when_dropped_is_contained() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_signal_before_the_server_is_up_ends_it_in_order() {
+async fn signal_before_the_server_is_up_ends_it_in_order() {
     let scheduler = Scheduler::new();
     scheduler.spawn(sleep(SECOND)).await.unwrap();
     let (listener, _) = listen().await;
@@ -177,7 +177,7 @@ async fn a_signal_before_the_server_is_up_ends_it_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_server_may_be_any_future_and_give_anything() {
+async fn server_may_be_any_future_and_give_anything() {
     struct Connections(#[allow(dead_code, reason = "only its type matters")] usize);
     impl JobOutput for Connections {
         type Value = Self;
@@ -235,7 +235,7 @@ async fn stop_can_be_cloned_and_sent_to_tasks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_tasks_of_a_server_that_ends_by_itself_are_told_to_stop() {
+async fn stop_resolves_in_tasks_of_a_server_that_ends_by_itself() {
     let scheduler = Scheduler::new();
     scheduler.spawn(sleep(20 * SECOND)).await.unwrap();
     let began = Instant::now();
