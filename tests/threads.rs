@@ -1,5 +1,8 @@
-//! What real threads do at the same time. Above all: hundreds spawn while another closes; nothing
-//! is lost, and the law holds throughout.
+//! Hundreds of real threads spawn while another closes. No job is lost, and the accounting law holds
+//! throughout.
+//!
+//! In a binary of its own because its threads take all processors: tests of real time beside it
+//! would be late.
 #![allow(clippy::disallowed_methods, reason = "real threads are the subject")]
 
 mod support;
@@ -34,7 +37,7 @@ const JOBS_PER_THREAD: usize = 10;
 const LIMIT: usize = 4;
 const PENDING_LIMIT: usize = 8;
 
-/// What happened to one job.
+/// The events of one job.
 #[derive(Default)]
 struct Trace {
     made: AtomicBool,
@@ -42,17 +45,17 @@ struct Trace {
     begun: AtomicU32,
     finished: AtomicU32,
     dropped: AtomicU32,
-    told: AtomicU32,
+    reported: AtomicU32,
 }
 
 struct Round {
     traces: Vec<Trace>,
-    /// The scheduler has said that it is closed, and handed over its report.
+    /// The close has given its report.
     over: AtomicBool,
     started_late: AtomicU32,
 }
 
-/// Ends the looking on, also when the round fails.
+/// Ends the round when it is dropped, also by a panic.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -61,16 +64,16 @@ impl Drop for Over<'_> {
     }
 }
 
-struct OnDrop(Arc<Round>, usize);
+struct Traced(Arc<Round>, usize);
 
-impl OnDrop {
+impl Traced {
     fn new(round: &Arc<Round>, number: usize) -> Self {
         round.traces[number].made.store(true, SeqCst);
         Self(round.clone(), number)
     }
 }
 
-impl Drop for OnDrop {
+impl Drop for Traced {
     fn drop(&mut self) {
         self.0.traces[self.1].dropped.fetch_add(1, SeqCst);
     }
@@ -80,8 +83,8 @@ fn fails(number: usize) -> bool {
     number % 7 == 0 || number % 11 == 0
 }
 
-async fn work(guard: OnDrop) -> Result<(), &'static str> {
-    let OnDrop(round, number) = &guard;
+async fn work(guard: Traced) -> Result<(), &'static str> {
+    let Traced(round, number) = &guard;
     round.traces[*number].begun.fetch_add(1, SeqCst);
     round.started_late.fetch_add(u32::from(round.over.load(SeqCst)), SeqCst);
     for _ in 0..number % 20 {
@@ -95,12 +98,12 @@ async fn work(guard: OnDrop) -> Result<(), &'static str> {
     }
 }
 
-/// Spawns jobs until it has none left or is refused for good. Every other thread keeps its handles.
+/// Spawns its jobs until the scheduler is closed. Every other thread keeps its handles.
 fn spawner(scheduler: &Scheduler, round: &Arc<Round>, thread: usize, news: &mpsc::Sender<()>) {
     let mut handles: Vec<Job<()>> = Vec::new();
     for number in thread * JOBS_PER_THREAD..(thread + 1) * JOBS_PER_THREAD {
         let job = scheduler.job(number.to_string());
-        let future = work(OnDrop::new(round, number));
+        let future = work(Traced::new(round, number));
         let handle = match thread % 3 {
             0 => match job.try_spawn(future) {
                 Ok(handle) => handle,
@@ -120,7 +123,7 @@ fn spawner(scheduler: &Scheduler, round: &Arc<Round>, thread: usize, news: &mpsc
     }
 }
 
-/// Looks on until the round is over.
+/// Checks the counts until the round is over.
 fn watch(scheduler: &Scheduler, round: &Round) {
     while !round.over.load(SeqCst) {
         let stats = scheduler.stats();
@@ -135,7 +138,7 @@ fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> D
     let traces = (0..THREADS * JOBS_PER_THREAD).map(|_| Trace::default()).collect();
     let (over, started_late) = (AtomicBool::new(false), AtomicU32::new(0));
     let round = Arc::new(Round { traces, over, started_late });
-    let told = round.clone();
+    let hooked = round.clone();
     let scheduler = Scheduler::builder()
         .limit(LIMIT)
         .pending_limit(PENDING_LIMIT)
@@ -144,7 +147,7 @@ fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> D
         .runtime(runtime.handle().clone())
         .on_failure(move |failure| {
             let number = number(&failure.job.name);
-            told.traces[number].told.fetch_add(1, SeqCst);
+            hooked.traces[number].reported.fetch_add(1, SeqCst);
         })
         .build();
     let (news, arrivals) = mpsc::channel();
@@ -155,13 +158,13 @@ fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> D
         }
         scope.spawn(|| watch(&scheduler, &round));
         let _over = Over(&round.over);
-        // Closes once so many jobs have been accepted.
+        // Closes after this number of accepted jobs.
         for _ in 0..round_number * THREADS * JOBS_PER_THREAD / (2 * ROUNDS) {
             arrivals.recv_timeout(PLENTY).expect("jobs are accepted");
         }
         close(&scheduler)
     });
-    // What never started is dropped apart, and nobody waits for that.
+    // The close does not wait for the drop of jobs that never started.
     let waits_since = Instant::now();
     let is_gone = |trace: &Trace| trace.dropped.load(SeqCst) > 0 || !trace.made.load(SeqCst);
     while !round.traces.iter().all(is_gone) {
@@ -171,8 +174,8 @@ fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> D
     add_up(&scheduler.stats(), &report, &round);
 }
 
-/// Every job that was accepted has run to its end or is named; every future was dropped once, and
-/// every failure told once.
+/// Asserts that every accepted job has run to its end or is named, that every future was dropped
+/// once, and that every failure was reported once.
 fn add_up(stats: &Stats, report: &DrainReport, round: &Round) {
     let accepted = round.traces.iter().filter(|trace| trace.accepted.load(SeqCst)).count();
     assert_eq!(stats.accepted, accepted as u64);
@@ -180,7 +183,7 @@ fn add_up(stats: &Stats, report: &DrainReport, round: &Round) {
     assert_eq!(stats.pending + stats.active + stats.waiting_spawners + stats.abandoned, 0);
     let named: HashMap<usize, Outcome> =
         report.jobs().map(|(outcome, job)| (number(&job.name), outcome)).collect();
-    assert_eq!(named.len(), report.jobs().count(), "nobody is named twice");
+    assert_eq!(named.len(), report.jobs().count(), "no job is named twice");
     for (number, trace) in round.traces.iter().enumerate() {
         let (begun, finished) = (trace.begun.load(SeqCst), trace.finished.load(SeqCst));
         let expected = match named.get(&number) {
@@ -197,12 +200,12 @@ fn add_up(stats: &Stats, report: &DrainReport, round: &Round) {
         let made = u32::from(trace.made.load(SeqCst));
         assert_eq!(trace.dropped.load(SeqCst), made, "job {number}");
         let failed = fails(number) && finished == 1;
-        assert_eq!(trace.told.load(SeqCst), u32::from(failed), "job {number}");
+        assert_eq!(trace.reported.load(SeqCst), u32::from(failed), "job {number}");
     }
     assert_eq!(round.started_late.load(SeqCst), 0, "nothing starts once it is closed");
 }
 
-/// Plays all rounds on a runtime, which a thread of its own drives; none may hang.
+/// Plays all rounds on a runtime that another thread drives. No round may hang.
 fn play(mut runtime: Builder, close: fn(&Scheduler) -> DrainReport) {
     let (done, ended) = mpsc::channel();
     let rounds = thread::spawn(move || {
@@ -210,7 +213,7 @@ fn play(mut runtime: Builder, close: fn(&Scheduler) -> DrainReport) {
         let (stop, stopped) = oneshot::channel::<()>();
         thread::scope(|scope| {
             scope.spawn(|| runtime.block_on(stopped));
-            // Dropped when a round fails, too.
+            // Dropped also when a round fails.
             let _stop = stop;
             for round in 0..ROUNDS {
                 play_round(&runtime, round, close);
@@ -258,7 +261,7 @@ fn nothing_is_lost_to_a_drain_on_a_current_thread_runtime() {
     play(Builder::new_current_thread(), wait_and_close);
 }
 
-/// The abort finds a job that is being polled, and nobody to wake yet.
+/// The abort comes during the first poll, before there is a waker.
 #[test]
 fn job_aborted_while_it_is_first_polled_is_dropped() {
     let runtime = two_workers().build().expect("a runtime");
@@ -280,7 +283,7 @@ fn job_aborted_while_it_is_first_polled_is_dropped() {
     assert!(block_on(job).is_err_and(|error| error.is_cancelled()));
 }
 
-/// The job has failed and is being reported; the close gives it up meanwhile.
+/// The close ends while the hook runs.
 #[test]
 fn failure_reported_beyond_the_close_is_reported_once() {
     let runtime = two_workers().enable_all().build().expect("a runtime");
@@ -308,7 +311,7 @@ fn failure_reported_beyond_the_close_is_reported_once() {
     assert_eq!(is_telling.recv_timeout(PLENTY), Ok(true));
     let report = block_on(scheduler.close());
     assert_eq!(report.abandoned.len(), 1);
-    closed.send(()).expect("the failure is still being told");
+    closed.send(()).expect("the hook still runs");
     drop((scheduler, runtime));
     assert_eq!(is_telling.recv_timeout(PLENTY), Err(mpsc::RecvTimeoutError::Disconnected));
 }

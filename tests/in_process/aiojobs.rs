@@ -1,6 +1,6 @@
-//! aiojobs 1.4.0, behaviour by behaviour: what its users rely on holds here, or differs as said.
+//! The behaviours of aiojobs 1.4.0, row by row, and the differences.
 //!
-//! | row | aiojobs | test, or why it differs |
+//! | row | aiojobs | test, or difference |
 //! |---|---|---|
 //! | 1 | made with no event loop | [`scheduler_is_made_with_no_runtime_running`] |
 //! | 2 | defaults | [`defaults_are_those_of_aiojobs`] |
@@ -17,24 +17,24 @@
 //! | 13 | waiting on a closed job | [`waiting_on_a_closed_job_says_cancelled`] |
 //! | 14 | `job.close()` | [`closing_a_job_cancels_it_and_waits_for_its_end`], [`closing_a_job_gives_up_after_its_timeout`], [`closing_a_job_gives_its_exception_and_closing_twice_is_fine`] |
 //! | 15 | a cancelled caller of `close()` | [`close_given_up_in_the_instant_the_job_ends_loses_nothing`] |
-//! | 16 | states | [`job_is_in_exactly_one_state`] (`deferred`: `tests/deferred.rs`) |
+//! | 16 | states | [`job_is_in_exactly_one_state`] (`deferred`: `http/deferred.rs`) |
 //! | 17 | names | [`job_has_the_name_it_was_given_or_that_of_its_place`]. Differs: a name is given before spawning and stays, so that logs agree with each other; there is no `set_name` |
-//! | 18 | nobody awaits an exception | [`unawaited_exception_is_handled_once`]. Differs: the spawn location, always, in place of a debug stack |
+//! | 18 | an unawaited exception | [`unawaited_exception_is_handled_once`]. Differs: the spawn location, always, in place of a debug stack |
 //! | 19 | awaited and closed jobs | [`exception_that_was_awaited_or_closed_is_not_handled`] |
 //! | 20 | exception while closing | [`exception_while_the_scheduler_closes_is_handled_once`] |
 //! | 21 | outlives `close_timeout` | [`job_outliving_the_close_timeout_is_handled_and_reported`] |
-//! | 22 | the handler | [`unawaited_exception_is_handled_once`]; the default: `tests/failures.rs`. Differs: what is no closure does not compile |
+//! | 22 | the handler | [`unawaited_exception_is_handled_once`]; the default: `job/failures.rs`. Differs: it must be a closure, or the code does not compile |
 //! | 23 | `shield` | [`shield_passes_its_result_through_and_survives_its_caller`] |
 //! | 24 | `wait_and_close` | [`wait_and_close_waits_for_jobs_shields_and_the_jobs_of_jobs`] |
 //! | 25 | it times out | [`timed_out_wait_and_close_cancels_jobs_and_shields`] |
 //! | 26 | exceptions during it | [`exceptions_in_wait_and_close_are_handled_once_and_counted`] |
 //! | 27 | `async with` | [`dropping_the_last_handle_warns_and_leaves_its_jobs_running`]. Differs: Rust has no asynchronous drop |
-//! | 28 | another event loop | `tests/runtimes.rs`. Differs: not refused; the job runs on the scheduler's own runtime |
-//! | 29, 30 | `setup`, `spawn(request, ..)` | `tests/requests.rs` |
-//! | 31 | `get_scheduler` | `tests/extractor.rs` |
-//! | 32 | nested apps | `tests/layer.rs` |
-//! | 33 | `@atomic` | `tests/atomic.rs` |
-//! | 34 | closing the server | `tests/requests.rs`, `tests/shutdown.rs`, `tests/welcome_email.rs` |
+//! | 28 | another event loop | `scheduler/runtimes.rs`. Differs: not refused; the job runs on the scheduler's own runtime |
+//! | 29, 30 | `setup`, `spawn(request, ..)` | `http/requests.rs` |
+//! | 31 | `get_scheduler` | `http/extractor.rs` |
+//! | 32 | nested apps | `http/layer.rs` |
+//! | 33 | `@atomic` | `http/atomic.rs` |
+//! | 34 | closing the server | `http/requests.rs`, `shutdown`, `tests/processes/welcome_email.rs` |
 //! | 35 | open requests (362, 484, 15, 152, 623) | [`job_does_not_inherit_the_span_it_was_spawned_in`], [`job_that_runs_longer_than_its_timeout_has_failed`], [`try_spawn_never_waits_and_gives_the_future_back`], [`pending_limit_of_zero_refuses_in_place_of_queueing`], [`wait_and_close_is_woken_by_the_last_job_only`]. Priorities (455): none; jobs of another priority have a scheduler of their own |
 
 use std::{
@@ -155,7 +155,7 @@ async fn full_queue_makes_spawners_wait_in_turn() {
     open.send(()).unwrap();
     for _ in 0..4 {
         turn().await;
-        // Nobody overtakes the first in the line, not even one who comes only now.
+        // No spawner overtakes the first in the line, not even one that comes now.
         assert!(waiting[0].is_woken());
         if waiting.len() > 1 {
             scheduler.try_spawn(async {}).expect_err("its place is taken");
@@ -178,7 +178,7 @@ async fn spawner_that_gives_up_leaves_the_counts_as_they_were() {
     let mut waiting = task::spawn(scheduler.spawn(started.clone().job(0, async {})));
     assert_pending!(waiting.poll());
     drop(waiting);
-    // One that has been given a place gives it back.
+    // A spawner that has been granted a place gives it back.
     let mut granted = task::spawn(scheduler.spawn(started.clone().job(1, async {})));
     assert_pending!(granted.poll());
     open.send(()).unwrap();
@@ -351,7 +351,7 @@ async fn waiting_on_a_closed_job_says_cancelled() {
 #[tokio::test(start_paused = true)]
 async fn closing_a_job_cancels_it_and_waits_for_its_end() {
     let scheduler = Scheduler::builder().close_timeout(SECOND).build();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tell, mut heard) = mpsc::unbounded_channel();
     let listening = move |context: tower_jobs::JobContext| async move {
         context.cancelled().await;
         sleep(SECOND / 2).await;
@@ -361,7 +361,7 @@ async fn closing_a_job_cancels_it_and_waits_for_its_end() {
     turn().await;
     let began = Instant::now();
     job.close().await.unwrap();
-    assert_eq!((told.recv().await, began.elapsed().as_millis()), (Some("saved"), 500));
+    assert_eq!((heard.recv().await, began.elapsed().as_millis()), (Some("saved"), 500));
     assert!(job.is_finished());
 }
 
@@ -380,11 +380,11 @@ async fn closing_a_job_gives_up_after_its_timeout() {
 #[tokio::test]
 async fn closing_a_job_gives_its_exception_and_closing_twice_is_fine() {
     let scheduler = Scheduler::new();
-    let failing_when_told = |context: tower_jobs::JobContext| async move {
+    let failing_when_cancelled = |context: tower_jobs::JobContext| async move {
         context.cancelled().await;
         failing().await
     };
-    let mut job = scheduler.spawn_with(failing_when_told).await.unwrap();
+    let mut job = scheduler.spawn_with(failing_when_cancelled).await.unwrap();
     turn().await;
     assert!(job.close().await.unwrap_err().is_failed());
     job.close().await.unwrap();
@@ -393,12 +393,12 @@ async fn closing_a_job_gives_its_exception_and_closing_twice_is_fine() {
 #[tokio::test(start_paused = true)]
 async fn close_given_up_in_the_instant_the_job_ends_loses_nothing() {
     let (scheduler, mut failures) = watched(Scheduler::builder().close_timeout(SECOND));
-    let failing_when_told = |context: tower_jobs::JobContext| async move {
+    let failing_when_cancelled = |context: tower_jobs::JobContext| async move {
         context.cancelled().await;
         failing().await
     };
     for polls_before_it_ends in [true, false] {
-        let mut job = scheduler.spawn_with(failing_when_told).await.unwrap();
+        let mut job = scheduler.spawn_with(failing_when_cancelled).await.unwrap();
         turn().await;
         {
             let mut close = task::spawn(job.close());
@@ -473,11 +473,11 @@ async fn exception_that_was_awaited_or_closed_is_not_handled() {
 #[tokio::test(start_paused = true)]
 async fn exception_while_the_scheduler_closes_is_handled_once() {
     let (scheduler, mut failures) = watched(Scheduler::builder());
-    let failing_when_told = |context: tower_jobs::JobContext| async move {
+    let failing_when_cancelled = |context: tower_jobs::JobContext| async move {
         context.cancelled().await;
         failing().await
     };
-    scheduler.job("last").spawn_with(failing_when_told).await.unwrap();
+    scheduler.job("last").spawn_with(failing_when_cancelled).await.unwrap();
     turn().await;
     let report = scheduler.close().await;
     assert_eq!(report.failed.len(), 1);
@@ -511,7 +511,7 @@ async fn shield_passes_its_result_through_and_survives_its_caller() {
     );
 
     let (open, opened) = gate();
-    let (tell, told) = oneshot::channel();
+    let (tell, heard) = oneshot::channel();
     let shield = scheduler.shield(async move {
         opened.await;
         tell.send("done").expect("heard");
@@ -522,7 +522,7 @@ async fn shield_passes_its_result_through_and_survives_its_caller() {
     assert!(caller.await.unwrap_err().is_cancelled());
     assert_eq!((scheduler.len(), scheduler.active_count()), (2, 2), "tracked, outside the limit");
     open.send(()).unwrap();
-    assert_eq!(told.await.unwrap(), "done");
+    assert_eq!(heard.await.unwrap(), "done");
 }
 
 #[tokio::test(start_paused = true)]
@@ -549,10 +549,10 @@ async fn wait_and_close_waits_for_jobs_shields_and_the_jobs_of_jobs() {
 #[tokio::test(start_paused = true)]
 async fn timed_out_wait_and_close_cancels_jobs_and_shields() {
     let scheduler = Scheduler::builder().wait_timeout(5 * SECOND).build();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tell, mut heard) = mpsc::unbounded_channel();
     let listening = |context: tower_jobs::JobContext| async move {
         context.cancelled().await;
-        tell.send("told").expect("the test listens");
+        tell.send("cancelled").expect("the test listens");
     };
     scheduler.spawn_with(listening).await.unwrap();
     let job = scheduler.spawn(pending::<()>()).await.unwrap();
@@ -563,7 +563,7 @@ async fn timed_out_wait_and_close_cancels_jobs_and_shields() {
     let report = scheduler.wait_and_close().await;
     assert_eq!(began.elapsed().as_secs(), 5);
     assert_eq!((report.completed, report.cancelled.len()), (1, 2), "{report}");
-    assert_eq!(told.recv().await, Some("told"));
+    assert_eq!(heard.recv().await, Some("cancelled"));
     assert!(job.await.unwrap_err().is_cancelled());
     assert!(shield.await.unwrap().unwrap_err().is_cancelled());
 }
@@ -595,9 +595,8 @@ async fn exceptions_in_wait_and_close_are_handled_once_and_counted() {
 async fn dropping_the_last_handle_warns_and_leaves_its_jobs_running() {
     let (logs, _guard) = Logs::start();
     let (open, opened) = gate();
-    let (tell, told) = oneshot::channel();
+    let (tell, heard) = oneshot::channel();
     let scheduler = Scheduler::new();
-    // 77 of them, so that the warning is told from those of other tests.
     for _ in 0..76 {
         scheduler.spawn(pending::<()>()).await.unwrap();
     }
@@ -616,7 +615,7 @@ async fn dropping_the_last_handle_warns_and_leaves_its_jobs_running() {
     assert_eq!(warning.field("level"), "WARN");
     assert!(warning.field("message").contains("wait_and_close"), "{warning:?}");
     open.send(()).unwrap();
-    assert_eq!(told.await.unwrap(), "done");
+    assert_eq!(heard.await.unwrap(), "done");
 }
 
 #[tokio::test]
@@ -638,7 +637,7 @@ async fn job_does_not_inherit_the_span_it_was_spawned_in() {
 async fn job_that_runs_longer_than_its_timeout_has_failed() {
     let scheduler = limited(1, 10);
     scheduler.spawn(sleep(HOUR)).await.unwrap();
-    // It waits for an hour, and that does not count.
+    // The job is pending for an hour. That time does not count.
     let job =
         scheduler.job("slow").timeout(SECOND).spawn(async { sleep(HOUR).await }).await.unwrap();
     let quick = scheduler

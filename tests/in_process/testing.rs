@@ -1,4 +1,4 @@
-//! The module `testing`: recording, running inline, and finding what was left behind.
+//! The module `testing`: recording, running inline, and finding leaks.
 
 use std::{
     convert::Infallible,
@@ -23,9 +23,9 @@ use tower_jobs::{
     testing::{LeakCheck, Recorder, assert_no_jobs, inline},
 };
 
-use crate::support::{HOUR, PLENTY, panic_text};
+use crate::support::{HOUR, PLENTY, panic_text, turn};
 
-/// What happened, in order.
+/// Events in order.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<&'static str>>>);
 
@@ -39,7 +39,7 @@ impl Log {
     }
 }
 
-/// One request through a `JobsLayer`, whose handler is `handler`.
+/// Sends one request through a `JobsLayer` to `handler`.
 async fn oneshot<F>(
     scheduler: &Scheduler,
     handler: impl FnOnce(Jobs) -> F,
@@ -84,9 +84,7 @@ async fn recorder_runs_nothing_before_run_all() {
     drop(response);
     let with = job("with");
     scheduler.job("with").spawn_with(|_| with).await.unwrap();
-    for _ in 0..9 {
-        yield_now().await;
-    }
+    turn().await;
     assert_eq!(log.take(), [""; 0]);
     assert!(recorder.spawned().iter().all(|job| job.state == JobState::Pending));
     assert_eq!(names(&recorder), ["spawned", "tried", "blocking", "deferred", "with"]);
@@ -191,8 +189,8 @@ async fn unawaited_failures_are_given_once() {
     scheduler.job("failed").spawn(async { Err::<(), _>("unheard") }).await.unwrap();
     scheduler.job("slow").timeout(HOUR).spawn(pending::<()>()).await.unwrap();
     let failures = recorder.run_all().await;
-    let told: Vec<_> = failures.iter().map(|failure| &*failure.job.name).collect();
-    assert_eq!(told, ["failed", "slow"]);
+    let names_of_failed: Vec<_> = failures.iter().map(|failure| &*failure.job.name).collect();
+    assert_eq!(names_of_failed, ["failed", "slow"]);
     assert!(failures[0].to_string().ends_with("the job failed: unheard"));
     assert!(failures[1].error.is_timeout());
     assert!(recorder.run_all().await.is_empty());

@@ -1,6 +1,5 @@
-//! Here because it sets the logger of `log`, and needs a process without a subscriber of tracing.
-//!
-//! tracing then writes to `log`, in any build that has axum's default features.
+//! In this binary because it sets the logger of `log`, and because tracing writes to `log` only in a
+//! process that never had a subscriber.
 
 use std::sync::Mutex;
 

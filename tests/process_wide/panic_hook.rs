@@ -1,4 +1,4 @@
-//! Here because it sets the panic hook, which every panic of the process calls.
+//! In this binary because it sets the panic hook of the process.
 
 use std::{
     panic::{self, AssertUnwindSafe},

@@ -1,12 +1,12 @@
-//! Deploys under load: `examples/graceful_shutdown.rs` as a process, SIGTERM at a random moment, and
-//! its log against its report. The long version:
+//! Deploys under load: `examples/graceful_shutdown.rs` as a process gets SIGTERM at a random moment.
+//! Its log is compared with its report. The long version:
 //!
 //! ```sh
 //! DEPLOY_ROUNDS=200 cargo test --all-features --test processes deploys -- --nocapture
 //! ```
 //!
-//! A round that fails prints its seed: `DEPLOY_SEED=seed DEPLOY_ROUNDS=1` sends the same load again
-//! (though no two runs meet in time the same way).
+//! A round that fails prints its seed. `DEPLOY_SEED=seed DEPLOY_ROUNDS=1` sends the same load again,
+//! though with other timing.
 #![allow(clippy::print_stdout, reason = "a failure is to be repeated")]
 
 use std::{
@@ -35,11 +35,11 @@ use crate::support::{
 };
 
 const TOLERANCE: Duration = Duration::from_millis(250);
-/// Jobs that end well, if they are left to.
+/// Jobs that end well if they have the time.
 const HEALTHY: &[&str] = &["work", "blocking", "spawning", "after_response"];
 const ALL: &[&str] = &["work", "blocking", "spawning", "after_response", "failing", "panicking"];
 
-/// What a round is like.
+/// The settings and the load of a round.
 #[derive(Debug)]
 struct Shape {
     runtime: &'static str,
@@ -50,9 +50,9 @@ struct Shape {
     clients: u64,
     /// Clients that read an endless stream, or a long answer slowly.
     readers: u64,
-    /// What the clients order.
+    /// The kinds of jobs that the clients order.
     kinds: &'static [&'static str],
-    /// Jobs take up to so many ms, and one in eight ten times that.
+    /// The longest time of a job in ms. One in eight takes ten times as long.
     longest: u64,
     signal_after: Duration,
     second_after: Option<Duration>,
@@ -63,7 +63,7 @@ impl Shape {
         let healthy = random.one_in(3);
         let grace = 100 + random.below(700);
         if healthy {
-            // Time for all: the program must exit with 0.
+            // With time for all jobs, the program must exit with 0.
             let limit = 20 + random.below(20);
             return Self {
                 limit,
@@ -95,7 +95,7 @@ impl Shape {
     }
 }
 
-/// What the clients know of the jobs they ordered.
+/// The jobs that the clients ordered.
 #[derive(Default)]
 struct Orders {
     kinds: BTreeMap<String, &'static str>,
@@ -143,7 +143,7 @@ impl Client {
                 Ok(answer) => {
                     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
                 }
-                // It may or may not have been accepted: nobody said so.
+                // Without an answer, the job may or may not have been accepted.
                 Err(_) => continue,
             }
             if keep_alive {
@@ -155,7 +155,7 @@ impl Client {
         }
     }
 
-    /// Reads what does not come to an end soon, or is read slowly.
+    /// Reads an endless stream, or a long answer, perhaps slowly.
     async fn read(mut self) -> Result<(), BoxError> {
         let path = match self.random.below(3) {
             0 => "/events".to_owned(),
@@ -177,7 +177,7 @@ impl Client {
     }
 }
 
-/// What the program wrote into its log, by id.
+/// The log of the program, by job id.
 #[derive(Debug, Default)]
 struct Log {
     started: BTreeSet<String>,
@@ -202,7 +202,7 @@ impl Log {
     }
 }
 
-/// The last line of what the program printed.
+/// The last line of the output.
 fn printed(ended: &Ended) -> Value {
     let line = ended.stdout.lines().last().expect("it prints a report");
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {ended:#?}"))
@@ -214,7 +214,7 @@ fn has_failed(report: &Value) -> bool {
         || report["server"] != "finished"
 }
 
-/// Compares report, log and exit code with what the clients know.
+/// Compares report, log and exit code with the orders of the clients.
 fn check(ended: &Ended, log: &Log, orders: &Orders) {
     let printed = printed(ended);
     let (report, stats) = (&printed["report"], &printed["stats"]);
@@ -233,7 +233,7 @@ fn check(ended: &Ended, log: &Log, orders: &Orders) {
     let count = |name: &str| usize::try_from(stats[name].as_u64().unwrap()).unwrap();
     let kind = |id: &String| {
         orders.kinds.get(id).copied().unwrap_or_else(|| {
-            assert!(id.ends_with("/child"), "nobody ordered {id}");
+            assert!(id.ends_with("/child"), "{id} was not ordered");
             "work"
         })
     };
@@ -243,7 +243,7 @@ fn check(ended: &Ended, log: &Log, orders: &Orders) {
         let ran = log.started.contains(id) && log.ended.contains(id);
         assert!(ran || bad.contains(id), "{id} is lost");
     }
-    // Nothing is under way any more, and every accepted job is in the log or in the report.
+    // No job is left, and every accepted one is in the log or in the report.
     for gauge in ["deferred", "pending", "active", "skipped"] {
         assert_eq!(count(gauge), 0, "{gauge}");
     }
@@ -258,7 +258,7 @@ fn check(ended: &Ended, log: &Log, orders: &Orders) {
         assert!(!never_started.contains(id), "{id} never started, says the report");
         let cut_short = cancelled.contains(id) || timed_out.contains(id);
         if abandoned.contains(id) {
-            // It may have come to its end later.
+            // It may have ended later.
         } else if cut_short {
             assert!(!log.ended.contains(id), "{id} was cut short, says the report");
         } else if !(failed.contains(id) && kind(id) == "spawning") {
@@ -286,9 +286,9 @@ fn program(log: &Path, folder: &Path, settings: &[(&str, String)]) -> Process {
     Process::start(&mut command)
 }
 
-/// What a round gave.
+/// The result of a round.
 struct Round {
-    /// How much later than its grace the program ended; nothing if it was early.
+    /// How much later than its grace the program ended, or zero.
     late: Duration,
     ended_well: bool,
     acknowledged: usize,
@@ -417,7 +417,7 @@ async fn sigterm_with_nothing_to_do_ends_the_program_at_once() {
         let took = signalled.elapsed();
         println!("{runtime}: ended {took:?} after SIGTERM");
         assert_eq!(ended.code, Some(0), "{ended:#?}");
-        // About 10 ms; the bound is for busy machines.
+        // It takes about 10 ms. The bound is for busy machines.
         assert!(took < Duration::from_secs(1), "{took:?}");
     }
 }

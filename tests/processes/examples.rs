@@ -1,4 +1,4 @@
-//! `examples/after_response.rs` and `examples/atomic_payment.rs` as their users run them.
+//! `examples/after_response.rs` and `examples/atomic_payment.rs` as processes.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ use crate::support::{
 
 const FILE: usize = 64 * 1024 * 1024;
 
-/// Returns once the program has counted that.
+/// Returns once the counts of the program are as expected.
 async fn counted(at: SocketAddr, expected: &Value) {
     let asking = async {
         loop {

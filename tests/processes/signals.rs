@@ -1,5 +1,4 @@
-//! `Shutdown` and real signals, which reach every test of this process that awaits them: keep to
-//! one.
+//! `Shutdown` and real signals. A signal reaches all tests of the process, so only one awaits any.
 
 use std::{future::pending, process};
 
@@ -20,12 +19,12 @@ async fn second_signal_stops_server_tasks_and_closes_all_schedulers() {
     let (go, goes) = oneshot::channel();
     let runs = mail.spawn(goes).await.unwrap();
     drop(mail.job("waiting").spawn(async {}).await.unwrap());
-    let (tell, told) = oneshot::channel();
+    let (tell, heard) = oneshot::channel();
     let job = scheduler.spawn_with(|context| async move {
         context.cancelled().await;
         go.send(()).unwrap();
         runs.await.unwrap();
-        told.await
+        heard.await
     });
     job.await.unwrap();
     let shutdown = Shutdown::new(&scheduler).and_scheduler(&mail).readiness_delay(20 * SECOND);

@@ -1,4 +1,4 @@
-//! `examples/welcome_email.rs` as its users run it: a process, HTTP over TCP, a real mail server.
+//! `examples/welcome_email.rs` as a process, with HTTP over TCP and a real mail server.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,7 +40,7 @@ async fn sign_up(to: SocketAddr, form: &str) -> Result<Answer, BoxError> {
     send(to, post_signup(Full::<Bytes>::from(form.to_owned()))).await
 }
 
-/// Signs up `guest-N@example.com`, which must be answered 202, and gives the job's id.
+/// Signs up `guest-N@example.com`, asserts the answer 202, and gives the id of the job.
 async fn sign_up_guest(to: SocketAddr, n: usize) -> u64 {
     let answer = sign_up(to, &guest(n)).await.expect("an answer");
     assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
@@ -68,7 +68,7 @@ fn named(report: &str) -> BTreeSet<u64> {
     ids.filter_map(|rest| rest.split(' ').next()?.parse().ok()).collect()
 }
 
-/// How often each guest was written to.
+/// The number of letters to each guest.
 fn letters(delivered: &[Delivered]) -> BTreeMap<&str, usize> {
     let mut letters = BTreeMap::new();
     for message in delivered {
@@ -78,15 +78,15 @@ fn letters(delivered: &[Delivered]) -> BTreeMap<&str, usize> {
     letters
 }
 
-/// A mail server that takes connections and never says a word: nobody accepts them.
+/// A mail server that never answers, since its connections are not accepted.
 fn silent_mail_server() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("smtp://{}", listener.local_addr().expect("an address"));
     (listener, url)
 }
 
-/// 200 sign-ups at once. When SIGTERM comes, at least 60 are answered, none is delivered, and 100
-/// are in the middle of their requests.
+/// Sends 200 sign-ups at once. At SIGTERM, at least 60 are answered, none is delivered, and 100 are
+/// in the middle of their requests.
 #[tokio::test]
 async fn accepted_sign_up_is_delivered_once_across_sigterm() {
     let Some(mut mail) = MailServer::start("hold").await else { return };
@@ -108,7 +108,7 @@ async fn accepted_sign_up_is_delivered_once_across_sigterm() {
                 let (first, rest) = form.split_at(form.len() / 2);
                 let (mut sender, body) = Channel::<Bytes>::new(1);
                 let mut request = post_signup(body);
-                // The server's "100 Continue" tells that the handler is reading the body.
+                // The server sends "100 Continue" when the handler reads the body.
                 request.headers_mut().insert("expect", "100-continue".parse().expect("a value"));
                 hyper::ext::on_informational(&mut request, move |_| {
                     half_sent.send(()).expect("the test waits for it");
@@ -130,7 +130,7 @@ async fn accepted_sign_up_is_delivered_once_across_sigterm() {
         Ok(answer) if answer.status == StatusCode::ACCEPTED => {
             accepted.insert(job_id(&answer), n);
         }
-        // Those who come too late are refused, and know it.
+        // A sign-up that comes too late is refused.
         other => assert!(n < 100, "sign-up {n} had begun before SIGTERM: {other:?}"),
     };
     for _ in 0..100 {
@@ -231,7 +231,7 @@ async fn refused_mail_is_reported_and_the_server_goes_on() {
 #[tokio::test]
 async fn unreachable_mail_server_is_reported_and_the_server_goes_on() {
     let (server, url) = silent_mail_server();
-    drop(server); // Nobody listens there now.
+    drop(server); // Its address refuses connections now.
     let folder = empty_folder("unreachable");
     let program = Process::start(welcome_email(&folder).env("SMTP_URL", url));
     let address = program.address().await;
@@ -246,7 +246,7 @@ async fn unreachable_mail_server_is_reported_and_the_server_goes_on() {
     assert_eq!(ended.code, Some(0), "the failures were before the drain: {ended:#?}");
 }
 
-/// A failure is reported first and counted then. Until it is, it would be one of the drain.
+/// A failure is reported first and counted then. An uncounted one would belong to the drain.
 async fn failures_are_counted(to: SocketAddr, failures: u64) {
     let counted = async { while stats(to).await["failed"] != failures {} };
     within("the failures to be counted", counted).await;

@@ -1,5 +1,6 @@
 //! Helpers of more than one test file.
 #![allow(dead_code, reason = "no binary uses all of them")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     future::{Future, pending, poll_fn},
@@ -28,7 +29,7 @@ pub(crate) mod wire;
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const HOUR: Duration = Duration::from_secs(60 * 60);
 pub(crate) const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-/// The real time after which a test fails that waits for what takes no time.
+/// The real time after which a test fails. Only a future that hangs takes as long.
 pub(crate) const PLENTY: Duration = Duration::from_secs(60);
 
 // Waiting.
@@ -165,7 +166,7 @@ pub(crate) async fn holding(held: impl Sized) {
     drop(held);
 }
 
-/// Counts the drops of what it has given out.
+/// Counts the drops of the values of `one`.
 #[derive(Clone, Default)]
 pub(crate) struct Drops(Arc<AtomicUsize>);
 

@@ -1,7 +1,6 @@
-//! For tests that run an example as its users do: as a process, over TCP.
+//! The examples as processes.
 //!
-//! `cargo test` builds the examples first. `cargo test --test NAME` alone does not: after a change
-//! it would run the example as it was before.
+//! `cargo test` builds the examples first. `cargo test --test NAME` does not, and may run an old one.
 
 use std::{
     env, fs,
@@ -18,7 +17,7 @@ use tokio::{
 
 use super::within;
 
-/// An empty folder for the test of that name.
+/// An empty folder of that name.
 pub(crate) fn empty_folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if folder.exists() {
@@ -51,14 +50,14 @@ pub(crate) fn example(name: &str, folder: &Path) -> Command {
     command
 }
 
-/// A started process and what it prints.
+/// A started process and its output.
 pub(crate) struct Process {
     pub(super) child: Child,
     pub(crate) stdout: Lines,
     pub(crate) stderr: Lines,
 }
 
-/// How a process ended, and all that it printed.
+/// The end of a process, and its whole output.
 #[derive(Debug)]
 pub(crate) struct Ended {
     /// `None` if a signal ended it.
@@ -75,7 +74,7 @@ impl Process {
         Self { child, stdout, stderr }
     }
 
-    /// Where the program says that it listens.
+    /// The address that the program prints.
     pub(crate) async fn address(&self) -> SocketAddr {
         let line = self.stdout.line_with("listening on http://").await;
         let address = line.trim_start_matches("listening on http://").parse();
@@ -91,7 +90,7 @@ impl Process {
     /// Sends SIGTERM to a program that may have ended.
     #[cfg(unix)]
     pub(crate) async fn try_terminate(&self) -> bool {
-        // The number is nobody else's before the end has been waited for.
+        // The id is not reused before the end has been awaited.
         let Some(pid) = self.child.id() else { return false };
         let kill = format!("kill -TERM {pid}");
         let status = Command::new("sh").args(["-c", &kill]).status().await;

@@ -30,7 +30,7 @@ use tokio::{
 use tower::Service;
 use tower_jobs::{BoxError, Jobs, ResponseOutcome, Scheduler};
 
-use super::{assert_adds_up, http::listen, within};
+use super::{OnDrop, assert_adds_up, http::listen, within};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
@@ -77,12 +77,15 @@ impl Server {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let service = TowerToHyperService::new(service.clone());
-                let end = SendOnDrop(end.clone());
+                let sender = end.clone();
+                let end = OnDrop(move || {
+                    let _sent = sender.send(());
+                });
                 tokio::spawn(async move {
                     let _end = end;
                     let server = auto::Builder::new(TokioExecutor::new());
                     let io = TokioIo::new(stream);
-                    // A connection may fail: clients here leave as they like.
+                    // A connection may fail, since clients leave at any time.
                     drop(server.serve_connection_with_upgrades(io, service).await);
                 });
             }
@@ -90,17 +93,9 @@ impl Server {
         Self { address, ended }
     }
 
-    /// Resolves when one more connection has ended, for whatever reason.
+    /// Resolves when one more connection has ended or failed.
     pub(crate) async fn connection_ended(&mut self) {
         within("the end of the connection", self.ended.recv()).await;
-    }
-}
-
-struct SendOnDrop(mpsc::UnboundedSender<()>);
-
-impl Drop for SendOnDrop {
-    fn drop(&mut self) {
-        let _sent = self.0.send(());
     }
 }
 
@@ -188,11 +183,11 @@ pub(crate) struct Client {
     unread: Vec<u8>,
     /// How many bytes have been read.
     pub(crate) read: usize,
-    /// The response's body so far. (Over HTTP/1.1 as it is on the wire: chunks are not undone.)
+    /// The body of the response so far, over HTTP/1.1 with its chunk headers.
     pub(crate) body: Vec<u8>,
 }
 
-/// What a client reads next.
+/// The next part of a response.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     Head,
@@ -234,7 +229,7 @@ impl Client {
         }
     }
 
-    /// Reads the rest; whether it came to its proper end.
+    /// Reads the rest. Gives whether it came to its proper end.
     pub(crate) async fn read_to_end(&mut self) -> bool {
         loop {
             match self.next().await {
@@ -329,7 +324,7 @@ impl Step {
     }
 }
 
-/// A response body that does what it is told, and has no length.
+/// A response body that follows its steps, and has no length.
 pub(crate) struct Script {
     steps: VecDeque<Step>,
     waiting: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -376,9 +371,9 @@ impl Body for Script {
     }
 }
 
-// What became of the jobs.
+// The outcomes of the jobs.
 
-/// Defers one job of each kind, and keeps what they were told.
+/// Defers one job of each kind, and keeps their outcomes.
 #[derive(Clone, Default)]
 pub(crate) struct Recorder {
     started: Arc<AtomicUsize>,
@@ -410,7 +405,8 @@ impl Recorder {
         self.outcomes.lock().unwrap().clone()
     }
 
-    /// Each job started or was skipped once, as that outcome wants it, and all are accounted for.
+    /// Checks that each job started or was skipped once, as that outcome demands, and that the counts
+    /// add up.
     pub(crate) fn check(
         &self,
         scheduler: &Scheduler,

@@ -1,4 +1,4 @@
-//! When an `after_response` job starts and what it is told: response shape by protocol by client.
+//! The start and the outcome of `after_response` jobs, by response shape, protocol and client.
 
 use std::{
     convert::Infallible,
@@ -42,7 +42,7 @@ use crate::support::{
 
 const OK: StatusCode = StatusCode::OK;
 
-/// What a row has to work with.
+/// The parts of a row.
 #[derive(Clone, Default)]
 struct Stage {
     scheduler: Scheduler,
@@ -87,7 +87,7 @@ fn answer<R: IntoResponse + Clone + Send + Sync + 'static>(response: R) -> Route
     route(move || async move { response.clone() })
 }
 
-/// A route whose body is made anew for every response.
+/// A route with a new body for every response.
 fn body(steps: impl Fn() -> Vec<Step> + Clone + Send + Sync + 'static) -> Router {
     route(move || async move { Body::new(Script::new(steps())) })
 }
@@ -204,7 +204,7 @@ impl Row {
             _ => drop(client),
         }
         if self.then == Then::LeavesBehindPipelinedBytes {
-            // Nothing tells the server that its client has gone, and its handler runs on.
+            // The server cannot see that its client has gone. Its handler runs on.
             assert_eq!(stage.scheduler.stats().deferred, 3);
             stage.go.notify_one();
         }
@@ -402,7 +402,7 @@ async fn outcome_shows_when_the_client_left() {
         row("in the handler", NoResponse, waits).then(Then::LeavesDuringHandler),
         row("in the handler", NoResponse, waits).then(Then::HalfClosesDuringHandler),
         row("in the handler", NoResponse, waits).then(Then::ResetsDuringHandler).only(h2),
-        // All that was declared is there, and over HTTP/1 no more is asked for.
+        // The declared length is there. Over HTTP/1 the server asks for no more.
         row("before the trailers", Aborted(OK), waits_for_trailers)
             .then(Then::LeavesMidBody)
             .only(h2),
@@ -568,7 +568,7 @@ async fn body_that_is_dropped_after_some_of_its_frames_is_aborted() {
     check(&stage, Aborted(OK)).await;
 }
 
-/// As behind a layer that logs what a body fails with, and ends there.
+/// As behind a layer that logs the error of a body and ends there.
 #[tokio::test]
 async fn failed_body_polled_to_its_end_is_aborted() {
     let stage = Stage::default();
@@ -600,7 +600,7 @@ async fn tunnel_has_no_body_and_informational_status_is_no_response() {
     }
 }
 
-/// As over HTTP/2, where hyper sends the frames of any body, also for `HEAD`.
+/// As over HTTP/2, where hyper polls any body, also for `HEAD`.
 #[tokio::test]
 async fn response_without_a_body_is_complete_whatever_was_polled() {
     let stage = Stage::default();
@@ -615,9 +615,9 @@ async fn response_without_a_body_is_complete_whatever_was_polled() {
     check(&stage, Complete(OK)).await;
 }
 
-// How bodies end, measured.
+// The end of bodies, measured.
 
-/// What a server does with a response body.
+/// The calls of a server to a response body.
 #[derive(Clone, Debug, Default)]
 struct Seen {
     polls: usize,
@@ -669,8 +669,8 @@ impl Drop for Watched {
     }
 }
 
-/// `poll_frame` calls, whether `None` was seen, and `is_end_stream` after the last frame and when
-/// the body was dropped: what the outcome must not depend on. hyper 1.12.
+/// `poll_frame` calls, whether `None` was seen, and `is_end_stream` after the last frame and at the
+/// drop of the body, with hyper 1.12. The outcome must not depend on them.
 const HOW_BODIES_END: &str = "
 empty                           Http1: polls 0, None no, end after data -, at drop yes
 204                             Http1: polls 0, None no, end after data -, at drop yes

@@ -1,4 +1,4 @@
-//! `AtomicLayer`, and `shield`: work that a client that leaves, or a timeout, does not cut in half.
+//! `AtomicLayer` and `shield`: work that neither a leaving client nor a timeout cuts in half.
 
 use std::{
     convert::Infallible,
@@ -51,7 +51,7 @@ enum Event {
 }
 use Event::{Cut, Ended, Entered, Left};
 
-/// A handler that begins, waits until it is told to go on, and ends; and what it says of that.
+/// A handler that begins, waits for a permit, and ends. It sends its events.
 #[derive(Clone)]
 struct Handler {
     events: mpsc::UnboundedSender<Event>,
@@ -161,7 +161,7 @@ enum Leaves {
 impl Leaves {
     const WAYS: [Self; 3] = [Self::Closing, Self::HalfClosing, Self::Resetting];
 
-    /// What is left of the client.
+    /// Leaves. Gives the connection if its read side stays open.
     async fn leave(self, mut client: TcpStream) -> Option<TcpStream> {
         match self {
             Self::Closing => drop(client),
@@ -243,7 +243,7 @@ async fn without_catch_panic_a_panic_in_an_atomic_handler_ends_its_connection() 
     within("the end of the connection", client.read_to_end(&mut response)).await.ok();
     assert_eq!(response, b"");
     assert_eq!(scheduler.stats().panicked, 1);
-    assert_eq!(all(&mut failures), [""; 0], "the outer stack was told");
+    assert_eq!(all(&mut failures), [""; 0], "the outer stack got it");
 }
 
 #[tokio::test]
@@ -408,7 +408,7 @@ async fn catch_panic_further_out_catches_the_very_panic_of_an_atomic_handler() {
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(text(response).await, "no money");
     assert_eq!(scheduler.stats().panicked, 1);
-    assert_eq!(all(&mut failures), [""; 0], "the outer stack was told");
+    assert_eq!(all(&mut failures), [""; 0], "the outer stack got it");
     assert_all_are_zero(&scheduler);
 }
 
@@ -421,7 +421,7 @@ async fn catch_panic_further_in_leaves_no_panic_to_the_job() {
     assert_eq!(scheduler.stats().completed, 1);
 }
 
-/// Fails, or panics, once it is told to go on.
+/// A service that runs the handler, and then fails or panics.
 fn bankrupt(
     handler: &Handler,
     panics: bool,
@@ -472,7 +472,7 @@ async fn failure_that_the_client_did_not_wait_for_is_reported_once() {
             } else {
                 handler.go_on();
                 scheduler.wait_idle().await;
-                assert_eq!(all(&mut failures), [""; 0], "the caller can still be told");
+                assert_eq!(all(&mut failures), [""; 0], "the caller can still get it");
                 drop(call);
             }
             let failures = all(&mut failures);
@@ -493,7 +493,7 @@ async fn failure_is_reported_once_whenever_the_client_leaves() {
     let (scheduler, mut failures) = watched(Scheduler::builder());
     let service = AtomicLayer::new(scheduler.clone()).layer(service_fn(bankrupt(&handler, false)));
     handler.go.add_permits(2_000);
-    let mut told = 0;
+    let mut awaited = 0;
     for n in 0..2_000 {
         let mut call = task::spawn(service.clone().oneshot(pay()));
         let mut polled = call.poll();
@@ -502,15 +502,19 @@ async fn failure_is_reported_once_whenever_the_client_leaves() {
                 polled = call.poll();
             }
         }
-        told += usize::from(polled.is_ready());
+        awaited += usize::from(polled.is_ready());
     }
     within("the jobs", scheduler.wait_idle()).await;
     let stats = scheduler.stats();
     assert_eq!(stats.failed, stats.accepted);
-    assert_eq!((told + all(&mut failures).len()) as u64, stats.failed, "of which {told} told");
+    assert_eq!(
+        (awaited + all(&mut failures).len()) as u64,
+        stats.failed,
+        "the callers got {awaited}"
+    );
 }
 
-// What it is to the limit, to its request, to the service.
+// The limit, the request and the service.
 
 #[tokio::test(start_paused = true)]
 async fn atomic_handlers_awaiting_jobs_take_no_places_from_them() {
@@ -601,7 +605,7 @@ async fn response_that_is_never_polled_starts_no_job() {
     assert_eq!(events.so_far(), []);
 }
 
-/// A service that must be polled ready before each call, as its clones must.
+/// A service that must be polled ready before each call. So must its clones.
 struct Strict {
     is_ready: bool,
 }
@@ -682,7 +686,7 @@ async fn inner_concurrency_limit_counts_handlers_that_run_on() {
 
 // Shielding a part of a handler.
 
-/// The response of a handler that is given its `Jobs`.
+/// The response of a handler that gets its `Jobs`.
 fn with_jobs<F, H>(
     scheduler: &Scheduler,
     mut serve: H,
@@ -711,7 +715,7 @@ async fn shield_passes_values_and_errors_through() {
     assert_eq!(text(response.await).await, "Ok(7), no money, plain");
     let stats = scheduler.stats();
     assert_eq!((stats.completed, stats.failed), (2, 1));
-    assert_eq!(all(&mut failures), [""; 0], "the caller was told");
+    assert_eq!(all(&mut failures), [""; 0], "the caller got it");
 }
 
 #[tokio::test(start_paused = true)]
@@ -762,7 +766,7 @@ async fn shielded_work_that_panics_panics_in_its_caller() {
     let payload = tokio::spawn(call).await.unwrap_err().into_panic();
     assert_eq!(payload.downcast_ref(), Some(&"no money"));
     assert_eq!(scheduler.stats().panicked, 1);
-    assert_eq!(all(&mut failures), [""; 0], "the caller was told");
+    assert_eq!(all(&mut failures), [""; 0], "the caller got it");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! The places of deferred jobs: taken at the call, given up by every way out.
+//! The places of deferred jobs: taken at the call, and given back however the job ends.
 
 use std::{
     convert::Infallible,
@@ -32,12 +32,12 @@ use crate::support::{
 const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
 const ABORTED: ResponseOutcome = ResponseOutcome::Aborted(StatusCode::OK);
 
-/// With a body that nobody reads: dropped, it is aborted.
+/// A response with an unread body: dropped, it is aborted.
 async fn respond_unread(scheduler: &Scheduler) -> Open<String> {
     respond_with(scheduler, Response::new("hello".to_owned())).await
 }
 
-/// `expected` fills in what is not zero. (`Stats` cannot be written out: it may get more fields.)
+/// Compares the counts. `expected` sets those that are not zero, since `Stats` is non-exhaustive.
 #[track_caller]
 fn check(scheduler: &Scheduler, expected: impl FnOnce(&mut Stats)) {
     let mut wanted = Stats::default();
@@ -136,9 +136,9 @@ async fn job_deferred_after_its_response_starts_with_its_outcome() {
         let late = async move {
             go.notified().await;
             assert_eq!(jobs.response(), Some(ABORTED));
-            let told = jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap();
+            let late = jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap();
             let skipped = jobs.after_success(async {}).unwrap();
-            (told.is_active(), told.await.unwrap().0, skipped.await.unwrap_err().is_skipped())
+            (late.is_active(), late.await.unwrap().0, skipped.await.unwrap_err().is_skipped())
         };
         open.jobs.try_spawn(async move { Vec::from([late.await]) }).unwrap()
     };
@@ -149,7 +149,7 @@ async fn job_deferred_after_its_response_starts_with_its_outcome() {
     check(&scheduler, |stats| (stats.accepted, stats.completed, stats.skipped) = (3, 2, 1));
 }
 
-/// Defers a job whenever it is polled.
+/// A body that defers a job in its first poll.
 struct Deferring(Option<Jobs>, mpsc::UnboundedSender<ResponseOutcome>);
 
 impl hyper::body::Body for Deferring {
@@ -160,9 +160,9 @@ impl hyper::body::Body for Deferring {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let told = self.1.clone();
+        let sender = self.1.clone();
         let frame = self.0.take().map(|jobs| {
-            let tell = move |outcome| async move { told.send(outcome).unwrap() };
+            let tell = move |outcome| async move { sender.send(outcome).unwrap() };
             assert!(jobs.after_response_with(tell).unwrap().is_deferred());
             Ok(Frame::data(Bytes::from_static(b"hello")))
         });
@@ -173,7 +173,7 @@ impl hyper::body::Body for Deferring {
 #[tokio::test]
 async fn body_may_defer_jobs_while_it_is_read() {
     let scheduler = Scheduler::new();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tell, mut outcomes) = mpsc::unbounded_channel();
     let inner = service_fn(|request: Request<()>| {
         let jobs = request.extensions().get::<Jobs>().cloned();
         ready(Ok::<_, Infallible>(Response::new(Deferring(jobs, tell.clone()))))
@@ -182,7 +182,7 @@ async fn body_may_defer_jobs_while_it_is_read() {
     let response = service.oneshot(Request::new(())).await.unwrap();
     let text = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
     assert_eq!(text, "hello");
-    assert_eq!(told.recv().await.unwrap(), COMPLETE);
+    assert_eq!(outcomes.recv().await.unwrap(), COMPLETE);
 }
 
 #[tokio::test]
@@ -290,7 +290,7 @@ async fn drain_out_of_time_never_starts_deferred_jobs() {
 #[tokio::test]
 async fn deferred_jobs_start_in_order_of_responses_then_of_calls() {
     let scheduler = Scheduler::builder().limit(1).build();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tell, mut said) = mpsc::unbounded_channel();
     let say = |what: &'static str| {
         let tell = tell.clone();
         async move { tell.send(what).unwrap() }
@@ -311,7 +311,7 @@ async fn deferred_jobs_start_in_order_of_responses_then_of_calls() {
     scheduler.wait_idle().await;
     let expected =
         ["pending before", "second 1", "second 2", "pending between", "first 1", "first 2"];
-    assert_eq!(received(&mut told), expected);
+    assert_eq!(received(&mut said), expected);
 }
 
 #[tokio::test]
@@ -425,13 +425,13 @@ async fn run_timeout_of_a_deferred_job_begins_when_it_starts() {
     assert_eq!(began.elapsed(), SECOND);
 }
 
-/// Over HTTP/2 it lets other tasks go first: until it has, nothing of it has run.
+/// Over HTTP/2 the job lets other tasks go first. Before that, no part of it has run.
 #[tokio::test]
 async fn job_that_is_aborted_once_its_response_is_over_never_runs() {
     for (version, turns) in [(Version::HTTP_11, 0), (Version::HTTP_2, 0), (Version::HTTP_2, 1)] {
         let scheduler = limited(1, 10);
         let open = respond_over(version, &scheduler, Response::new(Empty::<Bytes>::new())).await;
-        // In a task, which takes turns with that of the job.
+        // In a task that takes turns with the task of the job.
         let ran = tokio::spawn(async move {
             let ran = Arc::new(AtomicBool::new(false));
             let in_job = ran.clone();
@@ -450,7 +450,7 @@ async fn job_that_is_aborted_once_its_response_is_over_never_runs() {
     }
 }
 
-/// Where one task has the body and writes it, that has done so before any other can run.
+/// Over HTTP/1 one task has the body and writes it, before any other can run.
 #[tokio::test]
 async fn over_http_1_a_job_runs_in_the_first_turn_after_its_response() {
     for (version, runs) in

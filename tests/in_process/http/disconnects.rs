@@ -65,14 +65,14 @@ async fn answer(Path((shape, _)): Path<(String, u32)>, body: Bytes) -> Response 
 fn request(shape: &str, id: usize, protocol: Protocol) -> Vec<u8> {
     let close = [("connection", "close")];
     let headers = if protocol == Http1 { &close[..] } else { &[] };
-    // As many digits for every id: the bytes are to be counted.
+    // The same number of digits for every id, so that all requests have the same length.
     let path = format!("/{shape}/{id:06}");
-    // Over HTTP/1.1 a body that nobody reads would hide that its client has gone.
+    // Over HTTP/1.1 an unread body would hide that its client has gone.
     let body: &[u8] = if shape == "hanging" { b"" } else { b"request" };
     Ask { method: "POST", path: &path, headers, body }.bytes(protocol)
 }
 
-/// What the jobs of one request saw.
+/// The counts of the jobs of one request.
 #[derive(Debug, Default)]
 struct Seen {
     requests: usize,
@@ -114,14 +114,14 @@ struct Visit {
     protocol: Protocol,
     shape: &'static str,
     leaves: Leaves,
-    /// By a reset of the connection.
+    /// Resets the connection.
     abruptly: bool,
 }
 
 async fn visit(server: SocketAddr, visit: Visit, id: usize) {
     let mut client = Client::connect(server, visit.protocol).await;
     let request = request(visit.shape, id, visit.protocol);
-    // A server may answer early, and close: what cannot be sent or read then is no matter.
+    // A server may answer early and close. Errors of sending and reading are ignored.
     match visit.leaves {
         Leaves::AfterSending(bytes) => {
             let _sent = client.stream.write_all(&request[..bytes]).await;
@@ -141,7 +141,7 @@ async fn visit(server: SocketAddr, visit: Visit, id: usize) {
     }
 }
 
-/// How many bytes the response has, up to where it ends or goes on for ever.
+/// The length of the response, up to its end or up to its endless part.
 async fn response_length(server: SocketAddr, shape: &str, protocol: Protocol) -> usize {
     if shape == "hanging" {
         return 0;
@@ -234,7 +234,7 @@ async fn whenever_a_client_leaves_each_job_starts_or_is_skipped_once() {
     let mut tally = BTreeMap::new();
     for (id, visit) in (1..).zip(&visits) {
         let Some(seen) = record.get(&id) else {
-            // (An HTTP/2 server begins to talk before it has a request.)
+            // An HTTP/2 server begins to talk before it has a request.
             let answered = match visit.leaves {
                 Leaves::AfterSending(_) => false,
                 Leaves::AfterReading(bytes) => visit.protocol == Http1 && bytes > 0,

@@ -97,10 +97,10 @@ async fn layer_around_the_whole_router_labels_with_the_path() {
 #[tokio::test]
 async fn label_may_be_ones_own() {
     let layer = labelled().label(|method, uri, _| {
-        (!uri.path().ends_with("plain")).then(|| format!("{method} of somebody"))
+        (!uri.path().ends_with("plain")).then(|| format!("{method} of a user"))
     });
     let app = users().layer(layer);
-    assert_eq!(text(call(app.clone(), "GET", "/users/7").await).await, "GET of somebody");
+    assert_eq!(text(call(app.clone(), "GET", "/users/7").await).await, "GET of a user");
     let label = text(call(app, "GET", "/users/plain").await).await;
     assert_label(&label, "GET /users/{id}", "GET /users/plain");
 }
@@ -223,7 +223,7 @@ async fn try_spawn_converted(jobs: Jobs) -> Result<StatusCode, SpawnError> {
     Ok(StatusCode::ACCEPTED)
 }
 
-/// What each kind of handler answers.
+/// The answer of each kind of handler.
 async fn answers(scheduler: &Scheduler) -> [Response<Body>; 4] {
     [
         call(app(spawn, scheduler), "GET", "/").await,

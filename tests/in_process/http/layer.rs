@@ -1,4 +1,4 @@
-//! `JobsLayer` on axum's routers: which scheduler a handler sees.
+//! `JobsLayer` on the routers of axum: the scheduler that a handler sees.
 //!
 //! Row 32 of aiojobs: `nested_router_has_its_own_scheduler_if_it_has_a_layer` and
 //! `nested_router_has_its_parents_scheduler_otherwise`.
@@ -20,7 +20,7 @@ const OUTER: &str = "outer";
 const INNER: &str = "inner";
 const NONE: &str = "none";
 
-/// A layer whose requests are labelled with its name.
+/// A layer that labels its requests with its name.
 fn layer(name: &'static str) -> JobsLayer {
     JobsLayer::new(Scheduler::new()).label(move |_, _, _| Some(name.to_owned()))
 }

@@ -1,5 +1,4 @@
-//! What other middleware means for jobs, outside and inside the `JobsLayer`: the facts of the
-//! chapter "Middleware order".
+//! Other middleware outside and inside the `JobsLayer`: the facts of the chapter "Middleware order".
 
 use std::{
     future::pending,
@@ -98,7 +97,7 @@ async fn out_of_order() -> StatusCode {
     panic!("out of order")
 }
 
-/// Text that does not get much shorter, in one piece.
+/// Text in one piece that compresses badly.
 async fn long_text(jobs: Jobs, to: Leave) -> String {
     leave(&jobs, &to).await;
     let mut number = 1_u32;
@@ -109,7 +108,7 @@ async fn long_text(jobs: Jobs, to: Leave) -> String {
     (0..64 * 1024).map(|_| character()).collect()
 }
 
-/// A request to a handler that leaves jobs behind, with a layer outside or inside the `JobsLayer`.
+/// Calls a handler that leaves jobs behind, with a layer outside or inside the `JobsLayer`.
 async fn call(
     position: Position,
     add: impl FnOnce(Router) -> Router,
@@ -122,8 +121,8 @@ async fn call(
     (response, left.recv().await.expect("the handler has left jobs"))
 }
 
-/// How the response ended, as the jobs were told.
-async fn told(left: Left) -> ResponseOutcome {
+/// The outcome of the response that the jobs were given.
+async fn outcome(left: Left) -> ResponseOutcome {
     left.at_once.await.expect("what has started goes on");
     let outcome = left.after.await.unwrap().unwrap();
     let skipped = left.after_success.await.is_err_and(|error| error.is_skipped());
@@ -131,7 +130,7 @@ async fn told(left: Left) -> ResponseOutcome {
     outcome
 }
 
-/// What a client that reads to the end gets, and what the jobs are told.
+/// The status that a client gets which reads to the end, and the outcome that the jobs get.
 async fn seen(
     position: Position,
     add: impl FnOnce(Router) -> Router,
@@ -140,7 +139,7 @@ async fn seen(
     let (response, left) = call(position, add, route).await;
     let status = response.status();
     response.into_body().collect().await.unwrap();
-    (status.as_u16(), told(left).await)
+    (status.as_u16(), outcome(left).await)
 }
 
 // TimeoutLayer.
@@ -167,7 +166,7 @@ async fn a_timeout_wherever_it_is_does_not_end_the_body() {
         sleep(10 * SECOND).await;
         assert!(left.after.is_deferred());
         response.into_body().collect().await.unwrap();
-        assert_eq!(told(left).await, Complete(StatusCode::OK));
+        assert_eq!(outcome(left).await, Complete(StatusCode::OK));
     }
 }
 
@@ -227,11 +226,11 @@ async fn a_response_that_is_compressed_wherever_that_is_is_complete_once_it_is_r
             assert!(left.after.is_deferred(), "not before the last piece was handed over");
         }
         drop(body);
-        assert_eq!(told(left).await, Complete(StatusCode::OK));
+        assert_eq!(outcome(left).await, Complete(StatusCode::OK));
     }
 }
 
-/// What the jobs are told when the client leaves after the first piece of many.
+/// The outcome that the jobs get when the client leaves after the first piece of many.
 async fn after_one_piece(position: Position) -> ResponseOutcome {
     let (response, left) = call(position, compression, get(long_text)).await;
     assert_eq!(response.headers()[CONTENT_ENCODING], "gzip");
@@ -239,7 +238,7 @@ async fn after_one_piece(position: Position) -> ResponseOutcome {
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
     assert!(first.len() < 16 * 1024, "{} bytes", first.len());
     drop(body);
-    told(left).await
+    outcome(left).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -254,7 +253,7 @@ async fn with_compression_inside_it_is_the_compressed_response_that_must_be_comp
 
 // TraceLayer.
 
-/// Which spans there are, and in what order they close.
+/// The ties of spans, and the order in which they close.
 #[derive(Clone, Default)]
 struct Spans(Arc<Mutex<Vec<String>>>);
 
@@ -361,7 +360,7 @@ async fn jobs_hold_no_place_of_a_concurrency_limit() {
     }
 }
 
-/// How many handlers run at once, of as many clients as do not wait.
+/// How many handlers run at once when the clients do not wait.
 async fn handlers_at_once(position: Position) -> usize {
     let running = Arc::new(AtomicUsize::new(0));
     let count = running.clone();
@@ -409,8 +408,8 @@ async fn an_atomic_layer_outside_hides_the_client_from_the_jobs_and_the_request_
     assert_eq!((outcome, after), (Aborted(StatusCode::OK), SECOND));
 }
 
-/// The label of the atomic job; how the response ended for the request's own jobs, and how long
-/// after the client had left they were told.
+/// The label of the atomic job, the outcome that the request's own jobs get, and the time from the
+/// leave of the client to that outcome.
 async fn leaves_early(position: Position) -> (Option<Arc<str>>, ResponseOutcome, Duration) {
     let (to, mut left) = mpsc::unbounded_channel::<Left>();
     let scheduler = Scheduler::new();

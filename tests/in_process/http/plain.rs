@@ -1,5 +1,4 @@
-//! `JobsLayer` and `Jobs` without axum: any tower service, a bare hyper server. Works with
-//! `--no-default-features` as well.
+//! `JobsLayer` and `Jobs` without axum, on any tower service and a bare hyper server.
 
 use std::{
     cell::Cell,
@@ -28,7 +27,7 @@ use crate::support::{
     http::{get, listen},
 };
 
-/// Any body will do: this one is not even one.
+/// The body may be of any type. This one is no `Body`.
 struct NotABody;
 
 fn request() -> Request<NotABody> {
@@ -132,7 +131,7 @@ async fn label_is_asked_for_once_for_every_request() {
     assert_eq!(asked.load(Ordering::Relaxed), 2);
 }
 
-/// A service that says what it was told to, and minds being called unready.
+/// A service with the given readiness. It panics if it is called unready.
 struct Inner {
     readiness: Poll<Result<(), &'static str>>,
     ready: bool,
@@ -188,7 +187,7 @@ fn layer_service_and_jobs_are_as_sendable_as_what_is_inside() {
     fn anywhere<T: Clone + Send + Sync + 'static>() {}
     fn sendable<T: Clone + Send>() {}
 
-    /// A marker is a name only: what it is does not matter.
+    /// A marker is only a name.
     struct Mail {
         _not_send: PhantomData<*const ()>,
     }
@@ -203,7 +202,7 @@ fn layer_service_and_jobs_are_as_sendable_as_what_is_inside() {
     sendable::<JobsService<Cell<()>>>();
 }
 
-/// tower-http's `TimeoutLayer` makes a response of its own, and so wants a body that has a default.
+/// The `TimeoutLayer` of tower-http makes a response of its own. Its body must have a default.
 #[tokio::test(start_paused = true)]
 async fn layer_stacks_with_layers_that_make_empty_bodies() {
     let scheduler = Scheduler::new();

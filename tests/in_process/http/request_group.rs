@@ -154,7 +154,7 @@ async fn closing_ends_this_requests_jobs_and_no_others() {
     jobs.try_spawn(async {}).unwrap().await.unwrap();
 }
 
-/// Where another thread starts the next job as soon as one has ended.
+/// On two workers, one could start the next job while the other closes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closing_starts_none_of_the_jobs_that_wait_for_those_it_ends() {
     for _ in 0..100 {
@@ -194,7 +194,7 @@ async fn closing_ends_deferred_jobs_before_their_response_is_over() {
 async fn close_gives_jobs_their_time_and_names_the_late_ones() {
     let scheduler = Scheduler::builder().close_timeout(2 * SECOND).build();
     let jobs = answered(&scheduler).await;
-    let heeds = jobs
+    let listens = jobs
         .spawn_with(|context| async move {
             context.cancelled().await;
             tokio::time::sleep(SECOND).await;
@@ -207,7 +207,7 @@ async fn close_gives_jobs_their_time_and_names_the_late_ones() {
     let late = jobs.close().await;
     assert_eq!(began.elapsed(), 2 * SECOND);
     assert_eq!(names(&late), ["deaf"]);
-    assert_eq!(heeds.await.unwrap(), "saved");
+    assert_eq!(listens.await.unwrap(), "saved");
     jobs.wait_idle().await;
     assert!(scheduler.is_empty());
 }

@@ -1,5 +1,5 @@
-//! Jobs of axum handlers over real connections: what runs after the response, what a client that
-//! leaves takes along, what shutting down drains.
+//! Jobs of axum handlers over real connections: after the response, after a client that leaves, and
+//! in the drain.
 //!
 //! The rows of aiojobs shown here:
 //!
@@ -41,19 +41,19 @@ async fn serve(app: Router) -> Server {
     Server { address, stop, served: tokio::spawn(server.into_future()) }
 }
 
-/// A client that has sent its request and, when dropped, is gone.
+/// A client that has sent its request, and leaves when it is dropped.
 async fn ask(address: SocketAddr, path: &str) -> TcpStream {
     connect(address, &format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await
 }
 
-/// What handlers and their jobs have of the test.
+/// The ends of the handlers and their jobs.
 #[derive(Clone)]
 struct Ends {
     gate: watch::Receiver<bool>,
     news: mpsc::UnboundedSender<&'static str>,
 }
 
-/// What the test has of them.
+/// The ends of the test.
 struct Test {
     scheduler: Scheduler,
     gate: watch::Sender<bool>,
@@ -70,13 +70,13 @@ impl Ends {
         self.gate.wait_for(|open| *open).await.expect("the test holds the gate");
     }
 
-    /// A job: tells its news once the gate is open.
+    /// A job that sends its news once the gate is open.
     async fn job(mut self, news: &'static str) {
         self.gate().await;
         self.tell(news);
     }
 
-    /// Tells when it is dropped.
+    /// Sends its news when it is dropped.
     fn guard(&self, news: &'static str) -> impl Sized + use<> {
         struct Guard(Ends, &'static str);
         impl Drop for Guard {
@@ -130,7 +130,7 @@ fn verbs() -> Router<Ends> {
     }
     async fn spawn_with(jobs: Jobs, State(ends): State<Ends>) -> Answer {
         jobs.spawn_with(|context| async move {
-            assert!(!context.is_cancelled(), "nobody cancels it");
+            assert!(!context.is_cancelled(), "it is not cancelled");
             ends.job("spawn_with").await;
         })
         .await?;
@@ -302,8 +302,8 @@ fn refused_shield_is_dropped_outside_the_lock() {
             assert_eq!(self.0.len(), 0);
         }
     }
-    let (tell, told) = std::sync::mpsc::channel();
-    // A thread of its own, which a deadlock would keep.
+    let (tell, heard) = std::sync::mpsc::channel();
+    // In a thread of its own, because of a possible deadlock.
     std::thread::spawn(move || {
         tokio_test::block_on(async {
             let scheduler = Scheduler::new();
@@ -313,7 +313,7 @@ fn refused_shield_is_dropped_outside_the_lock() {
             tell.send(refused.is_err_and(|error| error.is_cancelled())).expect("a test");
         });
     });
-    assert_eq!(told.recv_timeout(PLENTY), Ok(true));
+    assert_eq!(heard.recv_timeout(PLENTY), Ok(true));
 }
 
 // Shutting down.
@@ -351,7 +351,7 @@ async fn handler_in_flight_may_spawn_while_draining() {
     }
     let mut test = Test::new(Scheduler::new());
     let server = test.serve(Router::new().route("/late", routing::get(late))).await;
-    // What keeps the drain going until the late job has come.
+    // Keeps the drain waiting until the late job is there.
     let (release, released) = oneshot::channel::<()>();
     test.scheduler.try_spawn(async { drop(released.await) }).expect("a place");
     let client = tokio::spawn(get(server.address, "/late"));

@@ -1,4 +1,4 @@
-//! `after_response` jobs and the response's bytes: neither too early, nor in their way.
+//! `after_response` jobs start neither before the bytes of the response, nor in their way.
 
 use std::{
     convert::Infallible,
@@ -37,10 +37,10 @@ use crate::support::{
 const FRAME: usize = 64 * 1024;
 const FRAMES: usize = 128;
 const TOTAL: usize = FRAME * FRAMES;
-/// More than hyper, h2 and the two sockets hold between body and client.
+/// An upper bound of the bytes that hyper, h2 and the two sockets hold.
 const BUFFERS: usize = 2 * 1024 * 1024;
 
-/// Many frames without a length; counts those that were taken.
+/// A body of many frames without a length. It counts the frames that were taken.
 struct Counted {
     left: usize,
     taken: Arc<AtomicUsize>,
@@ -63,7 +63,7 @@ impl hyper::body::Body for Counted {
     }
 }
 
-/// A server and a client whose sockets hold little.
+/// A server and a client with small socket buffers.
 async fn narrow(protocol: Protocol, app: Router) -> (Server, Client) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_send_buffer_size(16 * 1024).unwrap();
@@ -80,7 +80,7 @@ async fn ask(client: &mut Client, protocol: Protocol) {
     client.read_head().await;
 }
 
-/// What the job saw when it started.
+/// The state at the start of the job.
 struct Start {
     outcome: ResponseOutcome,
     frames_taken: usize,
@@ -149,7 +149,7 @@ async fn job_starts_as_aborted_when_a_slow_reader_leaves() {
     }
 }
 
-/// "Handed to the server" is all that can be known: it takes a frame of any size at once.
+/// The layer sees only that the server took the frame, whatever its size.
 #[tokio::test]
 async fn body_of_one_frame_is_handed_over_before_anything_is_read() {
     for protocol in [Http1, Http2] {
@@ -192,12 +192,12 @@ impl Threads {
     }
 }
 
-/// How the job comes by its thread.
+/// Where the job starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Comes {
     /// In a task of its own.
     Free,
-    /// From the queue, into the task of a job that ends just then.
+    /// From the queue, in the task of a job that ends at that moment.
     Queued,
 }
 
@@ -221,11 +221,11 @@ const SHAPES: [Shape; 3] = [
     },
 ];
 
-/// A route whose `after_response` job blocks its thread until it is released, and tells whether
-/// it was.
-fn blocks(comes: Comes, make: fn() -> Response) -> (Router, blocking::Sender<()>, Told) {
+/// A route whose `after_response` job blocks its thread until it is released. The job sends whether
+/// it was released in time.
+fn blocks(comes: Comes, make: fn() -> Response) -> (Router, blocking::Sender<()>, InTime) {
     let (release, released) = blocking::channel::<()>();
-    let (tell, told) = mpsc::unbounded_channel();
+    let (tell, in_time) = mpsc::unbounded_channel();
     let released = Arc::new(Mutex::new(Some(released)));
     let handler = async move |jobs: Jobs| {
         let released = released.lock().unwrap().take().expect("one request");
@@ -246,17 +246,17 @@ fn blocks(comes: Comes, make: fn() -> Response) -> (Router, blocking::Sender<()>
             tell.send(released.recv_timeout(10 * SECOND).is_ok()).unwrap();
         })
         .unwrap();
-        // The job before it ends now; the server takes the response in this very step.
+        // The job before it ends now, and the server takes the response in the same step.
         before.notify_one();
         make()
     };
     let scheduler = Scheduler::builder().limit(1).build();
-    (Router::new().route("/", get(handler)).layer(JobsLayer::new(scheduler)), release, told)
+    (Router::new().route("/", get(handler)).layer(JobsLayer::new(scheduler)), release, in_time)
 }
 
-type Told = mpsc::UnboundedReceiver<bool>;
+type InTime = mpsc::UnboundedReceiver<bool>;
 
-/// Serves in a thread of its own until what it gives is dropped.
+/// Serves in a thread of its own until the sender is dropped.
 fn serve_apart(threads: Threads, app: Router) -> (SocketAddr, oneshot::Sender<()>) {
     let (address, at) = blocking::channel();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -275,7 +275,7 @@ async fn its_response_is_not_delayed(
     protocol: Protocol,
     shape: &Shape,
 ) -> bool {
-    let (app, release, mut told) = blocks(comes, shape.make);
+    let (app, release, mut in_time) = blocks(comes, shape.make);
     let (address, _running) = serve_apart(threads, app);
     let mut client = Client::connect(address, protocol).await;
     client.send(&Ask::default().bytes(protocol)).await;
@@ -288,9 +288,9 @@ async fn its_response_is_not_delayed(
         }
         Http2 => assert!(client.read_to_end().await),
     }
-    // Too late if the response has waited for the job.
+    // This comes too late if the response has waited for the job.
     let _sent = release.send(());
-    within("the job", told.recv()).await.unwrap()
+    within("the job", in_time.recv()).await.unwrap()
 }
 
 #[tokio::test]

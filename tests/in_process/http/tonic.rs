@@ -1,4 +1,4 @@
-//! `JobsLayer` on a tonic server, over TCP: jobs are not axum's alone.
+//! `JobsLayer` on a tonic server, over TCP.
 
 use std::{convert::Infallible, future::pending};
 
@@ -20,7 +20,7 @@ use tower_jobs::{
 
 use crate::support::{http::listen, within};
 
-/// Messages that are plain text, so that no code needs to be generated.
+/// Messages of plain text. They need no generated code.
 #[derive(Clone, Copy, Default)]
 struct Text;
 
@@ -65,7 +65,7 @@ enum Event {
     Ended(ResponseOutcome),
 }
 
-/// A procedure that has a job welcome somebody, and another one wait for the response.
+/// A procedure that spawns a welcome and defers a second job.
 async fn sign_up(
     request: Request<String>,
     events: UnboundedSender<Event>,
@@ -80,13 +80,13 @@ async fn sign_up(
         .await
         .map_err(|error| Status::resource_exhausted(error.to_string()))?;
     match &*name {
-        "nobody" => Err(Status::invalid_argument("give a name")),
+        "nameless" => Err(Status::invalid_argument("give a name")),
         "slow" => pending().await,
         _ => Ok(Response::new(jobs.label().to_owned())),
     }
 }
 
-/// What the server serves.
+/// The service of the server.
 fn service(
     scheduler: &Scheduler,
     events: &UnboundedSender<Event>,
@@ -110,7 +110,7 @@ fn service(
 
 const PATH: &str = "/welcome.Desk/SignUp";
 
-/// Calls the procedure of a server that is there for this one call.
+/// A server for one call of its procedure.
 struct Call {
     scheduler: Scheduler,
     events: mpsc::UnboundedReceiver<Event>,
@@ -144,7 +144,7 @@ impl Call {
         within("a job", self.events.recv()).await.unwrap()
     }
 
-    /// What its two jobs did: the welcome first.
+    /// The events of its two jobs, the welcome first.
     async fn events(&mut self) -> [Event; 2] {
         let events = [self.event().await, self.event().await];
         match events {
@@ -169,14 +169,14 @@ async fn call_leaves_jobs_that_carry_its_method_and_are_drained() {
     assert_eq!(call.scheduler.stats().completed, 2);
 }
 
-/// A gRPC error is told in the headers or trailers of a response whose HTTP status is 200.
+/// A gRPC error is in the headers or trailers of a response with the HTTP status 200.
 #[tokio::test]
 async fn failed_call_has_a_complete_response_of_status_200() {
     let mut call = Call::new().await;
-    let status = within("a response", call.sign_up("nobody")).await.unwrap_err();
+    let status = within("a response", call.sign_up("nameless")).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     let ended = Event::Ended(Complete(http::StatusCode::OK));
-    assert_eq!(call.events().await, [welcomed("nobody"), ended]);
+    assert_eq!(call.events().await, [welcomed("nameless"), ended]);
 }
 
 #[tokio::test]

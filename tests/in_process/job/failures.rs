@@ -1,4 +1,4 @@
-//! Failures: every one is told exactly once, whoever holds the handle and however the job fails.
+//! Failures: each is reported exactly once, to the awaiter or to the hook.
 
 use std::{
     convert::Infallible,
@@ -33,7 +33,7 @@ fn closing_in_time() -> (Scheduler, Failures) {
     watched(Scheduler::builder().close_timeout(SECOND))
 }
 
-/// How a job fails, once it is let go.
+/// How a job fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum How {
     Err,
@@ -49,7 +49,7 @@ const ALL: [How; 5] =
 impl How {
     async fn spawn(self, scheduler: &Scheduler, go: Arc<Notify>) -> Job<()> {
         let job = async move {
-            // Moved in, so that it is dropped with the future.
+            // Moved into the future, and dropped with it.
             let _held = (self == How::PanicWhenDropped).then(|| Grenade);
             go.notified().await;
             match self {
@@ -88,18 +88,18 @@ impl How {
     }
 }
 
-/// Asserts that the hook heard of the one failure, and only once.
+/// Asserts that the hook got the one failure exactly once.
 #[track_caller]
-fn assert_told(how: How, failures: &mut Failures) {
-    let failure = failures.try_recv().unwrap_or_else(|_| panic!("{how:?} was not told"));
+fn assert_reported(how: How, failures: &mut Failures) {
+    let failure = failures.try_recv().unwrap_or_else(|_| panic!("{how:?} was not reported"));
     assert!(how.is(&failure.error), "{how:?}: {failure}");
-    assert_not_told(how, failures);
+    assert_not_reported(how, failures);
 }
 
 #[track_caller]
-fn assert_not_told(how: How, failures: &mut Failures) {
+fn assert_not_reported(how: How, failures: &mut Failures) {
     if let Ok(failure) = failures.try_recv() {
-        panic!("{how:?} was told once too often: {failure}");
+        panic!("{how:?} was reported once too often: {failure}");
     }
 }
 
@@ -124,7 +124,7 @@ async fn awaited_failure_reaches_the_awaiter_only() {
         assert!(how.is(&awaited.unwrap_err()), "{how:?}");
         drop(job);
         drop(scheduler.close().await);
-        assert_not_told(how, &mut failures);
+        assert_not_reported(how, &mut failures);
         assert_counted(how, &scheduler);
     }
 }
@@ -137,9 +137,9 @@ async fn dropped_handle_reports_failure_once() {
         let job = how.spawn(&scheduler, go.clone()).await;
         how.fail(&scheduler, &go).await;
         turn().await;
-        assert_not_told(how, &mut failures);
+        assert_not_reported(how, &mut failures);
         drop(job);
-        assert_told(how, &mut failures);
+        assert_reported(how, &mut failures);
         assert_counted(how, &scheduler);
     }
 }
@@ -150,11 +150,11 @@ async fn detached_job_reports_its_failure_when_it_fails() {
         let (scheduler, mut failures) = closing_in_time();
         let go = Arc::new(Notify::new());
         drop(how.spawn(&scheduler, go.clone()).await);
-        assert_not_told(how, &mut failures);
+        assert_not_reported(how, &mut failures);
         how.fail(&scheduler, &go).await;
-        assert_told(how, &mut failures);
+        assert_reported(how, &mut failures);
         drop(scheduler.close().await);
-        assert_not_told(how, &mut failures);
+        assert_not_reported(how, &mut failures);
         assert_counted(how, &scheduler);
     }
 }
@@ -171,13 +171,13 @@ async fn wait_that_was_given_up_counts_for_nothing() {
             how.fail(&scheduler, &go).await;
             assert!(wait.is_woken());
         }
-        assert_not_told(how, &mut failures);
+        assert_not_reported(how, &mut failures);
         drop(job);
-        assert_told(how, &mut failures);
+        assert_reported(how, &mut failures);
     }
 }
 
-/// A future that ends with an error, drops what it holds, and then panics.
+/// A future that ends with an error, drops the value it holds, and then panics.
 struct Spiteful<T>(Arc<Mutex<Option<T>>>);
 
 impl<T> Future for Spiteful<T> {
@@ -204,7 +204,7 @@ async fn handle_dropped_by_its_own_failing_job_reports_once() {
     *own_handle.lock().unwrap() = Some(job);
     scheduler.wait_idle().await;
     failures.try_recv().unwrap();
-    assert_not_told(How::Err, &mut failures);
+    assert_not_reported(How::Err, &mut failures);
 }
 
 #[tokio::test]
@@ -217,7 +217,7 @@ async fn shield_that_drops_its_caller_reports_its_failure_once() {
     assert_pending!(waits.poll());
     *caller.lock().unwrap() = Some(waits);
     scheduler.wait_idle().await;
-    assert_told(How::Err, &mut failures);
+    assert_reported(How::Err, &mut failures);
     assert_eq!(scheduler.stats().panicked, 1);
 }
 
@@ -238,11 +238,11 @@ async fn handle_dropped_while_its_job_fails_reports_once() {
             std::hint::spin_loop();
         }
         drop(job);
-        let failure = failures.recv().await.expect("told");
+        let failure = failures.recv().await.expect("a failure");
         assert_eq!(failure.error.is_panic(), n % 2 == 1);
     }
     scheduler.close().await;
-    assert_not_told(How::Err, &mut failures);
+    assert_not_reported(How::Err, &mut failures);
 }
 
 #[tokio::test(start_paused = true)]
@@ -262,7 +262,7 @@ async fn closing_handle_gets_the_failure_of_its_job_once() {
     assert!(panicking.close().await.unwrap_err().is_panic());
     drop(panicking);
     scheduler.wait_idle().await;
-    assert_not_told(How::CloseTimeout, &mut failures);
+    assert_not_reported(How::CloseTimeout, &mut failures);
 }
 
 #[tokio::test]
@@ -274,7 +274,7 @@ async fn close_timeout_is_reported_once_and_a_later_failure_too() {
         let (begun, begins) = oneshot::channel();
         let stuck = move || {
             begun.send(()).expect("the test waits");
-            goes.recv().expect("nobody sends, and that fails it");
+            goes.recv().expect("the sender is dropped, and that fails the job");
         };
         let mut job = scheduler.spawn_blocking(stuck).await.unwrap();
         begins.await.unwrap();
@@ -284,12 +284,12 @@ async fn close_timeout_is_reported_once_and_a_later_failure_too() {
             let error = job.wait().await.unwrap_err();
             assert!(error.to_string().contains("given to an earlier wait"), "{error}");
             drop((job, go));
-            assert_not_told(how, &mut failures);
+            assert_not_reported(how, &mut failures);
         } else {
             drop(go);
             scheduler.wait_idle().await;
             drop(job);
-            assert_told(how, &mut failures);
+            assert_reported(how, &mut failures);
         }
     }
 }
@@ -318,14 +318,14 @@ async fn first_of_two_panics_is_reported() {
     scheduler.wait_idle().await;
     let failure = failures.try_recv().unwrap();
     assert!(failure.error.to_string().ends_with("the first"), "{failure}");
-    assert_not_told(How::Panic, &mut failures);
+    assert_not_reported(How::Panic, &mut failures);
 }
 
 #[tokio::test(start_paused = true)]
 async fn first_poll_of_a_job_counts_for_its_run_timeout() {
     let scheduler = Scheduler::new();
     let job = async {
-        // Moves the clock in that poll.
+        // Moves the clock in its first poll.
         advance(10 * SECOND).await;
         pending::<()>().await;
     };
@@ -335,7 +335,7 @@ async fn first_poll_of_a_job_counts_for_its_run_timeout() {
     assert_eq!(began.elapsed(), 10 * SECOND);
 }
 
-/// A failure that cannot even be told.
+/// A failure whose error panics.
 #[derive(Debug)]
 struct Unspeakable;
 
@@ -358,7 +358,7 @@ async fn panic_of_a_shielded_failure_is_reported_as_a_panic() {
     assert_pending!(caller.poll());
     scheduler.wait_idle().await;
     drop(caller);
-    assert_told(How::Panic, &mut failures);
+    assert_reported(How::Panic, &mut failures);
 }
 
 #[tokio::test]
@@ -369,7 +369,7 @@ async fn cancelled_jobs_have_not_failed() {
     scheduler.spawn(pending::<()>()).await.unwrap();
     scheduler.close().await;
     assert_eq!(scheduler.stats().cancelled, 3);
-    assert_not_told(How::Err, &mut failures);
+    assert_not_reported(How::Err, &mut failures);
 }
 
 #[tokio::test]
@@ -382,9 +382,9 @@ async fn shield_reports_to_its_caller_or_else_to_the_hook() {
         .spawn(async move { scheduler_2.shield(async { panic_any(7_u8) }).await.map(|(): ()| ()) });
     let payload = caller.await.unwrap().await.unwrap_err().into_panic().unwrap();
     assert_eq!(payload.downcast_ref::<u8>(), Some(&7));
-    assert_not_told(How::Err, &mut failures);
+    assert_not_reported(How::Err, &mut failures);
 
-    // The caller has gone, before the failure or after it.
+    // The caller is dropped before the failure, or after it.
     for after in [false, true] {
         for how in [How::Err, How::Panic] {
             let go = Arc::new(Notify::new());
@@ -400,10 +400,10 @@ async fn shield_reports_to_its_caller_or_else_to_the_hook() {
                 how.fail(&scheduler, &go).await;
             } else {
                 how.fail(&scheduler, &go).await;
-                assert_not_told(how, &mut failures);
+                assert_not_reported(how, &mut failures);
                 drop(caller);
             }
-            assert_told(how, &mut failures);
+            assert_reported(how, &mut failures);
         }
     }
     assert_eq!((scheduler.stats().failed, scheduler.stats().panicked), (3, 3));
@@ -412,7 +412,7 @@ async fn shield_reports_to_its_caller_or_else_to_the_hook() {
 #[tokio::test]
 async fn hook_that_panics_harms_nothing_and_is_logged() {
     let (logs, _guard) = Logs::start();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tell, mut heard) = mpsc::unbounded_channel();
     let hook = move |failure: JobFailure| {
         tell.send(failure.job.id).expect("heard");
         panic_any(Grenade)
@@ -425,7 +425,7 @@ async fn hook_that_panics_harms_nothing_and_is_logged() {
     assert_eq!(good.await.unwrap(), 7);
     let second = held.id();
     drop(held);
-    assert_eq!((told.recv().await, told.recv().await), (Some(first), Some(second)));
+    assert_eq!((heard.recv().await, heard.recv().await), (Some(first), Some(second)));
     let logged = logs.iter().find(|event| event.field("job").contains("for a bad hook"));
     assert_eq!(
         logged.expect("logged").field("message"),
@@ -435,7 +435,7 @@ async fn hook_that_panics_harms_nothing_and_is_logged() {
     assert_eq!((scheduler.stats().failed, scheduler.stats().completed), (2, 1));
 }
 
-/// The fields of the one event that tells of the failure of the job `name`.
+/// The one event that reports the failure of the job `name`.
 #[track_caller]
 fn logged_failure(logs: &Logs, name: &str) -> Event {
     let mut events: Vec<_> = logs.iter().filter(|event| event.field("job.name") == name).collect();
@@ -507,15 +507,15 @@ async fn failure_text_leaves_out_only_causes_it_already_has() {
     }
     let (scheduler, mut failures) = closing_in_time();
     let refused = || Some(Box::new(Step("refused", None)));
-    for (error, told) in [
+    for (error, text) in [
         (Step("failed", None), "the job failed: failed"),
         (Step("connection refused", refused()), "the job failed: connection refused: refused"),
         (Step("no mail: refused", refused()), "the job failed: no mail: refused"),
         (Step("refused", refused()), "the job failed: refused"),
     ] {
         drop(scheduler.spawn(async { Err::<(), _>(error) }).await.expect("open"));
-        let failure = failures.recv().await.expect("told").to_string();
-        assert!(failure.ends_with(&format!(": {told}")), "{failure}");
+        let failure = failures.recv().await.expect("a failure").to_string();
+        assert!(failure.ends_with(&format!(": {text}")), "{failure}");
     }
 }
 
@@ -557,7 +557,7 @@ async fn failure_is_logged_in_one_line_whatever_its_job_name() {
     logged_failure(&logs, r"to a\nERROR forged");
 }
 
-/// Whatever `panics` does, the next job runs in the same place and the scheduler stays open.
+/// Asserts that after `panics` the next job runs in the same place and the scheduler stays open.
 async fn assert_contained<F>(scheduler: Scheduler, panics: F, outcome: Outcome)
 where
     F: Future<Output: JobOutput> + Send + 'static,
@@ -579,7 +579,7 @@ async fn panic_whose_payload_panics_when_dropped_is_contained() {
     for scheduler in [logging().build(), logging().on_failure(drop).build()] {
         assert_contained(scheduler, async { panic_any(Grenade) }, Outcome::Panicked).await;
     }
-    // Held until after the failure, and dropped unawaited.
+    // The handle is dropped unawaited after the failure.
     for scheduler in [logging().build(), logging().on_failure(drop).build()] {
         let job = scheduler.spawn(async { panic_any(Grenade) }).await.unwrap();
         scheduler.wait_idle().await;
@@ -590,7 +590,7 @@ async fn panic_whose_payload_panics_when_dropped_is_contained() {
 #[tokio::test]
 async fn value_that_panics_when_dropped_is_contained() {
     let scheduler = || Scheduler::builder().limit(1).on_failure(drop).build();
-    // Nobody has the handle: the job itself drops the value, and that is its panic.
+    // The handle is dropped first. The job drops the value, and that is its panic.
     assert_contained(scheduler(), async { Some(Grenade) }, Outcome::Panicked).await;
 
     // The handle is dropped with the value in it.
@@ -646,5 +646,5 @@ async fn job_at_its_run_timeout_is_dropped_where_it_stands() {
     sleep(3 * SECOND).await;
     let failure = failures.try_recv().unwrap();
     assert_eq!(failure.error.to_string(), "the job ran longer than its timeout of 1s");
-    assert_not_told(How::RunTimeout, &mut failures);
+    assert_not_reported(How::RunTimeout, &mut failures);
 }

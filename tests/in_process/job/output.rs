@@ -1,4 +1,4 @@
-//! What a job may return.
+//! The values and errors that a job may return.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -1,4 +1,4 @@
-//! The span of a job: what it holds, how it is tied to the request's, and what happens inside it.
+//! The span of a job: its fields, its tie to the span of the request, and the events inside it.
 
 use std::{
     fmt::{self, Write},
@@ -29,7 +29,7 @@ use crate::support::{
     oneshot::respond,
 };
 
-/// Writes down, line by line, what becomes of spans, and in which of them events happen.
+/// A line for every change of a span, and for every event with the spans around it.
 #[derive(Clone, Default)]
 struct Recorder(Arc<Mutex<Vec<String>>>);
 
@@ -47,7 +47,7 @@ impl Visit for Fields {
     }
 }
 
-/// A job is called by its name, any other span by its own.
+/// The name of a span: for the span of a job, the name of the job.
 struct Called(String);
 
 fn called<'a>(span: &SpanRef<'a, impl LookupSpan<'a>>) -> String {
@@ -55,7 +55,7 @@ fn called<'a>(span: &SpanRef<'a, impl LookupSpan<'a>>) -> String {
 }
 
 impl Recorder {
-    /// Records what this thread does, from now on.
+    /// Records the spans and events of this thread until the guard is dropped.
     fn start() -> (Self, DefaultGuard) {
         let recorder = Self::default();
         let guard = logs::subscribe(recorder.clone());
@@ -124,7 +124,7 @@ async fn serve<F: Future>(scheduler: &Scheduler, handler: impl FnOnce(Jobs) -> F
     async { handler(open.jobs.clone()).await }.instrument(info_span!("request")).await
 }
 
-/// A request has been served and left a job behind, which runs until the sender goes.
+/// Serves a request that leaves a job behind. The job runs until the sender is dropped.
 async fn with_a_job_running(link: SpanLink) -> (Scheduler, oneshot::Sender<()>) {
     let scheduler = Scheduler::builder().span(link).build();
     let (release, released) = oneshot::channel::<()>();
@@ -137,7 +137,7 @@ async fn with_a_job_running(link: SpanLink) -> (Scheduler, oneshot::Sender<()>) 
     (scheduler, release)
 }
 
-// What it is.
+// Its fields.
 
 #[tokio::test]
 async fn span_of_a_job_has_its_id_name_and_request() {
@@ -145,17 +145,17 @@ async fn span_of_a_job_has_its_id_name_and_request() {
     let scheduler = Scheduler::new();
     let of_request =
         serve(&scheduler, |jobs| jobs.job("mail").spawn(async {})).await.expect("a place");
-    let of_nobody = scheduler.job("cleanup").spawn(async {}).await.expect("a place");
+    let of_no_request = scheduler.job("cleanup").spawn(async {}).await.expect("a place");
     let unnamed = scheduler.spawn(async {}).await.expect("a place");
 
     let id = of_request.id();
     recorder.assert(&format!("mail: tower_jobs/job id={id} name=mail request=\"POST /signup\""));
-    recorder.assert(&format!("cleanup: tower_jobs/job id={} name=cleanup", of_nobody.id()));
+    recorder.assert(&format!("cleanup: tower_jobs/job id={} name=cleanup", of_no_request.id()));
     let name = unnamed.name();
     recorder.assert(&format!("{name}: tower_jobs/job id={} name={name}", unnamed.id()));
 }
 
-// How it is tied to its request.
+// Its tie to the request.
 
 #[tokio::test]
 async fn request_span_closes_while_a_job_following_from_it_runs() {
@@ -248,9 +248,9 @@ async fn span_has_closed_when_the_waiter_of_its_job_is_woken() {
     recorder.assert("heard");
 }
 
-// What happens inside.
+// Events inside.
 
-/// Every job here is one of these: says how far it is, and says so when it is dropped.
+/// A job that logs its polls and its drop.
 async fn speak() {
     let _guard = Guard;
     info!("first poll");
@@ -297,7 +297,7 @@ async fn events_of_a_child_job_are_in_the_request_span_too() {
 async fn events_of_a_blocking_job_are_in_its_span() {
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::new();
-    // The thread has no recorder of its own. The span brings its own with it.
+    // The blocking thread has no recorder. The span has one.
     let dispatch = dispatcher::get_default(Dispatch::clone);
     let job = scheduler.job("report").spawn_blocking(move || {
         dispatcher::with_default(&dispatch, || info!("at work"));
@@ -341,7 +341,7 @@ async fn report_of_a_failed_job_is_in_its_span() {
     recorder.assert("in [fails]: reported");
 }
 
-// A job's future is dropped inside its span, however it ends.
+// The drop of a job's future is inside its span.
 
 #[tokio::test]
 async fn aborted_job_is_dropped_in_its_span() {
@@ -408,7 +408,6 @@ fn jobs_of_a_runtime_that_ends_are_dropped_in_their_spans() {
 
 #[test]
 fn unaccepted_job_is_dropped_in_the_span_of_its_caller() {
-    // Only accepted jobs have a life of their own.
     let (recorder, _guard) = Recorder::start();
     let scheduler = Scheduler::new();
     let spawn = scheduler.job("lazy").spawn(holding(Guard));
@@ -428,7 +427,7 @@ fn blocking_job_without_a_thread_is_dropped_in_its_span() {
         }
     }
 
-    // The threads for blocking jobs have the subscriber, too.
+    // The threads of blocking jobs have the subscriber too.
     let recorder = Recorder::default();
     let dispatch = logs::dispatch(recorder.clone());
     let _guard = dispatcher::set_default(&dispatch);
@@ -460,7 +459,7 @@ fn blocking_job_without_a_thread_is_dropped_in_its_span() {
     recorder.assert("mail: closed");
 }
 
-// Whose subscriber panics.
+// A subscriber that panics.
 
 #[tokio::test(start_paused = true)]
 async fn panicking_subscriber_harms_neither_jobs_nor_scheduler() {

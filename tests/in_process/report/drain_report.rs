@@ -1,4 +1,4 @@
-//! What closing reports: of which jobs, of which time, and in which form.
+//! The report of closing: its jobs, its time and its form.
 
 use std::future::pending;
 
@@ -19,24 +19,24 @@ async fn report_shows_the_moment_it_was_made_however_it_is_read() {
     advance(SECOND).await;
 
     let expected = [("second", 2 * SECOND), ("third", SECOND)];
-    let told = |job: &JobInfo| (job.name.to_string(), job.age, job.state, job.key.clone());
+    let shown = |job: &JobInfo| (job.name.to_string(), job.age, job.state, job.key.clone());
     let expected =
         expected.map(|(name, age)| (name.into(), age, JobState::Finished, Some("a key".into())));
     let jobs = &report.never_started;
     assert_eq!((jobs.len(), jobs.is_empty(), report.cancelled.len()), (2, false, 1));
-    assert_eq!(jobs.iter().map(told).collect::<Vec<_>>(), expected);
+    assert_eq!(jobs.iter().map(shown).collect::<Vec<_>>(), expected);
     assert_eq!(
         (jobs[1].id, jobs.last().map(|job| job.id)),
         (other.never_started[1].id, Some(jobs[1].id))
     );
     let mut read = Vec::new();
     for job in &other.clone().never_started {
-        read.push(told(job));
+        read.push(shown(job));
     }
     assert_eq!(read, expected);
     assert_eq!(format!("{jobs:?}"), format!("{:?}", jobs.to_vec()));
     let (read, unread) = (other.never_started, report.clone().cancelled);
-    assert_eq!(read.into_iter().map(|job| told(&job)).collect::<Vec<_>>(), expected);
+    assert_eq!(read.into_iter().map(|job| shown(&job)).collect::<Vec<_>>(), expected);
     assert_eq!(unread.into_iter().map(|job| job.name).collect::<Vec<_>>(), ["first"]);
     let none = &report.failed;
     assert_eq!((none.len(), none.iter().count()), (0, 0));

@@ -1,10 +1,10 @@
 //! The accounting law, the limits, the order and the reports: random histories against an oracle.
 //!
-//! A history is a list of steps. Each is done to a real scheduler, on a paused clock, and to an
-//! oracle: lists of jobs, looked through again and again until nothing more can happen. After every
-//! step all that can be seen of the two must agree. Every future that a user would hold (spawners,
-//! handles, closers, drains) is polled by steps only, so it may be early, late, dropped or
-//! forgotten; what could go on must have been woken.
+//! A history is a list of steps. Each step is done to a real scheduler on a paused clock, and to an
+//! oracle. After every step, all visible state of the two must agree.
+//!
+//! Spawners, handles, closers and drains are polled by steps only, so a poll may be early, late or
+//! missing. A future that could go on must have been woken.
 
 mod oracle;
 mod plan;
@@ -53,12 +53,12 @@ impl History {
         }
     }
 
-    /// Does the step to both, unless there is nothing to do it to.
+    /// Does the step to both, if there is a job or a drain for it.
     async fn act(&mut self, step: Step) {
         let Self { real, oracle, .. } = self;
         let active = |job: &Expected| job.at == Where::Active;
         let has_handle = |job: &Expected| matches!(job.holder, Holder::Handle { .. });
-        let is_held = |job: &Expected| job.holder != Holder::Nobody;
+        let is_held = |job: &Expected| job.holder != Holder::Gone;
         match step {
             Step::Offer(plan) => assert_eq!(real.offer(plan), oracle.offer(plan)),
             Step::End(at, end) => {
@@ -68,7 +68,11 @@ impl History {
             }
             Step::SpawnAndEnd(at, plan) => {
                 let Some(job) = pick(&oracle.jobs_where(active), at) else { return };
-                self.spawn_and_end(job, Plan { verb: Verb::TrySpawn, heeds: None, ..plan }).await;
+                self.spawn_and_end(
+                    job,
+                    Plan { verb: Verb::TrySpawn, when_cancelled: None, ..plan },
+                )
+                .await;
             }
             Step::Poll(at) => {
                 let Some(job) = pick(&oracle.jobs_where(is_held), at) else { return };
@@ -157,7 +161,7 @@ impl History {
         assert_eq!(report.is_some(), ended, "whether the drain is over");
         let Some(report) = report else { return };
         self.check_report(&report);
-        // Every caller gets the same.
+        // Every caller gets the same report.
         let first = self.report.get_or_insert(report.clone());
         assert_eq!((first.to_string(), first.elapsed), (report.to_string(), report.elapsed));
     }
@@ -180,7 +184,7 @@ impl History {
         assert!(report.elapsed <= Duration::from_millis(self.oracle.now - began));
     }
 
-    /// All that can be seen from outside is as the oracle has it.
+    /// Compares all visible state with the oracle.
     fn compare(&mut self) {
         let (real, oracle) = (&self.real, &mut self.oracle);
         let scheduler = &real.scheduler;
@@ -206,11 +210,11 @@ impl History {
         let expected: Vec<_> = oracle.jobs.iter().enumerate().filter_map(state).collect();
         assert_eq!(listed, expected);
 
-        assert_eq!(*lock(&real.starts), oracle.starts, "who started, in which order");
-        let mut told = lock(&real.told);
-        told.sort_unstable();
-        oracle.told.sort_unstable();
-        assert_eq!(*told, oracle.told, "what on_failure heard");
+        assert_eq!(*lock(&real.starts), oracle.starts, "the starts in order");
+        let mut reported = lock(&real.reported);
+        reported.sort_unstable();
+        oracle.reported.sort_unstable();
+        assert_eq!(*reported, oracle.reported, "the calls of on_failure");
 
         for (number, job) in oracle.jobs.iter().enumerate() {
             let strings = lock(&real.strings[number]);
@@ -219,7 +223,7 @@ impl History {
             assert_eq!(strings.started, job.started, "whether job {number} was run");
             assert!(
                 real.held[number].is_woken() || !oracle.must_be_woken(number),
-                "who holds job {number} ({:?}) was not woken",
+                "the holder of job {number} ({:?}) was not woken",
                 job.holder,
             );
         }
@@ -230,7 +234,7 @@ impl History {
         }
     }
 
-    /// Closes, lets everything come to its end, and adds up.
+    /// Closes, waits for all ends, and adds up.
     async fn finish(mut self) {
         self.step(Step::Close).await;
         while !self.oracle.open_drains().is_empty() {
@@ -244,13 +248,17 @@ impl History {
         }
         for job in self.oracle.jobs_where(|job| matches!(job.holder, Holder::Spawner { .. })) {
             self.poll(job);
-            assert_eq!(self.oracle.jobs[job].at, Where::Refused, "all who waited are refused");
+            assert_eq!(
+                self.oracle.jobs[job].at,
+                Where::Refused,
+                "all waiting spawners are refused"
+            );
         }
-        for job in self.oracle.jobs_where(|job| job.holder != Holder::Nobody) {
+        for job in self.oracle.jobs_where(|job| job.holder != Holder::Gone) {
             if job % 2 == 0 {
                 self.poll(job);
             }
-            if self.oracle.jobs[job].holder != Holder::Nobody {
+            if self.oracle.jobs[job].holder != Holder::Gone {
                 self.real.drop_holder(job);
                 self.oracle.drop_holder(job);
             }
@@ -258,11 +266,15 @@ impl History {
         self.real.settle().await;
         self.compare();
         assert!(self.real.scheduler.is_empty());
-        let told = lock(&self.real.told);
+        let reported = lock(&self.real.reported);
         for (number, job) in self.oracle.jobs.iter().enumerate() {
-            let heard = told.iter().filter(|(other, _)| *other == number).count();
+            let heard = reported.iter().filter(|(other, _)| *other == number).count();
             let times = heard + self.real.answered[number] as usize;
-            assert_eq!(times, usize::from(job.failed), "how often job {number}'s failure was told");
+            assert_eq!(
+                times,
+                usize::from(job.failed),
+                "the reports of the failure of job {number}"
+            );
         }
     }
 }

@@ -1,5 +1,4 @@
-//! Settings that make no sense are refused with a text that names the cure; and, with the feature
-//! `serde`, settings come out of files and snapshots go into them.
+//! Settings: their limits, and with the feature `serde` their form in files, and that of snapshots.
 
 use std::time::Duration;
 
@@ -76,7 +75,7 @@ mod with_serde {
 
     use super::*;
 
-    /// Why a configuration is refused.
+    /// The error of a refused configuration.
     #[track_caller]
     fn refusal(config: Value) -> String {
         from_value::<SchedulerConfig>(config).expect_err("it was taken").to_string()

@@ -1,4 +1,4 @@
-//! Keys: jobs of one key that run at most so many at once, and unique ones.
+//! Keys: the limit per key, and unique jobs.
 
 use std::{
     collections::HashMap,
@@ -120,12 +120,12 @@ async fn spawners_of_a_hot_key_in_line_keep_no_cold_key_from_running() {
     line.iter_mut().for_each(|spawner| assert_pending!(spawner.poll()));
     assert_eq!(scheduler.stats().waiting_spawners, 2);
 
-    // The places to wait are taken, those to run are not.
+    // The queue places are taken. The running places are not.
     let cold = assert_ready!(spawn("cold").poll()).unwrap();
     let plain = assert_ready!(poll_by_hand(scheduler.spawn(pending::<()>())).poll()).unwrap();
     assert!(cold.is_active() && plain.is_active());
 
-    // Nor do they when the others have to wait as well.
+    // The same when the others have to wait as well.
     let mut other = spawn("other");
     assert_pending!(other.poll());
     cold.abort();
@@ -171,7 +171,7 @@ async fn one_hot_key_does_not_starve_a_hundred_thousand_cold_ones() {
     while cold.load(Relaxed) < COLD {
         sleep(SECOND).await;
     }
-    // 98 cold ones run beside every two hot ones.
+    // 98 cold jobs run beside every two hot ones.
     let hot_before = hot_when_cold_was_done.load(Relaxed);
     assert!(hot_before.abs_diff(COLD / 49) < 10, "{hot_before} hot jobs ran meanwhile");
     assert!(scheduler.len() > HOT / 2);
@@ -386,7 +386,7 @@ async fn unique_key_is_free_again_however_its_job_ended() {
     job().try_spawn(async {}).unwrap().await.unwrap();
 }
 
-/// A job that must not run, and counts how often it is dropped.
+/// A job that must not run. It counts its drops.
 fn unrun(drops: &Drops) -> impl Future<Output = ()> + Send + 'static {
     let guard = drops.one();
     async move {

@@ -1,5 +1,5 @@
-//! One task runs many jobs, one after another, and nobody can tell: a job's panic, abort, span and
-//! drop stay its own, and neither jobs nor other tasks starve.
+//! One task runs many jobs, one after another. Panics, aborts, spans and drops stay with their jobs,
+//! and neither jobs nor other tasks starve.
 
 use std::{
     collections::HashSet,
@@ -30,7 +30,7 @@ use crate::support::{
     turn,
 };
 
-/// As in `src/runner.rs`: after so many jobs a task lets others have their turn.
+/// As in `src/run/runner.rs`: the jobs of a turn, after which a task lets others go first.
 const JOBS_PER_TURN: usize = 16;
 /// The same on a runtime of several threads.
 const JOBS_PER_SHORT_TURN: usize = 4;
@@ -39,7 +39,7 @@ fn one_at_a_time() -> Scheduler {
     Scheduler::builder().limit(1).pending_limit(None).on_failure(drop).build()
 }
 
-/// Holds the only place until it is let go, so that jobs pile up behind it.
+/// Holds the only place until the sender sends, so that jobs pile up behind it.
 async fn hold(scheduler: &Scheduler) -> oneshot::Sender<()> {
     let (open, opened) = oneshot::channel();
     let (begun, begins) = oneshot::channel();
@@ -52,7 +52,7 @@ async fn hold(scheduler: &Scheduler) -> oneshot::Sender<()> {
     open
 }
 
-/// Which task is running: jobs of one task say the same.
+/// The task that is running. It is the same for all jobs of one task.
 fn this_task() -> tokio::task::Id {
     tokio::task::id()
 }
@@ -61,7 +61,7 @@ fn this_task() -> tokio::task::Id {
 async fn task_runs_the_next_job_whatever_became_of_the_last() {
     let scheduler = one_at_a_time();
     let open = hold(&scheduler).await;
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tell, mut heard) = mpsc::unbounded_channel();
     let mut jobs: Vec<Job<()>> = Vec::new();
     for n in 0..6 {
         let tell = tell.clone();
@@ -80,12 +80,12 @@ async fn task_runs_the_next_job_whatever_became_of_the_last() {
     open.send(()).unwrap();
     let mut tasks = HashSet::new();
     for _ in 0..3 {
-        tasks.insert(told.recv().await.unwrap());
+        tasks.insert(heard.recv().await.unwrap());
     }
     assert!(jobs[0].is_finished() && jobs[1].is_finished() && jobs[2].is_active());
     assert!(jobs[3].is_pending());
     jobs[2].abort();
-    while let Some(task) = told.recv().await {
+    while let Some(task) = heard.recv().await {
         tasks.insert(task);
     }
     assert_eq!(tasks.len(), 1, "one task runs them all");
@@ -110,14 +110,14 @@ async fn task_runs_the_next_job_whatever_became_of_the_last() {
 #[tokio::test]
 async fn short_jobs_share_a_task() {
     let scheduler = Scheduler::builder().limit(None).build();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tell, mut heard) = mpsc::unbounded_channel();
     for _ in 0..200 {
         let tell = tell.clone();
         drop(scheduler.try_spawn(async move { tell.send(this_task()).expect("heard") }));
     }
     drop(tell);
     let mut tasks = HashSet::new();
-    while let Some(task) = told.recv().await {
+    while let Some(task) = heard.recv().await {
         tasks.insert(task);
     }
     assert!(tasks.len() <= 3, "{} tasks", tasks.len());
@@ -134,7 +134,7 @@ async fn jobs_that_come_one_after_the_other_share_a_task() {
     assert_eq!(tasks.len(), 1);
 }
 
-/// How many tasks the runtime has, once all have done what they can.
+/// The number of tasks of the runtime, after all have done what they can.
 async fn alive_tasks() -> usize {
     turn().await;
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
@@ -184,7 +184,7 @@ async fn closed_scheduler_has_no_tasks() {
     drop(drained.spawn(yield_now()).await.expect("open"));
     assert!(drained.wait_and_close().await.is_clean());
     assert_eq!(alive_tasks().await, 0);
-    // It closes by itself, as nobody waits for it any more.
+    // With its drain dropped, the scheduler closes by itself.
     let left = idle_scheduler().await;
     let (open, opened) = oneshot::channel::<()>();
     let job = left.spawn(opened).await.expect("open");
@@ -197,7 +197,7 @@ async fn closed_scheduler_has_no_tasks() {
     assert!(left.is_closed());
 }
 
-/// A large one would hold up its thread for milliseconds.
+/// All of it at once would hold up the thread for milliseconds.
 #[tokio::test]
 async fn memory_of_a_backlog_is_given_back_piece_by_piece() {
     let scheduler = Scheduler::builder().pending_limit(None).build();
@@ -209,7 +209,7 @@ async fn memory_of_a_backlog_is_given_back_piece_by_piece() {
     while alive_tasks().await > 1 {}
 }
 
-/// Jobs that block their threads, as none should, are still run by as many threads as there are.
+/// Jobs that block their threads still run on as many threads as there are.
 #[test]
 fn job_that_blocks_its_thread_keeps_no_other_from_a_free_one() {
     const THREADS: usize = 4;
@@ -221,9 +221,9 @@ fn job_that_blocks_its_thread_keeps_no_other_from_a_free_one() {
     let rounds = async {
         let scheduler = Scheduler::builder().limit(None).build();
         for round in 0..200 {
-            // All of them must be run at the same time for any to end.
+            // All of them must run at the same time for any to end.
             let barrier = Arc::new(Barrier::new(THREADS - 1));
-            // Spawned by a thread of the runtime, as handlers do, between others.
+            // Spawned between others by a thread of the runtime, as by a handler.
             let (barrier, spawns) = (barrier.clone(), scheduler.clone());
             let spawner = tokio::spawn(async move {
                 for n in 0..3 * THREADS {
@@ -241,9 +241,8 @@ fn job_that_blocks_its_thread_keeps_no_other_from_a_free_one() {
             scheduler.wait_idle().await;
         }
     };
-    // A thread of tokio's (1.54) that others keep from looking for tasks, as half of them look
-    // already, may fall asleep beside one it could take. Whatever happens next wakes it: a request in
-    // a server, this here.
+    // In tokio 1.54 at most half of the threads look for tasks. Another thread may sleep while there is
+    // a task for it. The next event wakes it. In a server that is a request, here it is this interval.
     let events = async {
         let mut interval = tokio::time::interval(Duration::from_millis(20));
         loop {
@@ -262,7 +261,7 @@ fn job_that_blocks_its_thread_keeps_no_other_from_a_free_one() {
     assert!(ended.is_ok(), "jobs are stuck behind one that blocks its thread");
 }
 
-/// A runtime with one worker has more threads than that: `block_in_place` has another go on.
+/// `block_in_place` moves the work of the only worker to another thread.
 #[test]
 fn job_that_gives_its_worker_away_may_wait_for_another() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -292,7 +291,7 @@ async fn abort_at_the_end_of_a_job_leaves_the_next_alone() {
     for pended_before in [true, false] {
         let scheduler = one_at_a_time();
         let (give, given) = oneshot::channel::<Arc<Job<()>>>();
-        // Aborts itself in its last poll: the task is woken for a job that has ended.
+        // The job aborts itself in its last poll, so its task is woken for a job that has ended.
         let first = async move {
             if pended_before {
                 yield_now().await;
@@ -340,7 +339,7 @@ async fn job_waits_for_its_own_wakeups_only() {
     while polls.load(Ordering::SeqCst) == 0 {
         yield_now().await;
     }
-    // A wakeup of the last job is a spurious one for the next, which it must bear.
+    // The waker of the last job wakes the next one spuriously.
     left_behind.lock().unwrap().take().expect("left").wake();
     yield_now().await;
     assert!(next.is_active() && polls.load(Ordering::SeqCst) <= 2);
@@ -362,7 +361,7 @@ async fn job_is_dropped_before_the_next_one_starts() {
     let made = |n: u32| {
         let busy = busy.clone();
         let mut held = None;
-        // Held by the future itself, so that nothing but dropping that sets it free.
+        // The future itself holds it, so only its drop frees it.
         poll_fn(move |_| {
             assert!(held.is_some() || !busy.swap(true, Ordering::SeqCst), "two at once");
             held.get_or_insert_with(|| Busy(busy.clone()));
@@ -378,7 +377,7 @@ async fn job_is_dropped_before_the_next_one_starts() {
     assert_eq!((scheduler.stats().completed, scheduler.stats().panicked), (7, 3));
 }
 
-/// Logs where it is polled and where it is dropped.
+/// A job that logs its poll and its drop.
 struct Logging(&'static str);
 
 impl Future for Logging {
@@ -405,11 +404,11 @@ async fn job_is_polled_and_dropped_in_its_own_span() {
         scheduler.job(name).spawn(Logging(name)).await.unwrap();
     }
     scheduler.job("span of three").spawn(Logging("span of three")).await.unwrap().abort();
-    let (tell, told) = oneshot::channel();
+    let (tell, heard) = oneshot::channel();
     scheduler.spawn(async { tell.send(span_names()).expect("heard") }).await.unwrap();
     open.send(()).unwrap();
     scheduler.wait_idle().await;
-    assert_eq!(told.await.unwrap(), ["job"], "and in no other's");
+    assert_eq!(heard.await.unwrap(), ["job"], "and in no other span");
 
     let events: Vec<_> = logs
         .iter()
@@ -431,9 +430,10 @@ async fn job_is_polled_and_dropped_in_its_own_span() {
     assert_eq!(events, expected);
 }
 
-/// Asserts that another task has its turn at least once in so many jobs, while a backlog runs.
-/// Before the backlog there are `waiting` jobs, each with a task of its own while it waits. When they
-/// have ended, all of these may have a turn once.
+/// Asserts that at most `most` jobs of a backlog run between two turns of another task.
+///
+/// Before the backlog there are `waiting` jobs, each with a task of its own. After their end, each of
+/// these tasks may have one turn.
 async fn assert_others_have_their_turn(
     limit: impl Into<Option<usize>>,
     waiting: usize,
@@ -479,17 +479,17 @@ async fn assert_others_have_their_turn(
 #[tokio::test]
 async fn other_tasks_have_their_turn_while_a_backlog_runs() {
     assert_others_have_their_turn(1, 0, JOBS_PER_TURN).await;
-    // So many tasks run jobs then, each in its turn.
+    // Then four tasks run jobs, each in its turn.
     assert_others_have_their_turn(4, 0, 4 * JOBS_PER_TURN).await;
 }
 
-/// There, only turns that end make tokio look for I/O.
+/// On several threads, tokio looks for I/O only after the end of a turn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn turns_are_short_where_there_may_be_several_threads() {
     tokio::spawn(assert_others_have_their_turn(1, 0, JOBS_PER_SHORT_TURN)).await.expect("no panic");
 }
 
-/// How many long jobs end between two turns of another task, at most, after so many short ones.
+/// The most long jobs that end between two turns of another task, after `short` short ones.
 async fn longest_turn(short: usize, long: usize) -> usize {
     let scheduler = Scheduler::builder().limit(1).pending_limit(None).build();
     let ended: Arc<AtomicUsize> = Arc::default();
@@ -507,7 +507,7 @@ async fn longest_turn(short: usize, long: usize) -> usize {
     while before < short + long {
         give_way_once().await;
         let now = ended.load(Ordering::SeqCst);
-        // The turn in which jobs become long may be one of many jobs.
+        // The turn in which the long jobs begin may have many jobs.
         if before >= short + JOBS_PER_SHORT_TURN {
             longest = longest.max(now - before);
         }
@@ -532,7 +532,7 @@ async fn job_using_up_its_budget_starves_neither_jobs_nor_tasks() {
     let scheduler = Scheduler::builder().limit(2).build();
     let rounds = Arc::new(AtomicUsize::new(0));
     let counts = rounds.clone();
-    // Always ready to go on, but for the runtime's cooperative budget.
+    // Limited only by the cooperative budget of the runtime.
     let greedy = async move {
         loop {
             coop::consume_budget().await;
@@ -549,7 +549,7 @@ async fn job_using_up_its_budget_starves_neither_jobs_nor_tasks() {
     assert!(greedy.await.unwrap_err().is_cancelled());
 }
 
-/// Takes of the cooperative budget until there is no more, and says how much there was.
+/// Uses up the cooperative budget, and gives its size.
 fn rest_of_the_budget() -> impl Future<Output = u32> + Send + 'static {
     poll_fn(|cx| {
         let mut taken = 0;
@@ -593,7 +593,7 @@ async fn job_short_of_budget_goes_on_in_its_next_turn() {
     assert_eq!(scheduler.stats().completed, 6);
 }
 
-/// One thread looks for I/O after every 61 polls (tokio 1.54), of one or two of these jobs each.
+/// In tokio 1.54 one thread looks for I/O after every 61 polls. Each runs one or two of these jobs.
 #[tokio::test]
 async fn on_one_thread_a_backlog_leaves_io_its_turn() {
     for deferred in [false, true] {
@@ -606,7 +606,7 @@ async fn on_one_thread_a_backlog_leaves_io_its_turn() {
     }
 }
 
-/// How many jobs of a backlog run from when one of them sends a byte until a task has read it.
+/// How many jobs of a backlog run after one has sent a byte, until a task has read it.
 async fn jobs_until_a_byte_is_read(deferred: bool) -> usize {
     const BEFORE: usize = 50;
     let (listener, address) = listen().await;

@@ -1,4 +1,4 @@
-//! Closing: `close`, `wait_and_close`, their deadlines and their report.
+//! Closing: `close`, `wait_and_close` and their deadlines.
 
 use std::{
     future::{Future, pending},
@@ -22,23 +22,23 @@ use crate::support::{
     Grenade, OnDrop, PLENTY, SECOND, YEAR, assert_adds_up, holding, names, turn, watched,
 };
 
-/// Timeouts to be told apart on a paused clock.
+/// Timeouts that differ, for a paused clock.
 fn paused_times() -> SchedulerBuilder {
     Scheduler::builder().wait_timeout(10 * SECOND).close_timeout(SECOND)
 }
 
-/// Timeouts for tests that really wait for them.
+/// Timeouts for the real clock.
 fn short_times() -> SchedulerBuilder {
     let short = Duration::from_millis(20);
     Scheduler::builder().wait_timeout(short).close_timeout(short)
 }
 
-/// Holds the thread until the other side lets go.
+/// Holds the thread until the sender sends or is dropped.
 fn wait_for(released: &threads::Receiver<()>) {
     assert_ne!(released.recv_timeout(PLENTY), Err(threads::RecvTimeoutError::Timeout));
 }
 
-async fn ends_when_told(context: JobContext, after: Duration) {
+async fn ends_when_cancelled(context: JobContext, after: Duration) {
     context.cancelled().await;
     sleep(after).await;
 }
@@ -48,16 +48,16 @@ async fn close_ends_every_job_in_its_way_and_says_how() {
     let scheduler = paused_times().limit(5).build();
     let job = |name| scheduler.job(name);
     job("plain").spawn(pending::<()>()).await.unwrap();
-    job("listens").spawn_with(|context| ends_when_told(context, SECOND / 2)).await.unwrap();
+    job("listens").spawn_with(|context| ends_when_cancelled(context, SECOND / 2)).await.unwrap();
     job("deaf").spawn_with(|_| pending::<()>()).await.unwrap();
-    job("fails when told")
+    job("fails when cancelled")
         .spawn_with(|context| async move {
             context.cancelled().await;
             Err::<(), _>("no")
         })
         .await
         .unwrap();
-    job("panics when told")
+    job("panics when cancelled")
         .spawn_with(|context| async move {
             context.cancelled().await;
             panic!("no")
@@ -74,8 +74,8 @@ async fn close_ends_every_job_in_its_way_and_says_how() {
     assert_eq!(
         found,
         [
-            (Outcome::Failed, "fails when told"),
-            (Outcome::Panicked, "panics when told"),
+            (Outcome::Failed, "fails when cancelled"),
+            (Outcome::Panicked, "panics when cancelled"),
             (Outcome::TimedOut, "deaf"),
             (Outcome::Cancelled, "plain"),
             (Outcome::NeverStarted, "pending"),
@@ -89,7 +89,7 @@ async fn close_ends_every_job_in_its_way_and_says_how() {
 #[tokio::test(start_paused = true)]
 async fn close_waits_no_longer_than_the_jobs_do() {
     let scheduler = paused_times().build();
-    scheduler.spawn_with(|context| ends_when_told(context, SECOND / 4)).await.unwrap();
+    scheduler.spawn_with(|context| ends_when_cancelled(context, SECOND / 4)).await.unwrap();
     let began = Instant::now();
     assert!(scheduler.close().await.is_clean());
     assert_eq!(began.elapsed(), SECOND / 4);
@@ -186,7 +186,7 @@ async fn scheduler_closes_in_the_step_that_leaves_it_idle() {
     assert_pending!(close.poll());
     open.send(()).unwrap();
     turn().await;
-    // Nobody has polled the close yet.
+    // The close has not been polled again.
     assert!(scheduler.is_closed());
     assert!(matches!(scheduler.try_spawn(async {}), Err(TrySpawnError::Closed(_))));
     assert_eq!(assert_ready!(close.poll()).completed, 1);
@@ -230,7 +230,7 @@ async fn close_overrides_one_that_waits() {
     assert_eq!(assert_ready!(patient.poll()).to_string(), report.to_string());
 }
 
-/// Closes with what comes out of `close`, given up `after` so long; then closes for good.
+/// Drops the future of `close` after a time, then closes for good.
 async fn close_twice<C>(close: impl Fn(Scheduler) -> C, after: Duration) -> DrainReport
 where
     C: Future<Output = DrainReport>,
@@ -238,7 +238,7 @@ where
     let scheduler = paused_times().limit(3).build();
     scheduler.job("deaf").spawn_with(|_| pending::<()>()).await.expect("there is a place");
     scheduler
-        .spawn_with(|context| ends_when_told(context, SECOND / 2))
+        .spawn_with(|context| ends_when_cancelled(context, SECOND / 2))
         .await
         .expect("there is a place");
     scheduler.job("plain").spawn(pending::<()>()).await.expect("there is a place");
@@ -318,7 +318,7 @@ async fn job_may_close_its_own_scheduler() {
     assert!(job.await.unwrap_err().is_cancelled());
     assert_eq!(scheduler.close().await.cancelled.len(), 1);
 
-    // One that is told and does not listen waits for itself, until it is dropped.
+    // A job that ignores its cancellation waits for itself until it is dropped.
     let scheduler = paused_times().build();
     let own = scheduler.clone();
     let job = scheduler
@@ -402,7 +402,7 @@ async fn jobs_whose_drop_panics_do_no_harm_to_others() {
     let scheduler = paused_times().limit(3).build();
     let grenade = || holding(Grenade);
     scheduler.job("boom").spawn(grenade()).await.unwrap();
-    scheduler.spawn_with(|context| ends_when_told(context, SECOND / 2)).await.unwrap();
+    scheduler.spawn_with(|context| ends_when_cancelled(context, SECOND / 2)).await.unwrap();
     scheduler.job("plain").spawn(pending::<()>()).await.unwrap();
     let pending_jobs = [
         scheduler.spawn(grenade()).await.unwrap(),
@@ -467,7 +467,7 @@ async fn jobs_whose_drop_blocks_do_no_harm_to_others() {
 #[tokio::test]
 async fn spawn_in_a_drop_is_accepted_or_refused_like_any_other() {
     let scheduler = Scheduler::builder().limit(1).build();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tell, mut heard) = mpsc::unbounded_channel();
     let spawning = || {
         let (scheduler, tell) = (scheduler.clone(), tell.clone());
         holding(OnDrop(move || {
@@ -480,14 +480,14 @@ async fn spawn_in_a_drop_is_accepted_or_refused_like_any_other() {
     pending_job.abort();
     active.abort();
     scheduler.wait_idle().await;
-    assert_eq!((told.recv().await, told.recv().await), (Some(Ok(())), Some(Ok(()))));
+    assert_eq!((heard.recv().await, heard.recv().await), (Some(Ok(())), Some(Ok(()))));
     assert_eq!(scheduler.stats().completed, 2);
 
     scheduler.spawn(spawning()).await.unwrap();
     scheduler.spawn(spawning()).await.unwrap();
     let report = scheduler.close().await;
     let closed = Some(Err(SpawnError::Closed));
-    assert_eq!((told.recv().await, told.recv().await), (closed, closed));
+    assert_eq!((heard.recv().await, heard.recv().await), (closed, closed));
     assert_eq!((report.cancelled.len(), report.never_started.len()), (1, 1));
     assert_adds_up(&scheduler.stats());
 }
@@ -512,7 +512,7 @@ async fn job_that_never_yields_does_not_delay_wait_and_close() {
     assert_adds_up(&scheduler.stats());
 }
 
-/// Its value holds the thread that drops it, and so does the future after it has given that.
+/// A future that holds the thread in its drop, and so does its value.
 struct Clingy<F: FnMut()>(Option<OnDrop<F>>, #[allow(dead_code, reason = "dropped")] OnDrop<F>);
 
 impl<F: FnMut() + Unpin> Future for Clingy<F> {
@@ -555,7 +555,7 @@ async fn blocking_job_is_abandoned_at_the_deadline_and_reported() {
     let stuck = move || {
         begun.send(()).expect("heard");
         wait_for(&released);
-        Err::<(), _>("too late to be told")
+        Err::<(), _>("too late to be reported")
     };
     scheduler.job("stuck").spawn_blocking(stuck).await.unwrap();
     begins.await.unwrap();
@@ -566,7 +566,7 @@ async fn blocking_job_is_abandoned_at_the_deadline_and_reported() {
 
     release.send(()).unwrap();
     drop(scheduler);
-    assert!(failures.recv().await.is_none(), "told once");
+    assert!(failures.recv().await.is_none(), "reported once");
 }
 
 #[tokio::test]
@@ -587,7 +587,7 @@ async fn blocking_job_that_ends_in_time_has_completed() {
     assert_eq!((report.completed, report.is_clean()), (1, true));
 }
 
-/// Wakes by panicking, as a waker of the user's own may.
+/// A waker that panics.
 struct Panics;
 
 impl Wake for Panics {

@@ -1,4 +1,4 @@
-//! The handle of a job: waiting, closing, aborting, names, and what a job may return.
+//! The handle of a job: waiting, closing, aborting, names.
 
 use std::{
     future::pending,
@@ -16,7 +16,7 @@ use tower_jobs::{Job, JobContext, JobInfo, JobState, Scheduler};
 
 use crate::support::{Drops, SECOND, holding, turn, watched};
 
-/// A job that ends half a second after it is told to, with `result`.
+/// A job that ends with `result` half a second after its cancellation.
 async fn slow_to_end<T>(context: JobContext, result: T) -> T {
     context.cancelled().await;
     sleep(SECOND / 2).await;
@@ -61,7 +61,7 @@ async fn expired_wait_gives_the_failure_of_the_job() {
     assert!(error.is_failed(), "{error}");
     assert_eq!(began.elapsed(), SECOND * 3 / 2);
 
-    // A value comes too late, and is not lost.
+    // A value that comes too late is not lost.
     let mut job = scheduler.spawn_with(|context| slow_to_end(context, 7)).await.unwrap();
     assert!(job.wait_or_close(SECOND).await.unwrap_err().is_timeout());
     assert_eq!(job.wait().await.unwrap(), 7);
@@ -191,7 +191,7 @@ async fn abort_after_the_end_changes_nothing() {
 async fn job_can_abort_itself() {
     let scheduler = Scheduler::new();
     let (give, handle) = oneshot::channel::<Job<()>>();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tell, mut heard) = mpsc::unbounded_channel();
     let suicidal = async move {
         handle.await.expect("the handle comes").abort();
         yield_now().await;
@@ -199,7 +199,7 @@ async fn job_can_abort_itself() {
     };
     give.send(scheduler.spawn(suicidal).await.unwrap()).unwrap();
     scheduler.wait_idle().await;
-    assert_eq!((scheduler.stats().cancelled, told.recv().await), (1, None));
+    assert_eq!((scheduler.stats().cancelled, heard.recv().await), (1, None));
 }
 
 #[tokio::test]
@@ -267,7 +267,7 @@ async fn panic_comes_out_of_its_job_as_it_went_in() {
     assert!(other.into_panic().unwrap_err().is_failed(), "given back");
 }
 
-/// Asserts that a job's place is where this file says `verb`, and that the place is its name.
+/// Asserts that the location of a job is at `verb` in the caller's line, and that it is its name.
 #[track_caller]
 fn assert_place(job: &JobInfo, verb: &str) {
     let (line, column) = (job.location.line() as usize, job.location.column() as usize);
@@ -280,7 +280,7 @@ fn assert_place(job: &JobInfo, verb: &str) {
     assert_eq!(job.name, format!("{}:{line}:{column}", file!()));
 }
 
-#[rustfmt::skip] // A verb and what is said of it share a line.
+#[rustfmt::skip] // A verb and its assertion share a line.
 #[tokio::test]
 async fn job_is_named_after_the_place_where_its_verb_was_written() {
     let scheduler = Scheduler::new();
@@ -294,11 +294,11 @@ async fn job_is_named_after_the_place_where_its_verb_was_written() {
     let mut shield = task::spawn(s.shield(pending::<()>())); assert_pending!(shield.poll()); assert_place(&s.jobs()[0], "shield(");
 }
 
-#[rustfmt::skip] // A verb and what is said of it share a line.
+#[rustfmt::skip] // A verb and its assertion share a line.
 #[tokio::test]
 async fn job_with_options_has_the_place_of_its_verb_too() {
     let scheduler = Scheduler::new();
-    // Whoever was named keeps the name, and the place beside it.
+    // A named job has its name, and its location beside it.
     let place = |mut job: JobInfo| { assert_eq!(job.name, "x"); job.name = job.location.to_string().into(); job };
     let s = || scheduler.job("x").timeout(SECOND);
     assert_place(&place(s().spawn(async {}).await.unwrap().info()), "spawn(");
@@ -371,7 +371,7 @@ async fn detached_job_runs_on_and_its_value_is_dropped_at_once() {
 #[tokio::test]
 async fn context_can_be_asked_again_and_again() {
     let scheduler = Scheduler::new();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tell, mut heard) = mpsc::unbounded_channel();
     let job = scheduler.spawn_with(|context| async move {
         tell.send(context.is_cancelled()).expect("heard");
         {
@@ -385,13 +385,13 @@ async fn context_can_be_asked_again_and_again() {
     let mut job = job.await.unwrap();
     turn().await;
     job.close().await.unwrap();
-    assert_eq!((told.recv().await, told.recv().await), (Some(false), Some(true)));
+    assert_eq!((heard.recv().await, heard.recv().await), (Some(false), Some(true)));
     assert_eq!(scheduler.stats().completed, 1);
 }
 
 #[tokio::test]
 async fn job_has_finished_once_it_can_be_awaited_and_not_before() {
-    /// Notes what its own handle says while it is dropped.
+    /// Records the state that its own handle shows while it is dropped.
     struct Looks(Arc<OnceLock<Job<()>>>, Arc<Mutex<Vec<(JobState, bool)>>>);
 
     impl Drop for Looks {

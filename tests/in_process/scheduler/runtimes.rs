@@ -1,4 +1,4 @@
-//! The runtime a scheduler belongs to: none yet, one of several, and one that goes away.
+//! The runtime of a scheduler: none yet, one of several, and one that goes away.
 
 use std::{
     future::{Future, pending},
@@ -83,7 +83,7 @@ fn scheduler_that_never_had_a_runtime_closes_without_one() {
     assert!(block_on(scheduler.close()).is_clean() && scheduler.is_closed());
 }
 
-/// What a future says when it panics in a runtime that has no timer.
+/// The panic of a future in a runtime without a timer.
 fn without_a_timer<F: Future>(future: F) -> String {
     let runtime = Builder::new_current_thread().build().expect("a runtime");
     panic_text(|| runtime.block_on(future))
@@ -111,7 +111,7 @@ fn timed_wait_without_a_timer_panics_with_the_cure() {
             jobs.close().await
         }),
         #[cfg(feature = "shutdown")]
-        // At once, not at the end.
+        // At its start, not at its end.
         without_a_timer(tower_jobs::Shutdown::with_trigger(&jobs(), pending()).serve(|stop| stop)),
     ];
     let runtime = Builder::new_current_thread().build().expect("a runtime");
@@ -202,19 +202,19 @@ fn waiting_spawner_in_a_plain_thread_is_let_in() {
     assert_eq!(thread.join().unwrap().unwrap(), "jobs");
 }
 
-/// What is left of a scheduler's life when its runtime is dropped.
+/// A scheduler and its jobs, left over when their runtime is dropped.
 struct Left {
     scheduler: Scheduler,
     active: Vec<Job<()>>,
     queued: Vec<Job<()>>,
 }
 
-/// What no job that is dropped unrun does.
+/// The body of a job that must be dropped unrun.
 fn it_ran() {
     panic!("it ran");
 }
 
-/// A scheduler with three active jobs, of every kind that can be dropped, and two pending ones.
+/// A scheduler with three active jobs that can be dropped, and two pending ones.
 fn busy(runtime: &Runtime) -> Left {
     let scheduler = limited(3, 2);
     runtime.block_on(async {
@@ -350,15 +350,15 @@ fn blocking_job_without_a_thread_never_runs_after_its_runtime() {
     });
     begins.recv_timeout(PLENTY).unwrap();
     let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
-    let (tell, told) = threads::channel();
+    let (tell, heard) = threads::channel();
     let job = block_on(scheduler.spawn_blocking(move || tell.send("it ran"))).unwrap();
-    // tokio has it by then: another job has run after it.
+    // Another job has run after it, so tokio has it by then.
     block_on(async { scheduler.spawn(async {}).await.unwrap().await }).unwrap();
     runtime.shutdown_background();
     assert_cancelled(block_on(job));
     release.send(()).unwrap();
     block_on(only_thread).unwrap();
-    assert_eq!(told.recv_timeout(PLENTY), Err(threads::RecvTimeoutError::Disconnected));
+    assert_eq!(heard.recv_timeout(PLENTY), Err(threads::RecvTimeoutError::Disconnected));
     assert_eq!(scheduler.stats().cancelled, 1);
     assert_adds_up(&scheduler.stats());
 }
@@ -379,7 +379,7 @@ fn blocking_job_failing_before_its_runtime_goes_has_failed() {
         while begins.try_recv().is_err() {
             yield_now().await;
         }
-        // Comes to the one thread when the job is through, and this thread looks at no task until then.
+        // Runs in the one blocking thread after the job. This thread polls no task until then.
         let (through, goes_on) = threads::channel();
         let after = tokio::task::spawn_blocking(move || through.send(()));
         release.send(()).unwrap();
@@ -411,7 +411,7 @@ fn job_whose_drop_panics_as_its_runtime_goes_has_panicked() {
         assert!(all(&mut failures)[0].ends_with("boom"));
         assert_adds_up(&scheduler.stats());
     }
-    // One that has its place, and that nobody has come to.
+    // A job that is active, and was never polled.
     let runtime = single();
     let (scheduler, mut failures) = watched(Scheduler::builder());
     runtime.block_on(async { scheduler.spawn(async {}).await.unwrap().await }).unwrap();
@@ -465,7 +465,7 @@ fn scheduler_that_has_had_a_job_closes_with_its_runtime() {
         assert_eq!(block_on(scheduler.spawn(async {})).unwrap_err(), SpawnError::Closed);
         assert_adds_up(&scheduler.stats());
     }
-    // Nobody drives this one any more, so the job has not begun.
+    // This runtime is no longer driven, so the job has not begun.
     let runtime = single();
     let scheduler = used(&runtime);
     let job = block_on(scheduler.spawn(async { it_ran() })).unwrap();
@@ -479,7 +479,7 @@ fn scheduler_that_has_had_a_job_closes_with_its_runtime() {
 fn drops_that_panic_or_spawn_as_the_runtime_goes_do_no_harm() {
     for runtime in [multi("jobs"), single()] {
         let scheduler = Scheduler::builder().limit(2).build();
-        let (tell, mut told) = mpsc::unbounded_channel();
+        let (tell, mut heard) = mpsc::unbounded_channel();
         runtime.block_on(async {
             for _ in 0..2 {
                 let (own, tell) = (scheduler.clone(), tell.clone());
@@ -490,7 +490,7 @@ fn drops_that_panic_or_spawn_as_the_runtime_goes_do_no_harm() {
             yield_now().await;
         });
         drop(runtime);
-        assert!(told.try_recv().is_ok() && told.try_recv().is_ok());
+        assert!(heard.try_recv().is_ok() && heard.try_recv().is_ok());
         assert!(scheduler.is_closed() && scheduler.is_empty());
         block_on(scheduler.close());
         assert_adds_up(&scheduler.stats());

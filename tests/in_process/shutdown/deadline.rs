@@ -1,4 +1,4 @@
-//! `Shutdown`: its order, its one deadline, and what gets in its way.
+//! `Shutdown`: its order, its one deadline, its report and its settings.
 
 use std::{
     future::{pending, ready},
@@ -39,10 +39,10 @@ use crate::support::{
 };
 
 const MS: Duration = Duration::from_millis(1);
-/// What closing keeps back for jobs that do not let themselves be dropped.
+/// The time that closing keeps for the drop of aborted jobs.
 const LANDING: Duration = Duration::from_millis(20);
 
-/// Keeps a paused clock from advancing by itself, so that sockets can be waited for.
+/// Keeps a paused clock from advancing by itself while the test waits for sockets.
 struct Frozen(#[allow(dead_code, reason = "its drop ends the thread")] blocking::Sender<()>);
 
 fn freeze() -> Frozen {
@@ -73,13 +73,13 @@ async fn readiness_goes_off_while_the_server_still_accepts() {
         .with_state(signs.clone());
     let (listener, address) = listen().await;
     let (signal, signalled) = oneshot::channel::<()>();
-    let (told, stopping) = oneshot::channel();
+    let (stopped, stopping) = oneshot::channel();
     let shutdown = Shutdown::with_trigger(&scheduler, async { drop(signalled.await) })
         .readiness_delay(5 * SECOND);
     let serving = tokio::spawn(shutdown.serve(|stop| {
         let stop = async move {
             stop.await;
-            told.send(()).unwrap();
+            stopped.send(()).unwrap();
         };
         axum::serve(listener, app).with_graceful_shutdown(stop).into_future()
     }));
@@ -95,7 +95,7 @@ async fn readiness_goes_off_while_the_server_still_accepts() {
     signal.send(()).unwrap();
     scheduler.shutting_down().await;
     assert!(scheduler.is_draining());
-    // Over connections of their own: it still accepts.
+    // Each request has a connection of its own, so the server still accepts.
     assert_eq!(get(address, "/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(get(address, "/live").await.status, StatusCode::OK);
 
@@ -131,7 +131,7 @@ async fn each_step_comes_at_its_time() {
         let events = events.clone();
         async move |context: tower_jobs::JobContext| {
             context.cancelled().await;
-            note("jobs told to end", &events);
+            note("jobs cancelled", &events);
         }
     };
     scheduler.spawn_with(job).await.unwrap();
@@ -164,18 +164,18 @@ async fn each_step_comes_at_its_time() {
     while let Some(event) = seen.recv().await {
         order.push(event);
     }
-    // 1 s until the signal, 25 s of grace, 120 ms of which are kept for closing.
+    // The signal comes after 1 s. Of the grace of 25 s, 120 ms are kept for closing.
     assert_eq!(
         order,
-        [("draining", 1), ("stop accepting", 3), ("server dropped", 7), ("jobs told to end", 25)]
+        [("draining", 1), ("stop accepting", 3), ("server dropped", 7), ("jobs cancelled", 25)]
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn pending_jobs_do_not_start_once_running_ones_are_cancelled() {
     let scheduler = Scheduler::builder().limit(1).build();
-    let ends_when_told = async |context: tower_jobs::JobContext| context.cancelled().await;
-    scheduler.job("running").spawn_with(ends_when_told).await.unwrap();
+    let ends_when_cancelled = async |context: tower_jobs::JobContext| context.cancelled().await;
+    scheduler.job("running").spawn_with(ends_when_cancelled).await.unwrap();
     let started = Arc::new(Mutex::new(Vec::new()));
     for name in ["second", "third"] {
         let started = started.clone();
@@ -190,7 +190,7 @@ async fn pending_jobs_do_not_start_once_running_ones_are_cancelled() {
 
 // The deadline.
 
-/// A scheduler with a job that never ends, one that is told and never ends, and one that waits.
+/// A scheduler with an endless job, one that ignores its cancellation, and a pending one.
 async fn stubborn(close_timeout: Duration) -> Scheduler {
     let scheduler = Scheduler::builder().limit(2).close_timeout(close_timeout).build();
     scheduler.job("endless").spawn(pending::<()>()).await.unwrap();
@@ -202,11 +202,11 @@ async fn stubborn(close_timeout: Duration) -> Scheduler {
 
 #[tokio::test(start_paused = true)]
 async fn phases_share_one_deadline() {
-    // grace, readiness_delay, connection_grace, and what each phase then takes, in ms
+    // Grace, readiness delay and connection grace, then the time of each phase, in ms.
     for (settings, phases) in [
         ([10_000, 3_000, 4_000], [3_000, 4_000, 3_000 - 20]),
         ([10_000, 0, 4_000], [0, 4_000, 6_000 - 20]),
-        // The time that closing takes is left to the jobs.
+        // The time of closing is kept for the jobs.
         ([10_000, 0, 10_000], [0, 9_000 - 20, 1_000]),
         ([10_000, 30_000, 30_000], [9_000 - 20, 0, 1_000]),
         ([10_000, 6_000, 30_000], [6_000, 3_000 - 20, 1_000]),
@@ -268,7 +268,7 @@ async fn all_schedulers_are_closed_by_the_end_of_the_one_grace() {
         .on_unstarted(move |_| _ = counted.fetch_add(1, Ordering::Relaxed))
         .serve(|_| pending::<()>())
         .await;
-    // What the jobs that are told do not use of their 20 ms is nobody's.
+    // The cancelled jobs do not use their last 20 ms, and no other phase gets them.
     assert_eq!(began.elapsed(), 10 * SECOND - LANDING, "{report}");
     assert_eq!(report.phases.connections, 7 * SECOND - 2 * LANDING);
     for jobs in [&report.jobs, &report.others[0]] {
@@ -343,7 +343,7 @@ async fn server_that_ends_at_once_has_finished_without_any_grace() {
     }
 }
 
-/// As one under a flood of connections, whose every accept takes of the task's budget.
+/// As under a flood of connections, where every accept takes from the budget of the task.
 #[tokio::test]
 async fn server_that_is_never_idle_does_not_put_off_the_end() {
     let scheduler = Scheduler::new();
@@ -373,9 +373,9 @@ async fn earlier_close_does_not_put_off_the_end() {
     assert_eq!(began.elapsed(), 5 * SECOND - LANDING);
 }
 
-// Jobs that hold threads: these need the real clock.
+// Jobs that hold threads, on the real clock.
 
-/// The name of the one job that is left behind by a shutdown that must not take long.
+/// The name of the one job that a quick shutdown abandons.
 async fn abandoned(scheduler: &Scheduler) -> String {
     let began = Instant::now();
     let shutdown = at_once(scheduler).grace(300 * MS);
@@ -416,7 +416,7 @@ async fn job_that_never_yields_is_left_behind() {
     drop(release);
 }
 
-// What is said of it.
+// Its report, its hook and its log.
 
 #[tokio::test(start_paused = true)]
 async fn on_unstarted_gets_every_unstarted_job_and_may_panic() {
@@ -488,13 +488,13 @@ async fn log_that_panics_stops_no_shutdown() {
         .await;
     let ended = (report.jobs.cancelled.len(), report.jobs.never_started.len());
     assert_eq!(ended, (1, 1), "{report}");
-    // It shuts down, drains, could not save a job, and is over.
+    // The signal, the drain, the panic of the hook, and the end.
     assert_eq!(broken.panics(), 4);
 }
 
 // Settings.
 
-/// What `change` panics with.
+/// The panic of `change` for a time that is too long.
 fn refusal(change: fn(Shutdown, Duration) -> Shutdown) -> String {
     let shutdown = Shutdown::new(&Scheduler::new());
     let shutdown = change(shutdown, YEAR);

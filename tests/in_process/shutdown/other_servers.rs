@@ -1,5 +1,5 @@
-//! `Shutdown` around servers other than `axum::serve`: an accept loop of hyper's, axum-server with
-//! TLS.
+//! `Shutdown` around servers other than `axum::serve`: an accept loop over hyper, and axum-server
+//! with TLS.
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc};
 
@@ -28,7 +28,7 @@ use crate::support::{
 
 type Client = Connection<Empty<Bytes>>;
 
-/// How far things may go: handlers to their answers, jobs to their ends.
+/// How far the test lets handlers and jobs go.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 enum Go {
     Nowhere,
@@ -36,7 +36,7 @@ enum Go {
     Jobs,
 }
 
-/// Signals with one job under way and one request that will spawn another.
+/// Shuts down with one job running and one request that spawns another.
 async fn shut_down<S>(
     serve: impl FnOnce(TcpListener, Router, StopSignal) -> S + Send + 'static,
     connect: impl AsyncFn(SocketAddr) -> Result<Client, BoxError>,
@@ -150,7 +150,7 @@ async fn axum_server_with_tls_shuts_down_in_order() {
         let stopping = handle.clone();
         tokio::spawn(async move {
             stop.await;
-            // No time of its own: `Shutdown` has the deadline.
+            // Without a deadline of its own. `Shutdown` has one.
             stopping.graceful_shutdown(None);
         });
         server.handle(handle).serve(app.into_make_service()).await

@@ -1,4 +1,4 @@
-//! `Shutdown` and its server: which futures it may be, how it ends, and what it may do meanwhile.
+//! `Shutdown` and its server: any future, any end, and tasks beside it.
 
 use std::{
     future::{pending, ready},
@@ -96,7 +96,7 @@ async fn handler_that_never_returns_is_left_behind() {
     assert_eq!(late, SpawnError::Closed);
 }
 
-/// What is reported of a server that ends before anything else did, with a job of 20 s under way.
+/// The report of a server that ends by itself while a job of 20 s runs.
 async fn after<S: Future>(server: S) -> ShutdownReport<S::Output> {
     let scheduler = Scheduler::new();
     scheduler.spawn(sleep(20 * SECOND)).await.unwrap();
@@ -192,8 +192,8 @@ async fn server_may_be_any_future_and_give_anything() {
     let report = at_once(&scheduler).serve(|_| ready(Connections(7))).await;
     assert!(report.is_clean());
 
-    // Not `Send`, nor `'static`, nor the output one of a job's: then whether it is clean is for
-    // the caller to say.
+    // Neither `Send` nor `'static`, and its output is no `JobOutput`. Such a report has no
+    // `is_clean`.
     struct Own<'a>(&'a str);
     let text = String::from("mine");
     let local = std::rc::Rc::new(());

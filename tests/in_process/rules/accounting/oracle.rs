@@ -1,4 +1,4 @@
-//! The oracle: lists of jobs, looked through again and again until nothing more can happen.
+//! The oracle: lists of jobs, scanned again and again until no rule applies.
 
 use std::{mem, time::Duration};
 
@@ -16,10 +16,10 @@ pub(super) enum Where {
     Refused,
 }
 
-/// Who holds a job, or its future.
+/// The holder of a job, or of its future.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holder {
-    Nobody,
+    Gone,
     Spawner { deadline: Option<u64> },
     Handle { waits: bool },
     Closer { deadline: u64 },
@@ -38,11 +38,11 @@ pub(super) struct Expected {
     pub(super) plan: Plan,
     pub(super) at: Where,
     pub(super) holder: Holder,
-    /// What will end it as soon as it is polled.
+    /// Its end in its next poll.
     pub(super) fate: Option<Fate>,
     pub(super) deadline: Option<u64>,
     pub(super) since: u64,
-    /// What its holder will be given.
+    /// The result for its holder.
     pub(super) result: Option<Seen>,
     pub(super) failed: bool,
     pub(super) started: bool,
@@ -70,12 +70,13 @@ pub(super) struct Oracle {
     pub(super) jobs: Vec<Expected>,
     pub(super) pending: Vec<usize>,
     pub(super) active: Vec<usize>,
-    /// Spawners that wait for a place, and those that have one to use.
+    /// Spawners that wait for a place.
     pub(super) line: Vec<usize>,
+    /// Spawners that have a place to use.
     pub(super) granted: Vec<usize>,
     pub(super) starts: Vec<usize>,
-    /// What `on_failure` hears in this step.
-    pub(super) told: Vec<(usize, Seen)>,
+    /// The expected calls of `on_failure`.
+    pub(super) reported: Vec<(usize, Seen)>,
     pub(super) accepted: u64,
     pub(super) ended: Vec<(usize, Outcome)>,
     /// How many had ended when the drain began.
@@ -99,7 +100,7 @@ impl Oracle {
             line: Vec::new(),
             granted: Vec::new(),
             starts: Vec::new(),
-            told: Vec::new(),
+            reported: Vec::new(),
             accepted: 0,
             ended: Vec::new(),
             ended_before_drain: 0,
@@ -125,13 +126,13 @@ impl Oracle {
             && (spawners == 0 || self.phase == Phase::Closed)
     }
 
-    /// A job is offered, and if it is not refused at once, somebody holds it.
+    /// Offers a job. Unless it is refused at once, it has a holder.
     pub(super) fn offer(&mut self, plan: Plan) -> Seen {
         let job = self.jobs.len();
         self.jobs.push(Expected {
             plan,
             at: Where::Outside,
-            holder: Holder::Nobody,
+            holder: Holder::Gone,
             fate: None,
             deadline: None,
             since: 0,
@@ -195,7 +196,7 @@ impl Oracle {
         self.starts.push(job);
     }
 
-    /// Lets happen what happens by itself while the clock stands still.
+    /// Applies the rules until none applies, while the clock stands still.
     pub(super) fn settle(&mut self) {
         loop {
             if self.phase == Phase::Draining && self.is_idle() {
@@ -237,21 +238,21 @@ impl Oracle {
         expected.at = Where::Ended(outcome);
         expected.result = Some(result);
         expected.failed = !matches!(result, Seen::Value | Seen::Cancelled);
-        if expected.holder == Holder::Nobody {
+        if expected.holder == Holder::Gone {
             self.forget(job);
         }
     }
 
-    /// The holder has gone: `on_failure` hears what it was not told.
+    /// The holder is dropped. A failure that it did not get goes to `on_failure`.
     pub(super) fn forget(&mut self, job: usize) {
         let result = self.jobs[job].result.take();
         let failure = result.filter(|result| !matches!(result, Seen::Value | Seen::Cancelled));
-        self.told
+        self.reported
             .extend(failure.filter(|result| *result != Seen::Taken).map(|result| (job, result)));
     }
 
     pub(super) fn drop_holder(&mut self, job: usize) {
-        let holder = mem::replace(&mut self.jobs[job].holder, Holder::Nobody);
+        let holder = mem::replace(&mut self.jobs[job].holder, Holder::Gone);
         if let Holder::Spawner { .. } = holder {
             self.give_up(job);
         } else {
@@ -260,7 +261,7 @@ impl Oracle {
     }
 
     pub(super) fn give_up(&mut self, job: usize) {
-        self.jobs[job].holder = Holder::Nobody;
+        self.jobs[job].holder = Holder::Gone;
         self.jobs[job].at = Where::Refused;
         self.line.retain(|other| *other != job);
         self.granted.retain(|other| *other != job);
@@ -269,7 +270,7 @@ impl Oracle {
     pub(super) fn poll(&mut self, job: usize) -> Seen {
         let ended = matches!(self.jobs[job].at, Where::Ended(_));
         match self.jobs[job].holder {
-            Holder::Nobody => unreachable!("nobody polls"),
+            Holder::Gone => unreachable!("a holder polls"),
             Holder::Spawner { deadline } => {
                 let refusal = if self.phase == Phase::Closed {
                     Seen::Closed
@@ -293,7 +294,7 @@ impl Oracle {
                 if !ended {
                     return Seen::Waiting;
                 }
-                self.jobs[job].holder = Holder::Nobody;
+                self.jobs[job].holder = Holder::Gone;
                 self.take(job)
             }
             Holder::Closer { deadline } => {
@@ -313,7 +314,7 @@ impl Oracle {
         }
     }
 
-    /// A value or a failure is given once; that a job was cancelled is told every time.
+    /// A value or a failure is given once. A cancellation is given every time.
     pub(super) fn take(&mut self, job: usize) -> Seen {
         let result = self.jobs[job].result.expect("it has ended");
         if result != Seen::Cancelled {
@@ -334,10 +335,10 @@ impl Oracle {
         }
     }
 
-    /// Tells a running job to end: one that cannot hear it is stopped.
+    /// Cancels a running job. A job without a context is stopped.
     pub(super) fn tell(&mut self, job: usize) {
         self.jobs[job].fate = match self.jobs[job].plan {
-            Plan { verb: Verb::SpawnWith, heeds, .. } => heeds.map(Fate::Ends),
+            Plan { verb: Verb::SpawnWith, when_cancelled, .. } => when_cancelled.map(Fate::Ends),
             _ => Some(Fate::Stops),
         };
     }
@@ -378,7 +379,7 @@ impl Oracle {
         }
     }
 
-    /// Whether the drain has come to its end.
+    /// Whether the drain is over.
     pub(super) fn poll_drain(&mut self, at: usize) -> bool {
         let Some(mut drain) = self.drains[at].take() else { unreachable!("a drain that is there") };
         while drain.stage < 3 {
@@ -390,7 +391,7 @@ impl Oracle {
                 0 => self.close(),
                 1 if !self.is_idle() => {
                     for job in self.active.clone() {
-                        // Only who could hear that it was to end can be late.
+                        // Only a job with a context can be late.
                         if self.jobs[job].plan.verb == Verb::SpawnWith {
                             self.jobs[job].fate = Some(Fate::Overdue);
                         }
@@ -444,11 +445,11 @@ impl Oracle {
         stats
     }
 
-    /// Whether a poll by the job's holder would now give more than before.
+    /// Whether a poll by the holder of the job would now give a result.
     pub(super) fn must_be_woken(&self, job: usize) -> bool {
         let ended = matches!(self.jobs[job].at, Where::Ended(_));
         match self.jobs[job].holder {
-            Holder::Nobody | Holder::Handle { waits: false } => false,
+            Holder::Gone | Holder::Handle { waits: false } => false,
             Holder::Handle { waits: true } | Holder::Shield => ended,
             Holder::Closer { deadline } => ended || self.now >= deadline,
             Holder::Spawner { deadline } => {

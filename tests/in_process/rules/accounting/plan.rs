@@ -1,4 +1,4 @@
-//! What a history is made of, and what can be seen of a job.
+//! The parts of a history, and the visible states of a job.
 
 use proptest::prelude::*;
 
@@ -39,7 +39,7 @@ pub(super) enum Verb {
     Shield,
 }
 
-/// One job, as it will behave.
+/// The behaviour of one job.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     pub(super) verb: Verb,
@@ -47,22 +47,22 @@ pub(super) struct Plan {
     pub(super) run_timeout: Option<u64>,
     /// Ends in its first poll.
     pub(super) at_once: Option<End>,
-    /// Ends when it is told to, if it is one of `spawn_with`.
-    pub(super) heeds: Option<End>,
+    /// How a job of `spawn_with` ends at its cancellation. `None`: it ignores it.
+    pub(super) when_cancelled: Option<End>,
     pub(super) drop_panics: bool,
 }
 
-/// Numbers pick a job (or a drain) among those to which the step can be done.
+/// A number picks the job or the drain, among those to which the step can be done.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     Offer(Plan),
     /// A running job ends by itself.
     End(usize, End),
-    /// A running job tries to spawn another as the last thing it does.
+    /// A running job tries to spawn another and ends.
     SpawnAndEnd(usize, Plan),
-    /// Whoever holds a job (its spawner, its handle, who shields or closes it) polls.
+    /// The holder of a job is polled.
     Poll(usize),
-    /// ... or goes away.
+    /// The holder of a job is dropped.
     Drop(usize),
     Abort(usize),
     CloseJob(usize),
@@ -89,11 +89,11 @@ pub(super) fn plan() -> impl Strategy<Value = Plan> {
     let one_in = |n| prop_oneof![n => Just(None), 1 => end().prop_map(Some)];
     let run_timeout = prop_oneof![4 => Just(None), 1 => (0..4_u64).prop_map(Some)];
     (verb, run_timeout, one_in(4), prop::option::of(end()), prop::bool::weighted(0.1)).prop_map(
-        |(verb, run_timeout, at_once, heeds, drop_panics)| Plan {
+        |(verb, run_timeout, at_once, when_cancelled, drop_panics)| Plan {
             verb,
             run_timeout,
             at_once,
-            heeds: heeds.filter(|_| verb == Verb::SpawnWith),
+            when_cancelled: when_cancelled.filter(|_| verb == Verb::SpawnWith),
             drop_panics,
         },
     )
@@ -118,8 +118,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Milliseconds. Steps happen at whole seconds; each kind of deadline has a fraction of its own, so
-/// that no two of different kinds fall together.
+/// In milliseconds. Steps happen at whole seconds. Each kind of deadline has its own fraction of a
+/// second, so that deadlines of different kinds never coincide.
 pub(super) fn run_timeout(seconds: u64) -> u64 {
     seconds * 1000 + 1
 }
@@ -133,11 +133,11 @@ pub(super) fn spawn_within(seconds: u64) -> u64 {
 }
 
 pub(super) const CLOSE_TIMEOUTS: [u64; 3] = [0, 400, 1400];
-/// How long a close waits, after its deadline, for aborted futures to be dropped. Here they always
-/// are: what may outlast that (a blocking thread) moves no paused clock.
+/// The time after its deadline that a close keeps for the drop of aborted futures. Here it always
+/// suffices.
 pub(super) const LANDING: u64 = 20;
 
-/// What polling a future gave, or how a failure was told.
+/// The result of a poll, or a failure as it was reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Seen {
     Waiting,
@@ -149,12 +149,12 @@ pub(super) enum Seen {
     Failed,
     Panicked,
     RanTooLong,
-    /// The job outlived its close timeout: as its own failure.
+    /// The job outlived its close timeout, as its own failure.
     Overdue,
     Cancelled,
-    /// Was given before.
+    /// The result was given before.
     Taken,
     JobClosed,
-    /// The job outlives its close timeout: as an answer to who closes it.
+    /// The job outlived its close timeout, as the answer to the closer.
     DidNotClose,
 }

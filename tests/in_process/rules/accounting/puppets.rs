@@ -1,4 +1,4 @@
-//! The real scheduler, whose jobs do as the history says.
+//! The real scheduler and its jobs, which follow the orders of a history.
 
 use std::{
     error::Error,
@@ -20,7 +20,7 @@ use super::plan::*;
 use crate::support::number;
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Poisoned by an assertion, it must still let the future it belongs to be dropped.
+    // A future must be dropped even if an assertion has poisoned its mutex.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -45,7 +45,7 @@ pub(super) enum Order {
     SpawnAndEnd(Box<dyn FnOnce() + Send>),
 }
 
-/// What a test and its job share.
+/// The state that a test and its job share.
 #[derive(Default)]
 pub(super) struct Strings {
     pub(super) order: Option<Order>,
@@ -76,11 +76,15 @@ impl Puppet {
         }
     }
 
-    pub(super) async fn heeding(mut self, context: JobContext, heeds: Option<End>) -> Output {
-        let Some(end) = heeds else { return self.await };
-        let mut told = pin!(context.cancelled());
+    pub(super) async fn cancellable(
+        mut self,
+        context: JobContext,
+        when_cancelled: Option<End>,
+    ) -> Output {
+        let Some(end) = when_cancelled else { return self.await };
+        let mut cancelled = pin!(context.cancelled());
         poll_fn(|cx| match Pin::new(&mut self).poll(cx) {
-            Poll::Pending => told.as_mut().poll(cx).map(|()| self.end(end)),
+            Poll::Pending => cancelled.as_mut().poll(cx).map(|()| self.end(end)),
             ready => ready,
         })
         .await
@@ -128,9 +132,9 @@ pub(super) fn boxed<T>(future: impl Future<Output = T> + 'static) -> Boxed<T> {
     task::spawn(Box::pin(future))
 }
 
-/// Who really holds a job.
+/// The real holder of a job.
 pub(super) enum Held {
-    Nobody,
+    Gone,
     Spawner(Boxed<Result<Job<usize>, SpawnError>>),
     Handle(task::Spawn<Job<usize>>),
     Closer(Boxed<(Job<usize>, Result<(), JobError>)>),
@@ -138,10 +142,10 @@ pub(super) enum Held {
 }
 
 impl Held {
-    /// Into another task, so that it must be woken by another waker than before.
+    /// Moves the holder into another task, so that another waker must be woken.
     pub(super) fn moved(self) -> Self {
         match self {
-            Held::Nobody => Held::Nobody,
+            Held::Gone => Held::Gone,
             Held::Spawner(spawner) => Held::Spawner(task::spawn(spawner.into_inner())),
             Held::Handle(job) => Held::Handle(task::spawn(job.into_inner())),
             Held::Closer(closer) => Held::Closer(task::spawn(closer.into_inner())),
@@ -151,7 +155,7 @@ impl Held {
 
     pub(super) fn is_woken(&self) -> bool {
         match self {
-            Held::Nobody => false,
+            Held::Gone => false,
             Held::Spawner(spawner) => spawner.is_woken(),
             Held::Handle(job) => job.is_woken(),
             Held::Closer(closer) => closer.is_woken(),
@@ -186,24 +190,24 @@ pub(super) struct Real {
     pub(super) strings: Vec<Arc<Mutex<Strings>>>,
     pub(super) held: Vec<Held>,
     pub(super) starts: Arc<Mutex<Vec<usize>>>,
-    /// What `on_failure` has heard, by the names of the jobs.
-    pub(super) told: Arc<Mutex<Vec<(usize, Seen)>>>,
-    /// How often the failure of each job was told to its holder.
+    /// The calls of `on_failure`, by job.
+    pub(super) reported: Arc<Mutex<Vec<(usize, Seen)>>>,
+    /// How often the holder of each job got its failure.
     pub(super) answered: Vec<u32>,
     pub(super) drains: Vec<Option<Boxed<DrainReport>>>,
 }
 
 impl Real {
     pub(super) fn new(setup: &Setup) -> Self {
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let heard = told.clone();
+        let reported = Arc::new(Mutex::new(Vec::new()));
+        let heard = reported.clone();
         let scheduler = Scheduler::builder()
             .limit(setup.limit)
             .pending_limit(setup.pending_limit)
             .close_timeout(Duration::from_millis(setup.close_timeout))
             .on_failure(move |failure| {
-                let told = (number(&failure.job.name), seen_error(&failure.error));
-                lock(&heard).push(told);
+                let reported = (number(&failure.job.name), seen_error(&failure.error));
+                lock(&heard).push(reported);
             })
             .build();
         Self {
@@ -212,7 +216,7 @@ impl Real {
             strings: Vec::new(),
             held: Vec::new(),
             starts: Arc::default(),
-            told,
+            reported,
             answered: Vec::new(),
             drains: Vec::new(),
         }
@@ -222,7 +226,7 @@ impl Real {
         let order = plan.at_once.map(Order::End);
         let strings = Arc::new(Mutex::new(Strings { order, ..Strings::default() }));
         self.strings.push(strings.clone());
-        self.held.push(Held::Nobody);
+        self.held.push(Held::Gone);
         self.answered.push(0);
         let number = self.strings.len() - 1;
         Puppet { number, strings, starts: self.starts.clone(), done: false }
@@ -239,7 +243,7 @@ impl Real {
         self.held[number] = match plan.verb {
             Verb::Spawn => Held::Spawner(boxed(job.spawn(puppet))),
             Verb::SpawnWith => Held::Spawner(boxed(
-                job.spawn_with(move |context| puppet.heeding(context, plan.heeds)),
+                job.spawn_with(move |context| puppet.cancellable(context, plan.when_cancelled)),
             )),
             Verb::SpawnTimeout(seconds) => {
                 let timeout = Duration::from_millis(spawn_within(seconds));
@@ -255,7 +259,7 @@ impl Real {
         seen
     }
 
-    /// `try_spawn` has answered.
+    /// Takes the answer of `try_spawn`.
     pub(super) fn have(
         &mut self,
         number: usize,
@@ -281,9 +285,9 @@ impl Real {
     }
 
     pub(super) fn poll(&mut self, number: usize, plan: Plan) -> Seen {
-        let mut held = mem::replace(&mut self.held[number], Held::Nobody).moved();
+        let mut held = mem::replace(&mut self.held[number], Held::Gone).moved();
         let seen = match &mut held {
-            Held::Nobody => unreachable!("nobody polls"),
+            Held::Gone => unreachable!("a holder polls"),
             Held::Spawner(spawner) => match spawner.poll() {
                 Poll::Pending => Seen::Waiting,
                 Poll::Ready(Ok(job)) => {
@@ -301,7 +305,7 @@ impl Real {
                 Poll::Ready(Err(error)) => self.answer(number, seen_error(&error)),
             },
             Held::Shield(shield) => {
-                // What has given its answer is gone.
+                // A shield that has given its answer is dropped.
                 return match catch_unwind(AssertUnwindSafe(|| shield.poll())) {
                     Ok(Poll::Pending) => {
                         self.held[number] = held;
@@ -349,7 +353,7 @@ impl Real {
     }
 
     pub(super) fn drop_holder(&mut self, number: usize) {
-        self.held[number] = Held::Nobody;
+        self.held[number] = Held::Gone;
     }
 
     pub(super) fn abort(&self, number: usize) {
@@ -358,7 +362,7 @@ impl Real {
     }
 
     pub(super) fn close_job(&mut self, number: usize, plan: Plan) -> Seen {
-        let held = mem::replace(&mut self.held[number], Held::Nobody);
+        let held = mem::replace(&mut self.held[number], Held::Gone);
         let Held::Handle(job) = held else { unreachable!("closed by its handle") };
         let mut job = job.into_inner();
         self.held[number] = Held::Closer(boxed(async move {
@@ -396,7 +400,7 @@ impl Real {
         sleep_until(self.began + Duration::from_millis(to)).await;
     }
 
-    /// Lets all tasks come to rest, without moving the clock.
+    /// Lets all tasks do what they can, without moving the clock.
     pub(super) async fn settle(&self) {
         for _ in 0..4 {
             tokio::task::yield_now().await;
