@@ -16,6 +16,7 @@ mod aiojobs;
 mod http;
 mod job;
 mod report;
+mod rooms;
 mod rules;
 mod run;
 mod scheduler;

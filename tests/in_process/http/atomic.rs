@@ -234,7 +234,7 @@ async fn client_that_stays_has_the_response_of_its_atomic_handler() {
 }
 
 #[tokio::test]
-async fn without_catch_panic_a_panic_in_an_atomic_handler_ends_its_connection() {
+async fn atomic_panic_without_catch_panic_ends_the_connection() {
     let (scheduler, mut failures) = watched(Scheduler::builder());
     let app =
         Router::new().route("/pay", post(no_money).layer(AtomicLayer::new(scheduler.clone())));
@@ -397,7 +397,7 @@ async fn no_money() -> StatusCode {
 }
 
 #[tokio::test(start_paused = true)]
-async fn catch_panic_further_out_catches_the_very_panic_of_an_atomic_handler() {
+async fn outer_catch_panic_catches_the_panic_of_an_atomic_handler() {
     let (scheduler, mut failures) = watched(Scheduler::builder());
     let catch = CatchPanicLayer::custom(|payload: Box<dyn std::any::Any + Send>| {
         let text = *payload.downcast_ref::<&str>().expect("what panic! was given");

@@ -216,7 +216,7 @@ fn compression(app: Router) -> Router {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_that_is_compressed_wherever_that_is_is_complete_once_it_is_read() {
+async fn compressed_response_is_complete_once_it_is_read() {
     for position in [Outside, Inside] {
         let (response, left) = call(position, compression, get(long_text)).await;
         assert_eq!(response.headers()[CONTENT_ENCODING], "gzip");
@@ -242,12 +242,12 @@ async fn after_one_piece(position: Position) -> ResponseOutcome {
 }
 
 #[tokio::test(start_paused = true)]
-async fn to_compression_outside_a_response_is_handed_over_before_the_client_has_much_of_it() {
+async fn outer_compression_takes_the_response_before_the_client() {
     assert_eq!(after_one_piece(Outside).await, Complete(StatusCode::OK));
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_compression_inside_it_is_the_compressed_response_that_must_be_complete() {
+async fn inner_compression_is_complete_once_its_output_is_read() {
     assert_eq!(after_one_piece(Inside).await, Aborted(StatusCode::OK));
 }
 
@@ -298,7 +298,7 @@ async fn spans(position: Position, link: SpanLink) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_span_of_a_request_wherever_it_is_made_closes_before_its_jobs_end() {
+async fn request_span_closes_before_its_jobs_end() {
     for position in [Outside, Inside] {
         let lines = spans(position, SpanLink::FollowsFrom).await;
         assert_eq!(lines, ["job follows request", "request closes", "job closes"]);
@@ -306,7 +306,7 @@ async fn the_span_of_a_request_wherever_it_is_made_closes_before_its_jobs_end() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_span_of_a_request_stays_open_for_jobs_that_are_its_children() {
+async fn request_span_stays_open_for_its_child_jobs() {
     for position in [Outside, Inside] {
         let lines = spans(position, SpanLink::Child).await;
         assert_eq!(lines, ["job is a child of request", "job closes", "request closes"]);
@@ -314,7 +314,7 @@ async fn the_span_of_a_request_stays_open_for_jobs_that_are_its_children() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_trace_inside_an_atomic_layer_sees_the_response_of_a_client_that_has_left() {
+async fn trace_inside_atomic_sees_the_response_of_a_gone_client() {
     for position in [Outside, Inside] {
         let logged = Arc::new(AtomicBool::new(false));
         let log = logged.clone();
@@ -382,27 +382,26 @@ async fn handlers_at_once(position: Position) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_concurrency_limit_outside_an_atomic_layer_does_not_count_handlers_whose_client_has_left()
-{
+async fn outer_concurrency_limit_skips_handlers_of_gone_clients() {
     assert_eq!(handlers_at_once(Outside).await, 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_concurrency_limit_inside_an_atomic_layer_counts_all_handlers() {
+async fn concurrency_limit_inside_atomic_counts_all_handlers() {
     assert_eq!(handlers_at_once(Inside).await, 1);
 }
 
 // AtomicLayer.
 
 #[tokio::test(start_paused = true)]
-async fn an_atomic_layer_inside_lets_the_jobs_know_at_once_that_the_client_has_left() {
+async fn atomic_inside_shows_the_jobs_a_leaving_client_at_once() {
     let (label, outcome, after) = leaves_early(Inside).await;
     assert_eq!(label.as_deref(), Some("GET /"));
     assert_eq!((outcome, after), (NoResponse, Duration::ZERO));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_atomic_layer_outside_hides_the_client_from_the_jobs_and_the_request_from_its_job() {
+async fn atomic_outside_hides_the_client_from_the_jobs() {
     let (label, outcome, after) = leaves_early(Outside).await;
     assert_eq!(label, None);
     assert_eq!((outcome, after), (Aborted(StatusCode::OK), SECOND));
