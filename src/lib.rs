@@ -102,11 +102,7 @@ pub use job::{
     output::JobOutput,
     span::SpanLink,
 };
-pub use report::{
-    drain_report::{DrainReport, Stats},
-    failure::JobFailure,
-    job_list::JobList,
-};
+pub use report::{drain_report::DrainReport, failure::JobFailure, job_list::JobList, stats::Stats};
 pub use rules::{
     config::{ConfigError, SchedulerConfig},
     state::{JobId, JobState, Outcome},

@@ -1,9 +1,8 @@
-//! For the tests of applications: a scheduler that records instead of running, one that runs jobs
-//! before it goes on, and a check that no job was left behind.
+//! Helps to test applications: recording and inline schedulers, and leak checks.
 //!
-//! A plain [`Scheduler`] is often enough: with a paused clock every deadline is under the test's
-//! control, and [`Jobs::wait_idle`](crate::Jobs::wait_idle) waits for one request's jobs. See the
-//! chapter [Testing your handlers](crate::docs::testing).
+//! Many tests need only a plain [`Scheduler`]. With a paused clock, the test controls every deadline.
+//! [`Jobs::wait_idle`](crate::Jobs::wait_idle) waits for the jobs of one request. See the chapter
+//! [Testing your handlers](crate::docs::testing).
 
 use std::{fmt::Write, mem, panic::resume_unwind, sync::Arc, thread};
 
@@ -19,9 +18,10 @@ use crate::{
     },
 };
 
-/// A scheduler that accepts jobs and does not run them, until it is told to.
+/// Records the jobs of a scheduler, and runs them on demand.
 ///
-/// Shielded work, atomic handlers among it, runs as ever: its callers wait for it.
+/// The scheduler accepts jobs, and does not run them before [`run_all`](Self::run_all). Shielded work,
+/// atomic handlers included, runs at once as usual, because its callers wait for it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -45,7 +45,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder with no jobs yet. Its queue has no end.
+    /// Makes a recorder without jobs, whose queue is unlimited.
     #[must_use]
     pub fn new() -> Self {
         let failures = Arc::new(Mutex::new(Vec::new()));
@@ -58,13 +58,15 @@ impl Recorder {
         Self { scheduler: Scheduler::from_core(core), failures, ran: Mutex::default() }
     }
 
-    /// The scheduler that records.
+    /// Returns the scheduler that records.
     pub fn scheduler(&self) -> Scheduler {
         self.scheduler.clone()
     }
 
-    /// All jobs that were spawned, oldest first: those that wait, and those that
-    /// [`run_all`](Self::run_all) has run. Not those that were aborted before.
+    /// Lists the spawned jobs, oldest first.
+    ///
+    /// The list has the recorded jobs, and the jobs that [`run_all`](Self::run_all) has run. It does not
+    /// have jobs that were aborted before they ran.
     pub fn spawned(&self) -> Vec<JobInfo> {
         let mut jobs = self.scheduler.jobs();
         let mut earlier: Vec<JobInfo> = lock(&self.ran).clone();
@@ -74,11 +76,11 @@ impl Recorder {
         jobs
     }
 
-    /// The first job of that name.
+    /// Asserts that a job with this name was spawned, and returns the first.
     ///
     /// # Panics
     ///
-    /// If there is none. The text lists what was spawned.
+    /// Panics if no job has the name. The text lists the spawned jobs.
     #[track_caller]
     pub fn assert_spawned(&self, name: &str) -> JobInfo {
         let spawned = self.spawned();
@@ -88,11 +90,11 @@ impl Recorder {
         }
     }
 
-    /// That no job has that name.
+    /// Asserts that no job with this name was spawned.
     ///
     /// # Panics
     ///
-    /// If one has. The text lists what was spawned.
+    /// Panics if a job has the name. The text lists the spawned jobs.
     #[track_caller]
     pub fn assert_not_spawned(&self, name: &str) {
         let spawned = self.spawned();
@@ -101,13 +103,16 @@ impl Recorder {
         }
     }
 
-    /// Runs the recorded jobs, and those that they spawn, one after the other, each to its end.
-    /// Those that still wait for their response are left. Gives the failures that nobody awaits.
-    /// A job that waits for another recorded one never ends.
+    /// Runs the recorded jobs, and returns the failures.
+    ///
+    /// Each job runs to its end before the next starts. The jobs that they spawn run too. Jobs that still
+    /// wait for their response are left. The returned failures are those that no handle awaits.
+    ///
+    /// A job that waits for another recorded job never ends.
     ///
     /// # Panics
     ///
-    /// If a job panics and nobody awaits its handle, so does this, at once.
+    /// Panics at once if a job panics and no handle awaits it, with the job's payload.
     pub async fn run_all(&self) -> Vec<JobFailure> {
         let core = self.scheduler.core();
         loop {
@@ -119,12 +124,13 @@ impl Recorder {
             let info = record.info(JobState::Finished, Moment::now());
             lock(&self.ran).retain(|job| job.id != info.id);
             lock(&self.ran).push(info);
-            self.pass_on_panics();
+            self.resume_unobserved_panic();
         }
         mem::take(&mut *lock(&self.failures))
     }
 
-    fn pass_on_panics(&self) {
+    /// Resumes the first panic among the reported failures.
+    fn resume_unobserved_panic(&self) {
         let mut failures = lock(&self.failures);
         let Some(panicked) = failures.iter().position(|failure| failure.error.is_panic()) else {
             return;
@@ -143,39 +149,44 @@ impl Default for Recorder {
     }
 }
 
-/// A scheduler that runs a job to its end before `spawn`, `spawn_with`, `spawn_within` or
-/// `spawn_blocking` gives its handle. No limit holds.
+/// Makes a scheduler that runs each job inside its `spawn`.
 ///
-/// What does not wait cannot run inline: jobs of `try_spawn` run as ever, those of
-/// `after_response` and its like when the response is over. A job that waits for something its
-/// spawner does later never ends.
+/// The futures of `spawn`, `spawn_with`, `spawn_within` and `spawn_blocking` resolve after the job has
+/// ended. The scheduler has no limits.
+///
+/// Methods that do not wait cannot run a job inline. Jobs of `try_spawn` run in the background as usual.
+/// Jobs of `after_response`, `after_response_with` and `after_success` run when the response ends.
+///
+/// A job that waits for a later step of its spawner never ends.
 #[must_use]
 pub fn inline() -> Scheduler {
     Scheduler::from_core(unlimited(Mode::Inline, None))
 }
 
-/// That `scheduler` has no jobs.
+/// Asserts that `scheduler` has no jobs.
 ///
 /// # Panics
 ///
-/// If it has. The text lists them.
+/// Panics if the scheduler has jobs. The text lists them.
 #[track_caller]
 pub fn assert_no_jobs(scheduler: &Scheduler) {
     let jobs = scheduler.jobs();
     assert!(jobs.is_empty(), "jobs were left behind: {}", list(&jobs));
 }
 
-/// Checks when it is dropped, at the end of a test, that no job was left behind.
+/// Asserts, when it is dropped, that its scheduler has no jobs.
+///
+/// Hold it to the end of a test.
 ///
 /// # Panics
 ///
-/// When dropped, if its scheduler has jobs, unless the test panics already.
+/// Its drop panics if the scheduler has jobs, unless the thread is already panicking.
 #[derive(Debug)]
-#[must_use = "the check is made when this is dropped"]
+#[must_use = "the check runs when this is dropped"]
 pub struct LeakCheck(Scheduler);
 
 impl LeakCheck {
-    /// Will check `scheduler`.
+    /// Makes a check of `scheduler`.
     pub fn new(scheduler: &Scheduler) -> Self {
         Self(scheduler.clone())
     }
@@ -189,18 +200,20 @@ impl Drop for LeakCheck {
     }
 }
 
+/// Makes a core without limits.
 fn unlimited(mode: Mode, on_failure: Option<FailureHook>) -> Core {
     let config = SchedulerConfig { limit: None, pending_limit: None, ..SchedulerConfig::default() };
     Core::new(config, mode, SpanLink::default(), on_failure, None)
 }
 
+/// Formats one job a line.
 fn list(jobs: &[JobInfo]) -> String {
     if jobs.is_empty() {
         return "no jobs".into();
     }
     let mut text = format!("{} jobs:", jobs.len());
     for job in jobs {
-        write!(text, "\n  {job}").expect("a string takes any text");
+        write!(text, "\n  {job}").expect("writing to a `String` succeeds");
     }
     text
 }

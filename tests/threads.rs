@@ -1,18 +1,22 @@
-//! What real threads do at the same time. Above all: hundreds spawn while another closes; nothing
-//! is lost, and the law holds throughout.
+//! Hundreds of real threads spawn while another closes. No job is lost, and the accounting law holds
+//! throughout.
+//!
+//! In a binary of its own because its threads take all processors: tests of real time beside it
+//! would be late.
 #![allow(clippy::disallowed_methods, reason = "real threads are the subject")]
+
+mod support;
 
 use std::{
     collections::HashMap,
-    future::{Future, poll_fn},
+    future::poll_fn,
     panic::resume_unwind,
-    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
         mpsc,
     },
-    task::{Context, Poll, Wake},
+    task::Poll,
     thread,
     time::Duration,
 };
@@ -25,40 +29,15 @@ use tokio::{
 };
 use tower_jobs::{DrainReport, Job, Outcome, Scheduler, Stats};
 
+use support::{PLENTY, assert_adds_up, block_on, number};
+
 const ROUNDS: usize = 32;
 const THREADS: usize = 200;
 const JOBS_PER_THREAD: usize = 10;
 const LIMIT: usize = 4;
 const PENDING_LIMIT: usize = 8;
-/// For what takes no time unless it hangs.
-const LONG: Duration = Duration::from_secs(60);
 
-struct Parked(thread::Thread);
-
-impl Wake for Parked {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Waits on a plain thread, outside any runtime.
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Arc::new(Parked(thread::current())).into();
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park_timeout(LONG),
-        }
-    }
-}
-
-/// Jobs are named by their number.
-fn number(name: &str) -> usize {
-    name.parse().expect("a number")
-}
-
-/// What happened to one job.
+/// The events of one job.
 #[derive(Default)]
 struct Trace {
     made: AtomicBool,
@@ -66,17 +45,17 @@ struct Trace {
     begun: AtomicU32,
     finished: AtomicU32,
     dropped: AtomicU32,
-    told: AtomicU32,
+    reported: AtomicU32,
 }
 
 struct Round {
     traces: Vec<Trace>,
-    /// The scheduler has said that it is closed, and handed over its report.
+    /// The close has given its report.
     over: AtomicBool,
     started_late: AtomicU32,
 }
 
-/// Ends the looking on, also when the round fails.
+/// Ends the round when it is dropped, also by a panic.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -85,16 +64,16 @@ impl Drop for Over<'_> {
     }
 }
 
-struct OnDrop(Arc<Round>, usize);
+struct Traced(Arc<Round>, usize);
 
-impl OnDrop {
+impl Traced {
     fn new(round: &Arc<Round>, number: usize) -> Self {
         round.traces[number].made.store(true, SeqCst);
         Self(round.clone(), number)
     }
 }
 
-impl Drop for OnDrop {
+impl Drop for Traced {
     fn drop(&mut self) {
         self.0.traces[self.1].dropped.fetch_add(1, SeqCst);
     }
@@ -104,8 +83,8 @@ fn fails(number: usize) -> bool {
     number % 7 == 0 || number % 11 == 0
 }
 
-async fn work(guard: OnDrop) -> Result<(), &'static str> {
-    let OnDrop(round, number) = &guard;
+async fn work(guard: Traced) -> Result<(), &'static str> {
+    let Traced(round, number) = &guard;
     round.traces[*number].begun.fetch_add(1, SeqCst);
     round.started_late.fetch_add(u32::from(round.over.load(SeqCst)), SeqCst);
     for _ in 0..number % 20 {
@@ -119,12 +98,12 @@ async fn work(guard: OnDrop) -> Result<(), &'static str> {
     }
 }
 
-/// Spawns jobs until it has none left or is refused for good. Every other thread keeps its handles.
+/// Spawns its jobs until the scheduler is closed. Every other thread keeps its handles.
 fn spawner(scheduler: &Scheduler, round: &Arc<Round>, thread: usize, news: &mpsc::Sender<()>) {
     let mut handles: Vec<Job<()>> = Vec::new();
     for number in thread * JOBS_PER_THREAD..(thread + 1) * JOBS_PER_THREAD {
         let job = scheduler.job(number.to_string());
-        let future = work(OnDrop::new(round, number));
+        let future = work(Traced::new(round, number));
         let handle = match thread % 3 {
             0 => match job.try_spawn(future) {
                 Ok(handle) => handle,
@@ -144,17 +123,11 @@ fn spawner(scheduler: &Scheduler, round: &Arc<Round>, thread: usize, news: &mpsc
     }
 }
 
-fn sum(stats: &Stats) -> u64 {
-    let there = stats.deferred + stats.pending + stats.active;
-    let ended = stats.completed + stats.failed + stats.panicked + stats.timed_out;
-    there + ended + stats.cancelled + stats.skipped + stats.never_started + stats.abandoned
-}
-
-/// Looks on until the round is over.
+/// Checks the counts until the round is over.
 fn watch(scheduler: &Scheduler, round: &Round) {
     while !round.over.load(SeqCst) {
         let stats = scheduler.stats();
-        assert_eq!(stats.accepted, sum(&stats));
+        assert_adds_up(&stats);
         assert!(stats.active <= LIMIT as u64);
         assert!(stats.pending <= PENDING_LIMIT as u64);
         thread::yield_now();
@@ -165,16 +138,16 @@ fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> D
     let traces = (0..THREADS * JOBS_PER_THREAD).map(|_| Trace::default()).collect();
     let (over, started_late) = (AtomicBool::new(false), AtomicU32::new(0));
     let round = Arc::new(Round { traces, over, started_late });
-    let told = round.clone();
+    let hooked = round.clone();
     let scheduler = Scheduler::builder()
         .limit(LIMIT)
         .pending_limit(PENDING_LIMIT)
-        .close_timeout(LONG)
-        .wait_timeout(LONG)
+        .close_timeout(PLENTY)
+        .wait_timeout(PLENTY)
         .runtime(runtime.handle().clone())
         .on_failure(move |failure| {
             let number = number(&failure.job.name);
-            told.traces[number].told.fetch_add(1, SeqCst);
+            hooked.traces[number].reported.fetch_add(1, SeqCst);
         })
         .build();
     let (news, arrivals) = mpsc::channel();
@@ -185,32 +158,32 @@ fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> D
         }
         scope.spawn(|| watch(&scheduler, &round));
         let _over = Over(&round.over);
-        // Closes once so many jobs have been accepted.
+        // Closes after this number of accepted jobs.
         for _ in 0..round_number * THREADS * JOBS_PER_THREAD / (2 * ROUNDS) {
-            arrivals.recv_timeout(LONG).expect("jobs are accepted");
+            arrivals.recv_timeout(PLENTY).expect("jobs are accepted");
         }
         close(&scheduler)
     });
-    // What never started is dropped apart, and nobody waits for that.
+    // The close does not wait for the drop of jobs that never started.
     let waits_since = Instant::now();
     let is_gone = |trace: &Trace| trace.dropped.load(SeqCst) > 0 || !trace.made.load(SeqCst);
     while !round.traces.iter().all(is_gone) {
-        assert!(waits_since.elapsed() < LONG, "a future was not dropped");
+        assert!(waits_since.elapsed() < PLENTY, "a future was not dropped");
         thread::yield_now();
     }
     add_up(&scheduler.stats(), &report, &round);
 }
 
-/// Every job that was accepted has run to its end or is named; every future was dropped once, and
-/// every failure told once.
+/// Asserts that every accepted job has run to its end or is named, that every future was dropped
+/// once, and that every failure was reported once.
 fn add_up(stats: &Stats, report: &DrainReport, round: &Round) {
     let accepted = round.traces.iter().filter(|trace| trace.accepted.load(SeqCst)).count();
     assert_eq!(stats.accepted, accepted as u64);
-    assert_eq!(stats.accepted, sum(stats));
+    assert_adds_up(stats);
     assert_eq!(stats.pending + stats.active + stats.waiting_spawners + stats.abandoned, 0);
     let named: HashMap<usize, Outcome> =
         report.jobs().map(|(outcome, job)| (number(&job.name), outcome)).collect();
-    assert_eq!(named.len(), report.jobs().count(), "nobody is named twice");
+    assert_eq!(named.len(), report.jobs().count(), "no job is named twice");
     for (number, trace) in round.traces.iter().enumerate() {
         let (begun, finished) = (trace.begun.load(SeqCst), trace.finished.load(SeqCst));
         let expected = match named.get(&number) {
@@ -227,12 +200,12 @@ fn add_up(stats: &Stats, report: &DrainReport, round: &Round) {
         let made = u32::from(trace.made.load(SeqCst));
         assert_eq!(trace.dropped.load(SeqCst), made, "job {number}");
         let failed = fails(number) && finished == 1;
-        assert_eq!(trace.told.load(SeqCst), u32::from(failed), "job {number}");
+        assert_eq!(trace.reported.load(SeqCst), u32::from(failed), "job {number}");
     }
     assert_eq!(round.started_late.load(SeqCst), 0, "nothing starts once it is closed");
 }
 
-/// Plays all rounds on a runtime, which a thread of its own drives; none may hang.
+/// Plays all rounds on a runtime that another thread drives. No round may hang.
 fn play(mut runtime: Builder, close: fn(&Scheduler) -> DrainReport) {
     let (done, ended) = mpsc::channel();
     let rounds = thread::spawn(move || {
@@ -240,7 +213,7 @@ fn play(mut runtime: Builder, close: fn(&Scheduler) -> DrainReport) {
         let (stop, stopped) = oneshot::channel::<()>();
         thread::scope(|scope| {
             scope.spawn(|| runtime.block_on(stopped));
-            // Dropped when a round fails, too.
+            // Dropped also when a round fails.
             let _stop = stop;
             for round in 0..ROUNDS {
                 play_round(&runtime, round, close);
@@ -248,7 +221,7 @@ fn play(mut runtime: Builder, close: fn(&Scheduler) -> DrainReport) {
         });
         done.send(()).expect("the test waits");
     });
-    if ended.recv_timeout(LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
+    if ended.recv_timeout(PLENTY) == Err(mpsc::RecvTimeoutError::Timeout) {
         panic!("a round hangs");
     }
     rounds.join().expect("a round failed");
@@ -269,28 +242,28 @@ fn two_workers() -> Builder {
 }
 
 #[test]
-fn nothing_is_lost_when_threads_spawn_while_one_closes() {
+fn nothing_is_lost_to_a_close_on_two_workers() {
     play(two_workers(), close);
 }
 
 #[test]
-fn nothing_is_lost_when_threads_spawn_while_one_closes_on_a_current_thread_runtime() {
+fn nothing_is_lost_to_a_close_on_a_current_thread_runtime() {
     play(Builder::new_current_thread(), close);
 }
 
 #[test]
-fn nothing_is_lost_when_threads_spawn_while_one_drains() {
+fn nothing_is_lost_to_a_drain_on_two_workers() {
     play(two_workers(), wait_and_close);
 }
 
 #[test]
-fn nothing_is_lost_when_threads_spawn_while_one_drains_on_a_current_thread_runtime() {
+fn nothing_is_lost_to_a_drain_on_a_current_thread_runtime() {
     play(Builder::new_current_thread(), wait_and_close);
 }
 
-/// The abort finds a job that is being polled, and nobody to wake yet.
+/// The abort comes during the first poll, before there is a waker.
 #[test]
-fn a_job_aborted_while_it_is_first_polled_is_dropped() {
+fn job_aborted_while_it_is_first_polled_is_dropped() {
     let runtime = two_workers().build().expect("a runtime");
     let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
     let (polled, is_polled) = mpsc::channel();
@@ -299,20 +272,20 @@ fn a_job_aborted_while_it_is_first_polled_is_dropped() {
     let future = poll_fn(move |_| {
         let _dropped = &dropped;
         polled.send(()).expect("the test waits");
-        is_aborted.recv_timeout(LONG).expect("the test aborts");
+        is_aborted.recv_timeout(PLENTY).expect("the test aborts");
         Poll::<()>::Pending
     });
     let job = block_on(scheduler.spawn(future)).expect("there is a place");
-    is_polled.recv_timeout(LONG).expect("the job runs");
+    is_polled.recv_timeout(PLENTY).expect("the job runs");
     job.abort();
     aborted.send(()).expect("the job waits");
-    assert_eq!(is_dropped.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected));
+    assert_eq!(is_dropped.recv_timeout(PLENTY), Err(mpsc::RecvTimeoutError::Disconnected));
     assert!(block_on(job).is_err_and(|error| error.is_cancelled()));
 }
 
-/// The job has failed and is being reported; the close gives it up meanwhile.
+/// The close ends while the hook runs.
 #[test]
-fn a_failure_whose_telling_outlasts_the_close_is_told_once() {
+fn failure_reported_beyond_the_close_is_reported_once() {
     let runtime = two_workers().enable_all().build().expect("a runtime");
     let (telling, is_telling) = mpsc::channel();
     let (closed, is_closed) = mpsc::channel();
@@ -324,7 +297,7 @@ fn a_failure_whose_telling_outlasts_the_close_is_told_once() {
             telling.send(failure.error.is_failed()).expect("the test listens");
             let is_closed = first.lock().expect("nothing panics here").take();
             if let Some(is_closed) = is_closed {
-                is_closed.recv_timeout(LONG).expect("the test closes");
+                is_closed.recv_timeout(PLENTY).expect("the test closes");
             }
         })
         .build();
@@ -335,10 +308,10 @@ fn a_failure_whose_telling_outlasts_the_close_is_told_once() {
     }));
     drop(job);
     detach.send(()).expect("the job waits");
-    assert_eq!(is_telling.recv_timeout(LONG), Ok(true));
+    assert_eq!(is_telling.recv_timeout(PLENTY), Ok(true));
     let report = block_on(scheduler.close());
     assert_eq!(report.abandoned.len(), 1);
-    closed.send(()).expect("the failure is still being told");
+    closed.send(()).expect("the hook still runs");
     drop((scheduler, runtime));
-    assert_eq!(is_telling.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected));
+    assert_eq!(is_telling.recv_timeout(PLENTY), Err(mpsc::RecvTimeoutError::Disconnected));
 }

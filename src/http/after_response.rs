@@ -1,4 +1,4 @@
-//! Jobs that start when the response is over.
+//! Jobs that start when the response ends.
 
 use std::{
     future::Future,
@@ -24,8 +24,9 @@ use crate::{
     },
 };
 
-/// The scope of a [`JobBuilder`] made by [`Jobs::job`](crate::Jobs::job), which can also defer a job
-/// until the response is over.
+/// Lets a [`JobBuilder`] defer its job until the response ends.
+///
+/// [`Jobs::job`](crate::Jobs::job) makes builders of this scope.
 #[derive(Clone)]
 pub struct RequestScope(pub(super) Arc<RequestState>);
 
@@ -36,6 +37,8 @@ impl std::fmt::Debug for RequestScope {
 }
 
 impl JobBuilder<'_, RequestScope> {
+    /// Spawns a job that starts when the response ends.
+    ///
     /// Like [`Jobs::after_response`](crate::Jobs::after_response).
     ///
     /// # Errors
@@ -49,6 +52,8 @@ impl JobBuilder<'_, RequestScope> {
         self.defer(future, |_| true)
     }
 
+    /// Spawns a job that starts with the outcome of the response.
+    ///
     /// Like [`Jobs::after_response_with`](crate::Jobs::after_response_with).
     ///
     /// # Errors
@@ -64,6 +69,8 @@ impl JobBuilder<'_, RequestScope> {
         self.defer(future, |_| true).map_err(|error| error.map(MakeAfterResponse::into_make))
     }
 
+    /// Spawns a job that starts only after a successful response.
+    ///
     /// Like [`Jobs::after_success`](crate::Jobs::after_success).
     ///
     /// # Errors
@@ -77,33 +84,37 @@ impl JobBuilder<'_, RequestScope> {
         self.defer(future, ResponseOutcome::is_success)
     }
 
+    /// Admits the job as deferred. When the response ends, the job becomes pending if `starts_after`
+    /// accepts the outcome, and is skipped otherwise.
     #[track_caller]
     fn defer<F>(
         self,
         future: F,
-        wanted: fn(ResponseOutcome) -> bool,
+        starts_after: fn(ResponseOutcome) -> bool,
     ) -> Result<Job<Value<F>>, TrySpawnError<F>>
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
         let (core, request) = (self.core, self.scope.0.clone());
-        let flags =
-            if request.is_multiplexed() { JobFlags::YIELDS_FIRST } else { JobFlags::default() };
+        let mut flags = JobFlags::default();
+        if request.is_multiplexed() {
+            flags = flags.with(JobFlags::YIELDS_FIRST);
+        }
+        if !starts_after(ResponseOutcome::Unfinished(None)) {
+            flags = flags.with(JobFlags::SKIP_IF_GIVEN_UP);
+        }
         let (record, run) = self
             .flags(flags)
             .pack(JobKind::Plain, |record| Run::<_, AsResult>::new(future, record));
         admit_now(core, &record, run, Admit::Deferred)
             .map_err(|error| error.map(Run::into_future))?;
-        let (deferred, owner) = (record.clone(), core.clone());
-        request.when_over(Box::new(move |outcome| {
-            if wanted(outcome) { owner.undefer(&deferred) } else { owner.skip(&deferred) }
-        }));
+        request.defer(&record, starts_after);
         Ok(Job::new(record, core.clone()))
     }
 }
 
 pin_project! {
-    /// A job's future that is made once the response is over, with the response's outcome.
+    /// A job's future that `make` returns once the response has ended, from the response's outcome.
     #[project = MakeProjection]
     enum MakeAfterResponse<C, F> {
         Make { make: Option<C>, request: Arc<RequestState> },
@@ -115,7 +126,7 @@ impl<C, F> MakeAfterResponse<C, F> {
     fn into_make(self) -> C {
         match self {
             Self::Make { make: Some(make), .. } => make,
-            _ => unreachable!("a job that was not accepted has not run"),
+            _ => unreachable!("a refused job is never polled"),
         }
     }
 }
@@ -132,9 +143,7 @@ where
             let future = match self.as_mut().project() {
                 MakeProjection::Made { future } => return future.poll(cx),
                 MakeProjection::Make { make, request } => {
-                    let outcome =
-                        request.outcome().expect("a deferred job starts after its response");
-                    make.take().expect("made once")(outcome)
+                    make.take().expect("`make` is called once")(request.outcome_now())
                 }
             };
             self.set(Self::Made { future });

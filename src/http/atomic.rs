@@ -1,3 +1,5 @@
+//! The layer that runs its inner service as a job.
+
 use std::{
     fmt,
     future::Future,
@@ -21,8 +23,15 @@ use crate::{
     scheduler::Scheduler,
 };
 
-/// Runs the whole inner service as a job, so that a client that leaves, or a timeout further out,
-/// cannot cut it in half. aiojobs' `@atomic`.
+/// The `Retry-After` of a refused request, in seconds. A full queue usually drains in about this time,
+/// and another instance usually takes over in about this time.
+pub(super) const RETRY_AFTER_SECONDS: &str = "1";
+
+/// Detaches the inner service from its client: it runs as a job.
+///
+/// The service then runs to its end, even if the client leaves or a timeout further out strikes.
+/// This is aiojobs' `@atomic`. To detach only a part of a handler, use
+/// [`Jobs::shield`](crate::Jobs::shield).
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -37,29 +46,34 @@ use crate::{
 /// # }
 /// ```
 ///
-/// On a route it shields that handler, with its extractors; on a router, all of its routes with
-/// the layers inside it. From the first poll on the service runs to its end; its response goes to
-/// the client if that is still there.
+/// On a route, the layer covers the handler and its extractors. On a router, the layer covers all of
+/// the router's routes, and the layers inside it. The job starts with the first poll of the response
+/// future. The client gets the response if it is still connected.
 ///
 /// # Guarantees
 ///
-/// - The job is listed, counted and drained like any other, under the name `atomic`, the label of
-///   its request (if a plain `JobsLayer` is further out; one with a marker does not count), and the
-///   place where the layer was made. It is not among the jobs that the request's `Jobs` counts,
-///   awaits or closes. It runs outside the limit: handlers that waited for places which only
-///   handlers can free would stop for good.
-/// - A panic goes on in the outer stack; if the client has left, it is reported as the job's
-///   failure. An error is the response future's; if the client has left, likewise.
-/// - The request's extensions and the current span go along.
-/// - Where a scheduler closes before the handler has ended, or is closed already, the response is
-///   503 with an empty body and `Retry-After` (500 where the scheduler has no runtime).
+/// - The job is listed, counted and drained like any other. Its name is `atomic`, and its location is
+///   the place where the layer was made.
+/// - The job has the label of its request if a plain `JobsLayer` is further out. A `JobsLayer` with a
+///   marker does not count.
+/// - The job is outside its request's group: the request's `Jobs` does not count, await or close it.
+/// - The job runs outside the limit. Otherwise handlers could wait without end for permits that only
+///   waiting handlers can free.
+/// - A panic of the service continues in the outer stack. If the client has left, the panic is reported
+///   as the job's failure.
+/// - An error of the service is returned by the response future. If the client has left, the error is
+///   reported as the job's failure.
+/// - The service sees the request's extensions, and runs in the current span.
+/// - If the scheduler is closed, or closes before the handler has ended, the response is 503 with an
+///   empty body and `Retry-After: 1`. If the scheduler has no runtime, the response is 500.
 ///
 /// # What it does not do
 ///
 /// - The response's *body* is not part of the job. A stream ends when the client leaves.
-/// - The request's body comes from the connection: read after the client has left, it fails. A
-///   handler whose extractors have read it has nothing to fear.
-/// - A request whose response is never polled does not start.
+/// - The request's body comes from the connection. Reading it fails once the client has left. A handler
+///   whose extractors have read the body is not affected.
+/// - A request whose response future is never polled does not start.
+#[doc(alias = "detached")]
 #[derive(Clone, Debug)]
 pub struct AtomicLayer {
     scheduler: Scheduler,
@@ -67,7 +81,7 @@ pub struct AtomicLayer {
 }
 
 impl AtomicLayer {
-    /// A layer whose services run as jobs of `scheduler`.
+    /// Makes a layer whose services run as jobs of `scheduler`.
     #[track_caller]
     pub fn new(scheduler: Scheduler) -> Self {
         Self { scheduler, location: Location::caller() }
@@ -82,7 +96,7 @@ impl<S> Layer<S> for AtomicLayer {
     }
 }
 
-/// The service of [`AtomicLayer`].
+/// Runs its inner service as a job: the service of [`AtomicLayer`].
 #[derive(Clone, Debug)]
 pub struct Atomic<S> {
     inner: S,
@@ -107,7 +121,7 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        // The service that was polled ready must be the one that is called.
+        // Only the service that was polled ready may be called, not its clone.
         let clone = self.inner.clone();
         let mut ready = mem::replace(&mut self.inner, clone);
         let jobs = request.extensions().get::<Jobs>();
@@ -118,7 +132,7 @@ where
             ..Options::default()
         };
         options.set_name("atomic".into());
-        // Called inside the job, so that a panic in `call` is the job's too.
+        // `call` runs inside the job, so that its panic is the job's panic.
         let serve = async move { ready.call(request).await }.in_current_span();
         AtomicFuture { shield: Box::pin(self.layer.scheduler.with_options(options).shield(serve)) }
     }
@@ -126,7 +140,7 @@ where
 
 type Shield<T> = Pin<Box<dyn Future<Output = Result<T, JobError>> + Send>>;
 
-/// The response future of [`Atomic`].
+/// Resolves to the response of an [`Atomic`] service.
 pub struct AtomicFuture<T, E> {
     shield: Shield<Result<T, E>>,
 }
@@ -138,14 +152,16 @@ impl<B: Default, E> Future for AtomicFuture<Response<B>, E> {
         match ready!(self.shield.as_mut().poll(cx)) {
             Ok(result) => Poll::Ready(result),
             Err(error) => {
-                tracing::debug!(%error, "an atomic handler was cut off by its scheduler's end");
+                tracing::debug!(%error, "the scheduler refused or ended an atomic handler");
                 let mut response = Response::new(B::default());
                 if error.is_refused_as(SpawnError::NoRuntime) {
                     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
                     return Poll::Ready(Ok(response));
                 }
                 *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                response
+                    .headers_mut()
+                    .insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
                 Poll::Ready(Ok(response))
             }
         }

@@ -1,3 +1,5 @@
+//! The extractor of [`Jobs`], errors as responses, and handlers for probes.
+
 use std::{any::type_name, convert::Infallible, fmt, marker::PhantomData};
 
 use axum_core::{
@@ -7,12 +9,15 @@ use axum_core::{
 use http::{HeaderValue, StatusCode, header::RETRY_AFTER, request::Parts};
 
 use crate::{
-    http::jobs::Jobs,
+    http::{atomic::RETRY_AFTER_SECONDS, jobs::Jobs},
     job::error::{SpawnError, TrySpawnError},
 };
 
-/// There is no [`JobsLayer`](crate::JobsLayer) around this route. A response of status 500, whose
-/// text says what to do.
+/// Rejects a request whose route has no [`JobsLayer`](crate::JobsLayer) around it.
+///
+/// The response has status 500, and a text that says how to add the layer. The text is also logged, as
+/// an error.
+#[doc(alias = "MissingJobs")]
 pub struct JobsRejection<M = ()>(PhantomData<fn() -> M>);
 
 impl<M> fmt::Display for JobsRejection<M> {
@@ -64,8 +69,11 @@ impl<S: Send + Sync, M: 'static> OptionalFromRequestParts<S> for Jobs<M> {
     }
 }
 
-/// A handler for readiness probes: 200, and 503 from the beginning of the end on, so that load
-/// balancers send no more requests here. Needs a [`JobsLayer`](crate::JobsLayer) around it.
+/// Answers a readiness probe: 200, or 503 once the shutdown has begun.
+///
+/// A load balancer that gets the 503 sends no more requests to this process. The status changes when
+/// [`Scheduler::is_draining`](crate::Scheduler::is_draining) becomes true. The route needs a
+/// [`JobsLayer`](crate::JobsLayer) around it.
 ///
 /// ```
 /// # use axum::{Router, routing::get};
@@ -82,8 +90,10 @@ pub async fn readiness(jobs: Jobs) -> Response {
     "ready".into_response()
 }
 
-/// A handler for liveness probes: 200, also while the server shuts down. A process that drains its
-/// jobs must not be restarted for it.
+/// Answers a liveness probe: always 200, also during the shutdown.
+///
+/// An orchestrator restarts a process whose liveness probe fails, and a process that drains its jobs
+/// must not be restarted.
 pub async fn liveness() -> &'static str {
     "alive"
 }
@@ -95,10 +105,9 @@ impl IntoResponse for SpawnError {
                 (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
             }
             Self::Duplicate(_) => (StatusCode::CONFLICT, self.to_string()).into_response(),
-            // A second is about as long as a full queue, or the next instance, takes.
-            Self::Closed | Self::Full | Self::TimedOut => (
+            Self::Closed | Self::Full | Self::DeferredFull | Self::TimedOut => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                [(RETRY_AFTER, HeaderValue::from_static("1"))],
+                [(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS))],
                 self.to_string(),
             )
                 .into_response(),

@@ -1,5 +1,7 @@
-//! The end of a response: a guard that goes from the response's future into its body, and tells
-//! the request when it is dropped. `Drop` is the only event that always comes.
+//! The response future and body, which detect the end of the response.
+//!
+//! A guard moves from the future into the body, and ends the response in its `Drop`. A drop is the only
+//! event that every response ends with.
 
 use std::{
     fmt,
@@ -10,17 +12,21 @@ use std::{
 };
 
 use bytes::Buf;
-use http::{HeaderMap, Method, Response, StatusCode, header::CONTENT_LENGTH};
+use http::{Extensions, HeaderMap, Method, Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::http::{jobs::Jobs, outcome::ResponseOutcome, request::RequestState};
+use crate::{
+    http::{jobs::Jobs, outcome::ResponseOutcome, request::RequestState},
+    job::group::GroupOwner,
+};
 
-/// Ends the response with what it knows by then.
+/// Ends the response when it is dropped, with the outcome known by then.
 pub(crate) struct ResponseGuard {
     request: Arc<RequestState>,
-    /// None while there is no response.
+    /// The status of the response. `None` while the inner service has not returned one.
     status: Option<StatusCode>,
+    /// The server has taken the body in full.
     is_complete: bool,
 }
 
@@ -32,7 +38,7 @@ impl ResponseGuard {
 
 impl Drop for ResponseGuard {
     fn drop(&mut self) {
-        self.request.over(match self.status {
+        self.request.end_response(match self.status {
             Some(status) if self.is_complete => ResponseOutcome::Complete(status),
             Some(status) => ResponseOutcome::Aborted(status),
             None => ResponseOutcome::NoResponse,
@@ -41,11 +47,11 @@ impl Drop for ResponseGuard {
 }
 
 pin_project! {
-    /// The response future of [`JobsService`](crate::JobsService).
+    /// Resolves to the response of a [`JobsService`](crate::JobsService).
     pub struct ResponseFuture<F, M = ()> {
         #[pin]
         inner: F,
-        // Both leave with the response.
+        // Both are moved into the response.
         jobs: Option<Jobs<M>>,
         guard: Option<ResponseGuard>,
         body_rule: BodyRule,
@@ -58,7 +64,7 @@ impl<F, M> ResponseFuture<F, M> {
     }
 }
 
-/// What of a request decides whether its response has a body.
+/// The kind of request method, which decides whether the response has a body.
 #[derive(Clone, Copy)]
 pub(crate) enum BodyRule {
     Head,
@@ -87,44 +93,57 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let result = ready!(this.inner.poll(cx));
-        let guard = this.guard.take().expect("a response future is not polled after it is ready");
-        // An error drops the guard here: there is no response.
+        let guard = this.guard.take().expect("a future is not polled after it is ready");
+        // On an error this returns, and drops the guard: `NoResponse`.
         let mut response = result?;
         if let Some(jobs) = this.jobs.take() {
-            let extensions = response.extensions_mut();
-            // A layer further in goes first.
-            if extensions.get::<Jobs<M>>().is_none() {
-                extensions.insert(jobs);
-            }
+            insert_jobs(response.extensions_mut(), jobs);
         }
-        let left = Remaining::of(&response, *this.body_rule);
-        let tracker = EndTracker::new(guard, response.status(), left, response.body());
+        guard.request.set_status(response.status());
+        let remaining = Remaining::of(&response, *this.body_rule);
+        let tracker = EndTracker::new(guard, response.status(), remaining, response.body());
         Poll::Ready(Ok(response.map(|inner| ResponseBody { inner, tracker: Some(tracker) })))
     }
 }
 
+/// Inserts the request's `Jobs`, if it has had a job. Those of an inner layer stay. Those of another
+/// request go once that is over: a cached response may carry them.
+fn insert_jobs<M: 'static>(extensions: &mut Extensions, jobs: Jobs<M>) {
+    let request = jobs.request();
+    if let Some(found) = extensions.get::<Jobs<M>>() {
+        if found.request().is_same_request(request) || found.request().outcome().is_none() {
+            return;
+        }
+        extensions.remove::<Jobs<M>>();
+    }
+    if request.group().is_used() {
+        extensions.insert(jobs);
+    }
+}
+
 pin_project! {
-    /// The response body of [`JobsService`](crate::JobsService): the inner service's, watched for
-    /// its end.
+    /// Wraps the body of a [`JobsService`](crate::JobsService)'s response, and detects its end.
+    ///
+    /// Frames, errors and the size hint are those of the inner service's body, unchanged.
     pub struct ResponseBody<B> {
-        // Dropped in this order: first the body, then what watches it.
+        // The fields drop in this order. Deferred jobs start only after the body has dropped.
         #[pin]
         inner: B,
-        // None where a layer further out has made an empty body of its own.
+        // `None` in a body of `Default`, which a layer further out has made.
         tracker: Option<EndTracker>,
     }
 }
 
-/// What is left of a body.
+/// The part of the body that the server has not taken yet.
 #[derive(Clone, Copy)]
 enum Remaining {
-    /// No body is sent with such a response, whatever this one has.
+    /// The server sends no body with such a response, even if the response has one.
     NoBody,
-    /// As many bytes as are left of the declared length.
+    /// This many bytes of the declared length.
     Bytes(u64),
-    /// The body alone knows.
+    /// No length is declared: only the body knows its end.
     Unknown,
-    /// What will not come any more.
+    /// The body failed, or the server sends another response instead.
     Failed,
 }
 
@@ -133,15 +152,15 @@ impl Remaining {
         let status = response.status();
         let has_no_body = match (status, body_rule) {
             (StatusCode::SWITCHING_PROTOCOLS, _) => true,
-            // It only announces a response.
+            // Not a final response: over HTTP/1 hyper sends a 500 instead.
             (status, _) if status.is_informational() => return Self::Failed,
             (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) | (_, BodyRule::Head) => true,
-            // What follows is the tunnel.
+            // The bytes that follow belong to the tunnel.
             (status, BodyRule::Connect) => status.is_success(),
             (_, BodyRule::Other) => false,
         };
         if has_no_body {
-            // What is declared for a body that is not sent says nothing.
+            // The declared length of a body that is not sent does not count.
             return Self::NoBody;
         }
         let declared = declared_length(response.headers());
@@ -149,8 +168,11 @@ impl Remaining {
     }
 }
 
+/// Follows the frames of a body, and keeps [`ResponseGuard::is_complete`] up to date.
 struct EndTracker {
     remaining: Remaining,
+    /// The body was empty from the start, or has given its end or its trailers.
+    has_ended: bool,
     guard: ResponseGuard,
 }
 
@@ -162,49 +184,67 @@ impl EndTracker {
         body: &B,
     ) -> Self {
         guard.status = Some(status);
-        let mut tracker = Self { remaining, guard };
-        tracker.guard.is_complete = tracker.is_complete(|| body.is_end_stream());
+        let mut tracker = Self { remaining, has_ended: body.is_end_stream(), guard };
+        tracker.guard.is_complete = tracker.is_complete();
         tracker
     }
 
-    /// A body that ends before its declared length is no whole response: an HTTP/1.1 server breaks
-    /// off there, and an HTTP/2 client refuses it.
-    fn is_complete(&self, has_ended: impl FnOnce() -> bool) -> bool {
+    /// Returns whether the server has taken the response in full. A body that ends before its declared
+    /// length is not complete: an HTTP/1.1 server closes the connection there, and an HTTP/2 client
+    /// rejects the response. Neither is a longer body.
+    fn is_complete(&self) -> bool {
         match self.remaining {
             Remaining::NoBody => true,
-            // Over HTTP/1 a server asks for no more than was declared; over later versions it asks
-            // for the end.
-            Remaining::Bytes(left) => {
-                left == 0 && (!self.guard.request.is_multiplexed() || has_ended())
-            }
-            Remaining::Unknown => has_ended(),
+            // An HTTP/1 server stops polling at the declared length. Later versions poll to the end.
+            Remaining::Bytes(left) => left == 0 && (!self.is_multiplexed() || self.has_ended),
+            Remaining::Unknown => self.has_ended,
             Remaining::Failed => false,
         }
     }
 
-    /// Takes note of what the body gave.
-    fn note<B: Body>(&mut self, given: Option<&Result<Frame<B::Data>, B::Error>>, body: &B) {
-        match (given, &mut self.remaining) {
-            (Some(Ok(frame)), Remaining::Bytes(left)) => {
-                let bytes = frame.data_ref().map_or(0, Buf::remaining);
-                *left = left.saturating_sub(bytes as u64);
+    fn is_multiplexed(&self) -> bool {
+        self.guard.request.is_multiplexed()
+    }
+
+    /// Whether the server must poll for the end, although the body could say that it is there.
+    ///
+    /// Over HTTP/2 and later, hyper takes the last frame before the client's window has room for it, and
+    /// may have to throw it away. Only when hyper asks for more has it passed that frame on.
+    fn hides_end(&self) -> bool {
+        self.is_multiplexed() && !self.has_ended && !matches!(self.remaining, Remaining::NoBody)
+    }
+
+    /// Records the result of one `poll_frame`.
+    fn record<B: Body>(&mut self, polled: Option<&Result<Frame<B::Data>, B::Error>>, body: &B) {
+        match (polled, &mut self.remaining) {
+            (Some(Ok(frame)), remaining @ Remaining::Bytes(_)) => {
+                let bytes = frame.data_ref().map_or(0, Buf::remaining) as u64;
+                if let Remaining::Bytes(left) = remaining {
+                    *remaining =
+                        left.checked_sub(bytes).map_or(Remaining::Failed, Remaining::Bytes);
+                }
             }
-            // A layer further out may go on as if that had been the end.
-            (Some(Err(_)), left @ (Remaining::Bytes(_) | Remaining::Unknown)) => {
-                *left = Remaining::Failed
+            // A layer further out may treat the error as the end, and poll on.
+            (Some(Err(_)), remaining @ (Remaining::Bytes(_) | Remaining::Unknown)) => {
+                *remaining = Remaining::Failed;
             }
             _ => {}
         }
-        self.guard.is_complete = self.is_complete(|| match given {
-            // After trailers a server asks for nothing more.
-            Some(Ok(frame)) => frame.is_trailers() || body.is_end_stream(),
-            given => given.is_none(),
-        });
+        self.has_ended |= match polled {
+            // A server does not poll after the trailers.
+            Some(Ok(frame)) => {
+                frame.is_trailers() || (!self.is_multiplexed() && body.is_end_stream())
+            }
+            Some(Err(_)) => false,
+            None => true,
+        };
+        self.guard.is_complete = self.is_complete();
     }
 }
 
-/// An empty body that belongs to no request, as layers like tower-http's `TimeoutLayer` make.
+/// For layers further out, such as tower-http's `TimeoutLayer`, that answer with an empty body.
 impl<B: Default> Default for ResponseBody<B> {
+    /// Makes an empty body that belongs to no request.
     fn default() -> Self {
         Self { inner: B::default(), tracker: None }
     }
@@ -225,13 +265,14 @@ impl<B: Body> Body for ResponseBody<B> {
         let mut this = self.project();
         let frame = ready!(this.inner.as_mut().poll_frame(cx));
         if let Some(tracker) = this.tracker {
-            tracker.note(frame.as_ref(), &*this.inner);
+            tracker.record(frame.as_ref(), &*this.inner);
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        let hides_end = self.tracker.as_ref().is_some_and(EndTracker::hides_end);
+        !hides_end && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

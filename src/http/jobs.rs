@@ -1,3 +1,5 @@
+//! [`Jobs`]: the view of the scheduler that a handler gets.
+
 use std::{borrow::Cow, fmt, future::Future, marker::PhantomData, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
@@ -22,16 +24,16 @@ use crate::{
     util::clock::Moment,
 };
 
-/// One request's view of the [`Scheduler`]: through it a handler leaves work behind.
+/// Spawns jobs on a [`Scheduler`] on behalf of one request.
 ///
-/// [`JobsLayer`](crate::JobsLayer) puts it into the extensions of every request it sees. In axum
-/// it is an extractor; anywhere else, `request.extensions().get::<Jobs>()`.
+/// [`JobsLayer`](crate::JobsLayer) puts a `Jobs` into the extensions of every request that it sees. In
+/// axum, `Jobs` is an extractor. In other stacks, use `request.extensions().get::<Jobs>()`.
 ///
-/// Its jobs are jobs of the scheduler like any others, and outlive the request. They carry its
-/// label, as `POST /signup`, in logs, listings and reports, and their span follows from the span
-/// in which they are spawned (see [`SpanLink`](crate::SpanLink)).
+/// A job spawned here is an ordinary job of the scheduler, and outlives the request. Logs, listings and
+/// reports show the job with the label of its request, such as `POST /signup`. The job's span follows
+/// from the span in which the job is spawned: see [`SpanLink`](crate::SpanLink).
 ///
-/// `M` tells two schedulers on one route apart: see [`JobsLayer`](crate::JobsLayer).
+/// The marker `M` distinguishes two schedulers on one route: see [`JobsLayer`](crate::JobsLayer).
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -47,8 +49,8 @@ use crate::{
 /// # }
 /// ```
 ///
-/// Where the scheduler is missing, the extractor rejects with status 500 and a text that says what
-/// to do; `Option<Jobs>` is `None` there.
+/// On a route without a `JobsLayer`, the extractor rejects the request with status 500 and a text that
+/// says how to add the layer. `Option<Jobs>` is `None` on such a route.
 pub struct Jobs<M = ()> {
     scheduler: Scheduler,
     request: Arc<RequestState>,
@@ -60,25 +62,29 @@ impl<M> Jobs<M> {
         Self { scheduler, request, marker: PhantomData }
     }
 
-    /// The scheduler behind it. Jobs spawned there are not this request's.
+    /// Returns the scheduler. Jobs spawned on it do not belong to this request.
     pub fn scheduler(&self) -> &Scheduler {
         &self.scheduler
     }
 
-    /// Resolves when the server is about to shut down: [`Scheduler::shutting_down`]. A stream that
-    /// could go on for ever ends itself then, so that it does not hold up the connections' end.
+    /// Waits until the shutdown begins: see [`Scheduler::shutting_down`].
+    ///
+    /// Use it to end a response stream that has no end of its own. Otherwise its connection delays the
+    /// shutdown.
     ///
     /// # Cancel safety
     ///
-    /// May be dropped at any point.
+    /// Can be dropped at any point.
     pub async fn shutting_down(&self) {
         self.scheduler.shutting_down().await;
     }
 
-    /// What this request's jobs are labelled with: method and path. The path is axum's matched
-    /// path (`/users/{id}`) with the feature `matched-path`, else the request's own (of a layer inside
-    /// a nested router, what that has left of it), unless
-    /// [`JobsLayer::label`](crate::JobsLayer::label) says otherwise.
+    /// Returns the label of this request's jobs: method and path.
+    ///
+    /// With the feature `matched-path`, the path is axum's matched path, such as `/users/{id}`.
+    /// Otherwise it is the path of the request's URI. A nested router removes its prefix from the URI,
+    /// so the label of a layer inside it has only the rest of the path.
+    /// [`JobsLayer::label`](crate::JobsLayer::label) replaces this default.
     pub fn label(&self) -> &str {
         self.request.label()
     }
@@ -93,17 +99,20 @@ impl<M> Jobs<M> {
         JobBuilder::new(self.scheduler.core(), options, RequestScope(self.request.clone()))
     }
 
-    /// Spawns a job, waiting for a place if there is none: like [`Scheduler::spawn`].
+    /// Spawns a job, and waits while the queue is full.
+    ///
+    /// Like [`Scheduler::spawn`].
     ///
     /// # Errors
     ///
-    /// Like [`Scheduler::spawn`]. With the feature `axum` a [`SpawnError`] is a response (503; 409
-    /// for a duplicate, 500 without a runtime), so that a handler can return it with `?`.
+    /// Like [`Scheduler::spawn`]. With the feature `axum`, a [`SpawnError`] is a response, and a handler
+    /// can return it with `?`. Its status is 503, or 409 for a duplicate, or 500 without a runtime.
     ///
     /// # Cancel safety
     ///
-    /// Like [`Scheduler::spawn`]: a client that leaves while its handler waits for a place takes
-    /// the job along. Spawned, the job stays, whatever becomes of the request.
+    /// Like [`Scheduler::spawn`]. If the client leaves while the handler waits for a place in the queue,
+    /// the handler is dropped, and the job with it. Once this has resolved, the job does not depend on
+    /// the request.
     #[inline]
     #[track_caller]
     pub fn spawn<F>(&self, future: F) -> SpawnFuture<Value<F>>
@@ -113,7 +122,9 @@ impl<M> Jobs<M> {
         self.builder().spawn(future)
     }
 
-    /// Spawns a job if there is a place for it now: like [`Scheduler::try_spawn`].
+    /// Spawns a job, or returns an error at once if the queue is full.
+    ///
+    /// Like [`Scheduler::try_spawn`].
     ///
     /// # Errors
     ///
@@ -127,7 +138,9 @@ impl<M> Jobs<M> {
         self.builder().try_spawn(future)
     }
 
-    /// Spawns a job, waiting at most `timeout` for a place: like [`Scheduler::spawn_within`].
+    /// Spawns a job, and waits at most `timeout` while the queue is full.
+    ///
+    /// Like [`Scheduler::spawn_within`].
     ///
     /// # Errors
     ///
@@ -148,7 +161,9 @@ impl<M> Jobs<M> {
         self.builder().spawn_within(timeout, future)
     }
 
-    /// Spawns a job that can see when it is told to end: like [`Scheduler::spawn_with`].
+    /// Spawns a job that gets a [`JobContext`], and can end itself cleanly.
+    ///
+    /// Like [`Scheduler::spawn_with`].
     ///
     /// # Errors
     ///
@@ -162,7 +177,9 @@ impl<M> Jobs<M> {
         self.builder().spawn_with(make)
     }
 
-    /// Spawns a blocking closure: like [`Scheduler::spawn_blocking`].
+    /// Spawns a blocking closure as a job.
+    ///
+    /// Like [`Scheduler::spawn_blocking`].
     ///
     /// # Errors
     ///
@@ -176,7 +193,9 @@ impl<M> Jobs<M> {
         self.builder().spawn_blocking(closure)
     }
 
-    /// Runs a future to its end even if the handler is dropped: like [`Scheduler::shield`].
+    /// Runs a future to its end, even if the handler is dropped.
+    ///
+    /// Like [`Scheduler::shield`].
     ///
     /// # Errors
     ///
@@ -184,7 +203,7 @@ impl<M> Jobs<M> {
     ///
     /// # Panics
     ///
-    /// If the future panics, so does this.
+    /// Panics if the future panics, with the same payload.
     #[track_caller]
     pub fn shield<F>(
         &self,
@@ -196,33 +215,40 @@ impl<M> Jobs<M> {
         self.builder().shield(future)
     }
 
-    /// Begins a job with options: like [`Scheduler::job`].
+    /// Starts building a job with options.
+    ///
+    /// Like [`Scheduler::job`].
     pub fn job(&self, name: impl Into<Cow<'static, str>>) -> JobBuilder<'_, RequestScope> {
         self.builder().name(name)
     }
 }
 
-/// Jobs that start when the response is over.
+/// Jobs that start when the response ends.
 ///
-/// A job is *deferred* from the call on: room is kept for it already, in the queue or, where there
-/// is none (`pending_limit` 0), among the running. So it can be refused now, and never later. It
-/// joins the line when the response has been handed to the server in full, **or** can no longer be:
-/// the client left, a timeout struck, the handler panicked or returned an error, the body was
-/// dropped half-way. It starts exactly once, or is accounted for as never started if the scheduler
-/// closes first.
+/// Until the response ends, such a job is *deferred*. From the call on, a deferred job holds a place in
+/// the queue. Without a queue (`pending_limit` 0), it holds a permit to run instead. The scheduler can
+/// therefore refuse the job in the call, and never later.
 ///
-/// "Handed to the server" is not "received by the client", nor even "written to the socket": no
-/// server tells. But a job does not hold up what the socket takes: over HTTP/1 a server writes that
-/// in the same step, before its thread can run the job; over later versions, where another task
-/// writes, the job lets the tasks that are ready go first. (A server takes a frame of any size, and
-/// while a job blocks the only thread of a runtime, the rest of a big one waits.)
+/// The response ends when the server has taken it in full, **or** can no longer do so: the client left,
+/// a timeout struck, the handler panicked or returned an error, or the body was dropped half-way. The
+/// job then becomes pending. It starts exactly once. If the scheduler closes before the job starts, the
+/// job is counted as never started.
 ///
-/// Called when the response is already over, from a job for example, these start the job at once.
+/// "Taken by the server" does not mean received by the client, nor written to the socket: no server
+/// reports that. But a deferred job does not delay the bytes that the socket can take:
+///
+/// - Over HTTP/1 the server writes them in the same step, before its thread can run the job.
+/// - Over later versions another task writes them, and the job lets the tasks that are ready run first.
+/// - A server takes a frame of any size. While a job blocks the only thread of a runtime, the rest of a
+///   large frame waits.
+///
+/// If the response has already ended, for example in a call from a job, these methods start the job at
+/// once.
 impl<M> Jobs<M> {
-    /// Spawns a job that starts when the response is over, however it ended.
+    /// Spawns a job that starts when the response ends, with any outcome.
     ///
-    /// Does not wait for a place: the places it could wait for may be held by deferred jobs whose
-    /// responses wait for it.
+    /// This never waits for a place in the queue. Deferred jobs may hold all places until their responses
+    /// end, and one of these responses may be the one that would wait here.
     ///
     /// ```
     /// # #[cfg(feature = "axum")] {
@@ -247,7 +273,9 @@ impl<M> Jobs<M> {
         self.builder().after_response(future)
     }
 
-    /// Spawns a job that starts when the response is over, and is told how it ended.
+    /// Spawns a job that starts with the outcome of the response.
+    ///
+    /// `make` gets the outcome, and returns the job's future.
     ///
     /// # Errors
     ///
@@ -261,10 +289,11 @@ impl<M> Jobs<M> {
         self.builder().after_response_with(make)
     }
 
-    /// Spawns a job that starts only if the response
-    /// [is a success](ResponseOutcome::is_success): handed over in full, with a status below 400.
-    /// Otherwise it is dropped and counts as *skipped*, which is not a failure; its handle gives an
-    /// error that [`is_skipped`](JobError::is_skipped).
+    /// Spawns a job that starts only after a successful response.
+    ///
+    /// A response [is a success](ResponseOutcome::is_success) if the server took it in full, and its
+    /// status is below 400. After any other outcome the job is dropped, and counts as *skipped*, which is
+    /// not a failure. Its handle returns an error that [`is_skipped`](JobError::is_skipped).
     ///
     /// # Errors
     ///
@@ -277,63 +306,75 @@ impl<M> Jobs<M> {
         self.builder().after_success(future)
     }
 
-    /// How the response ended, if it has.
+    /// Returns the outcome of the response, if it has ended.
     pub fn response(&self) -> Option<ResponseOutcome> {
         self.request.outcome()
     }
 }
 
-/// This request's jobs, as a group: what was spawned through this `Jobs` and its clones.
+/// This request's jobs, as a group: all jobs spawned through this `Jobs` and its clones.
 ///
-/// The same `Jobs` is in the extensions of the response, so a test can wait for one request's jobs
-/// and no others: `response.extensions().get::<Jobs>()`.
+/// The extensions of the response hold the same `Jobs`. A test can therefore wait for the jobs of one
+/// request, and of no other: `response.extensions().get::<Jobs>()`.
 impl<M> Jobs<M> {
-    /// How many jobs this request has: deferred, pending and active.
+    /// Counts this request's jobs: deferred, pending and active.
     pub fn len(&self) -> usize {
         self.request.group().len()
     }
 
-    /// Whether this request has no jobs.
+    /// Returns whether this request has no jobs.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// This request's jobs, oldest first. Looks through all jobs of the scheduler, piece by piece.
+    /// Lists this request's jobs, oldest first.
+    ///
+    /// This visits all jobs of the scheduler, a bounded number per lock. Jobs that start or end
+    /// meanwhile may be missing or listed.
     pub fn jobs(&self) -> Vec<JobInfo> {
         let now = Moment::now();
         self.records().iter().map(|(record, state)| record.info(*state, now)).collect()
     }
 
-    /// Resolves when this request has no jobs. Deferred ones count: awaited before the response is
-    /// over, by its own handler above all, this waits for ever. So it does awaited by one of them.
+    /// Waits until this request has no jobs.
+    ///
+    /// Deferred jobs count. While the request has any, do not await this before the response has ended,
+    /// above all not in the request's own handler: it would wait without end. Do not await it inside
+    /// one of the request's own jobs: that job would wait for itself.
     ///
     /// # Cancel safety
     ///
-    /// May be dropped at any point.
+    /// Can be dropped at any point.
     pub async fn wait_idle(&self) {
         self.request.group().wait_until(|| self.request.group().len() == 0).await;
     }
 
-    /// Ends this request's jobs, as [`Job::close`] ends one: those that have not started never do,
-    /// those of `spawn_with` have the scheduler's `close_timeout` to end, the others are dropped at
-    /// their next `await`. Gives the jobs that had not ended by then; they have been aborted (a blocking
-    /// one that has started runs on).
+    /// Closes this request's jobs, and returns those that did not end.
+    ///
+    /// Each job is closed as by [`Job::close`]:
+    ///
+    /// - A job that has not started never starts.
+    /// - A job of `spawn_with` is asked to end, and has the scheduler's `close_timeout` to do so.
+    /// - Any other job is cancelled at its next `.await`.
+    ///
+    /// A job that has not ended after the `close_timeout` is aborted, and is in the returned list. A
+    /// blocking job that has started cannot be aborted, and runs on.
     ///
     /// The scheduler stays open, for this request too.
     ///
     /// # Panics
     ///
-    /// If called within a runtime without a timer (`enable_time`).
+    /// Panics if called within a runtime without a timer (`enable_time`).
     ///
     /// # Cancel safety
     ///
-    /// Once polled, the jobs have been told. Dropped after that, it does not see to it that they
-    /// heed.
+    /// The first poll asks the jobs to end. If this is dropped later, jobs that do not end are not
+    /// aborted.
     pub async fn close(&self) -> Vec<JobInfo> {
         let core = self.scheduler.core();
         let records: Vec<Arc<Record>> =
             self.records().into_iter().map(|(record, _)| record).collect();
-        // First of all, so that none starts in the place of one that has been told to end.
+        // Unstarted jobs are removed first, so that none gets the permit of a job that ends.
         let started: Vec<_> =
             records.iter().filter(|record| !core.remove_unstarted(record)).collect();
         started.into_iter().for_each(|record| core.close_started(record));

@@ -1,3 +1,5 @@
+//! The layer that puts a [`Jobs`] into every request.
+
 use std::{
     fmt,
     marker::PhantomData,
@@ -36,19 +38,22 @@ type LabelFn = dyn Fn(&Method, &Uri, &Extensions) -> Option<String> + Send + Syn
 /// # }
 /// ```
 ///
-/// A route sees the layers that are added *after* it: add this one after the routes that need it;
-/// what belongs outside it is added later still. Where layers are nested the innermost wins, so a
-/// nested router may have a scheduler of its own, and has its parent's otherwise. Which side other
-/// middleware belongs on is told in [Middleware order](crate::docs::middleware_order).
+/// In axum a route sees only the layers that are added *after* it. So add this layer after the routes
+/// that need it, and add the layers that belong outside it later still. See
+/// [Middleware order](crate::docs::middleware_order) for the side on which other middleware belongs.
+///
+/// Of nested layers the innermost wins. A nested router can therefore have its own scheduler. Without a
+/// layer of its own, it has its parent's.
 ///
 /// # Two schedulers on one route
 ///
-/// Give one a marker, for which any type will do: the layer is then `JobsLayer::<Mail>::with_marker(..)`
-/// and the extractor `Jobs<Mail>`, beside the plain `Jobs`. `Shutdown::and_scheduler` ends both.
+/// Give one of them a marker, which may be any type. With the marker `Mail`, the layer is
+/// `JobsLayer::<Mail>::with_marker(..)`, and the extractor is `Jobs<Mail>`, beside the plain `Jobs`.
+/// `Shutdown::and_scheduler` shuts down both.
 ///
 /// # Without axum
 ///
-/// It works under any tower HTTP stack:
+/// The layer works in any tower HTTP stack:
 ///
 /// ```
 /// # use std::convert::Infallible;
@@ -74,26 +79,29 @@ pub struct JobsLayer<M = ()> {
 }
 
 impl JobsLayer {
-    /// A layer whose requests find `scheduler` in [`Jobs`].
+    /// Makes a layer whose requests have `scheduler` in their [`Jobs`].
     pub fn new(scheduler: Scheduler) -> Self {
         Self::with_marker(scheduler)
     }
 }
 
 impl<M> JobsLayer<M> {
-    /// A layer whose requests find `scheduler` in `Jobs<M>`.
+    /// Makes a layer whose requests have `scheduler` in their `Jobs<M>`.
     ///
-    /// (A `new` for every `M` would leave `JobsLayer::new(..)` without a type: defaults of type
-    /// parameters do not guide inference.)
+    /// This is not a generic `new`: defaults of type parameters do not guide inference, so
+    /// `JobsLayer::new(..)` would then need an annotation.
+    #[doc(alias = "marked")]
     pub fn with_marker(scheduler: Scheduler) -> Self {
         Self { scheduler, label: None, marker: PhantomData }
     }
 
-    /// How jobs are labelled with their request, called once for every request; `None` leaves it
-    /// at the default. Defaults to the method and axum's matched path (with the feature
-    /// `matched-path`), else the method and the path of the URI.
+    /// Sets the function that makes the label of a request's jobs.
     ///
-    /// A path may hold what does not belong in logs; a label of one's own need not.
+    /// The function is called once for each request. If it returns `None`, the request has the default
+    /// label: the method and axum's matched path with the feature `matched-path`, otherwise the method
+    /// and the path of the URI.
+    ///
+    /// Use it to keep paths that contain secrets or personal data out of logs.
     #[must_use]
     pub fn label(
         mut self,
@@ -134,7 +142,7 @@ impl<M> fmt::Debug for JobsLayer<M> {
     }
 }
 
-/// The service of [`JobsLayer`].
+/// Puts a [`Jobs`] into each request: the service of [`JobsLayer`].
 pub struct JobsService<S, M = ()> {
     inner: S,
     layer: JobsLayer<M>,
@@ -172,10 +180,12 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let body_rule = BodyRule::from(request.method());
         let origin = self.layer.origin(&request);
-        let scope = Arc::new(RequestState::new(origin, request.version()));
-        // From here on the response ends somehow, even if the inner service panics in `call`.
-        let guard = ResponseGuard::new(scope.clone());
-        let jobs = Jobs::<M>::new(self.layer.scheduler.clone(), scope);
+        let outer = request.extensions().get::<Jobs<M>>().map(|jobs| jobs.request().clone());
+        let core = self.layer.scheduler.core().clone();
+        let state = Arc::new(RequestState::new(core, origin, request.version(), outer));
+        // The guard ends the response, even if the inner service panics in `call`.
+        let guard = ResponseGuard::new(state.clone());
+        let jobs = Jobs::<M>::new(self.layer.scheduler.clone(), state);
         request.extensions_mut().insert(jobs.clone());
         ResponseFuture::new(self.inner.call(request), jobs, guard, body_rule)
     }

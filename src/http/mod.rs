@@ -1,4 +1,16 @@
-//! Requests, responses and the jobs they leave behind.
+//! HTTP requests and responses: which jobs belong to a request, and when its response ends.
+//!
+//! In reading order:
+//!
+//! 1. `outcome`: how a response ended.
+//! 2. `response_end`: the end of one response, and the callbacks that wait for it.
+//! 3. `request`: the state of one request: label, response end, group of jobs.
+//! 4. `after_response`: jobs that start when the response ends.
+//! 5. `jobs`: [`Jobs`](jobs::Jobs), the view of the scheduler that a handler gets.
+//! 6. `body`: the response future and body, which detect the end of the response.
+//! 7. `layer`: the layer that puts a `Jobs` into every request.
+//! 8. `atomic`: the layer that runs its inner service as a job.
+//! 9. `axum`: the extractor, errors as responses, and the probes.
 
 pub(crate) mod after_response;
 pub(crate) mod atomic;

@@ -1,21 +1,36 @@
 //! The state of one request: its label, the end of its response, and the group of its jobs.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    cmp,
+    iter::successors,
+    ptr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU16, Ordering},
+    },
+};
 
-use http::{Extensions, Method, Uri, Version, uri::PathAndQuery};
+use http::{Extensions, Method, StatusCode, Uri, Version, uri::PathAndQuery};
 
 use crate::{
     http::{outcome::ResponseOutcome, response_end::ResponseEnd},
-    job::group::{Group, GroupOwner},
+    job::{
+        group::{Group, GroupOwner},
+        record::Record,
+    },
+    rules::step::JobKey,
+    run::core::Core,
 };
 
-/// The source of a label, which is formatted on first use.
+/// The source of a label. The label is formatted on first use.
 #[derive(Debug)]
 pub(crate) enum Origin {
-    /// `None` if the request names a host instead, as `CONNECT` does.
+    /// The method and the path of the URI. The path is `None` if the URI is a host only, as for
+    /// `CONNECT`.
     Path(Method, Option<PathAndQuery>),
     #[cfg(feature = "matched-path")]
     MatchedPath(Method, axum::extract::MatchedPath),
+    /// A label of [`JobsLayer::label`](crate::JobsLayer::label).
     Label(Arc<str>),
 }
 
@@ -41,52 +56,126 @@ impl Origin {
     }
 }
 
-/// A call to make once the response is over.
-type Callback = Box<dyn FnOnce(ResponseOutcome) + Send>;
+/// A job that waits for the end of the response.
+#[derive(Clone, Copy)]
+struct Deferred {
+    job: JobKey,
+    /// Whether the job starts after this outcome, or is skipped.
+    starts_after: fn(ResponseOutcome) -> bool,
+}
 
-/// The state of one request, shared by its [`Jobs`](crate::Jobs), its jobs and its response. Each
-/// request has one, so it is small, and parts that few requests need are allocated when needed.
+impl Ord for Deferred {
+    /// Orders by id, which is the order in which the jobs were made.
+    fn cmp(&self, other: &Self) -> cmp::Ordering {
+        self.job.id.cmp(&other.job.id)
+    }
+}
+
+impl PartialOrd for Deferred {
+    fn partial_cmp(&self, other: &Self) -> Option<cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Deferred {
+    fn eq(&self, other: &Self) -> bool {
+        self.job.id == other.job.id
+    }
+}
+
+impl Eq for Deferred {}
+
+/// The state of one request, shared by its [`Jobs`](crate::Jobs), its jobs and its response.
+///
+/// Every request has one, so the state is small: parts that few requests need are allocated on first
+/// use.
 pub(crate) struct RequestState {
+    core: Arc<Core>,
     origin: Origin,
     label: OnceLock<Arc<str>>,
-    response: ResponseEnd<Callback>,
+    response: ResponseEnd<Deferred>,
+    /// The status of the response's head; 0 before that.
+    status: AtomicU16,
     is_multiplexed: bool,
     group: Group,
+    /// The state that the next layer further out has made for the same request.
+    outer: Option<Arc<RequestState>>,
 }
 
 impl RequestState {
-    pub(crate) fn new(origin: Origin, version: Version) -> Self {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        origin: Origin,
+        version: Version,
+        outer: Option<Arc<RequestState>>,
+    ) -> Self {
         Self {
+            core,
             origin,
             label: OnceLock::new(),
             response: ResponseEnd::new(),
+            status: AtomicU16::new(0),
             is_multiplexed: version > Version::HTTP_11,
             group: Group::default(),
+            outer,
         }
     }
 
-    /// Whether the connection serves other requests at the same time, as over HTTP/2 and later. The
-    /// server then drops the response's body in another task than the one that writes to the socket.
+    /// Returns whether the connection serves several requests at a time, as HTTP/2 and later do. The
+    /// server then drops the response's body in one task, and writes to the socket in another.
     pub(crate) fn is_multiplexed(&self) -> bool {
         self.is_multiplexed
     }
 
-    /// Calls `then` exactly once when the response is over; now if it is.
-    pub(crate) fn when_over(&self, then: Callback) {
-        if let Some((then, outcome)) = self.response.wait(then) {
-            then(outcome);
+    /// Returns whether both were made for the same request, by layers one inside the other.
+    pub(crate) fn is_same_request(&self, other: &Self) -> bool {
+        ptr::eq(self.outermost(), other.outermost())
+    }
+
+    fn outermost(&self) -> &Self {
+        successors(Some(self), |state| state.outer.as_deref()).last().unwrap_or(self)
+    }
+
+    /// Makes a deferred job wait for the response. If that has ended, or is given up, the job starts or
+    /// is skipped now.
+    pub(crate) fn defer(&self, record: &Record, starts_after: fn(ResponseOutcome) -> bool) {
+        let deferred = Deferred { job: record.key(), starts_after };
+        match self.response.wait(deferred) {
+            Some((deferred, outcome)) => self.start(deferred, outcome),
+            None if self.core.gives_up_responses() => self.core.give_up(record),
+            None => self.core.watch_deferred(),
         }
     }
 
-    /// Ends the response, and makes the calls that wait for that.
-    pub(crate) fn over(&self, outcome: ResponseOutcome) {
-        if let Some(waiting) = self.response.over(outcome) {
-            waiting.for_each(|then| then(outcome));
+    /// Stores the status of the response's head.
+    pub(crate) fn set_status(&self, status: StatusCode) {
+        self.status.store(status.as_u16(), Ordering::Release);
+    }
+
+    /// Ends the response. The jobs that wait for it start or are skipped.
+    pub(crate) fn end_response(&self, outcome: ResponseOutcome) {
+        if let Some(waiting) = self.response.end(outcome) {
+            waiting.for_each(|deferred| self.start(deferred, outcome));
         }
     }
 
+    fn start(&self, deferred: Deferred, outcome: ResponseOutcome) {
+        if (deferred.starts_after)(outcome) {
+            self.core.undefer(deferred.job);
+        } else {
+            self.core.skip(deferred.job);
+        }
+    }
+
+    /// Returns the outcome of the response, if it has ended.
     pub(crate) fn outcome(&self) -> Option<ResponseOutcome> {
         self.response.outcome()
+    }
+
+    /// Returns the outcome of the response, as it is now.
+    pub(crate) fn outcome_now(&self) -> ResponseOutcome {
+        let status = || StatusCode::from_u16(self.status.load(Ordering::Acquire)).ok();
+        self.outcome().unwrap_or_else(|| ResponseOutcome::Unfinished(status()))
     }
 }
 
@@ -98,6 +187,10 @@ impl GroupOwner for RequestState {
     fn group(&self) -> &Group {
         &self.group
     }
+
+    fn forget_deferred(&self, job: JobKey) {
+        self.response.forget(&Deferred { job, starts_after: |_| false });
+    }
 }
 
 #[cfg(test)]
@@ -106,12 +199,14 @@ mod tests {
 
     #[test]
     fn request_state_is_small() {
-        // With the two counts of its `Arc`.
-        assert!(size_of::<RequestState>() + 16 <= 160, "{}", size_of::<RequestState>() + 16);
+        const MAX_SIZE: usize = 168;
+        const ARC_COUNTS: usize = 2 * size_of::<usize>();
+        let size = size_of::<RequestState>() + ARC_COUNTS;
+        assert!(size <= MAX_SIZE, "{size}");
     }
 
     #[test]
-    fn label_is_method_and_path_without_query() {
+    fn label_has_method_and_path_without_query() {
         let of = |method, uri: &'static str| {
             Origin::new(&method, &Uri::from_static(uri), &Extensions::new()).label()
         };
@@ -119,7 +214,7 @@ mod tests {
         assert_eq!(&*of(Method::POST, "https://example.com"), "POST /");
         assert_eq!(&*of(Method::OPTIONS, "*"), "OPTIONS *");
         assert_eq!(&*of(Method::CONNECT, "example.com:443"), "CONNECT ");
-        let odd = Method::from_bytes(b"A-METHOD-OF-ONES-OWN").expect("a method");
+        let odd = Method::from_bytes(b"A-METHOD-OF-ONES-OWN").expect("a valid method");
         assert_eq!(&*of(odd, "/"), "A-METHOD-OF-ONES-OWN /");
     }
 }

@@ -1,19 +1,19 @@
-//! The end of a response, and what waits for it. A plain type: it knows no jobs, and runs nothing.
+//! The end of one response, and the items that wait for it. This type knows no jobs and runs no code
+//! of its callers.
 //!
-//! One word says how the response ended, and whether anything waits for that. Whoever changes it is
-//! told what it was before, and these changes have one order, for all threads. So:
+//! One atomic word holds the response's outcome and a bit for waiting items. Each change of the word
+//! returns the word's previous value, and all threads see the changes in one order. So:
 //!
-//! 1. `over` writes the outcome, once, and nothing takes it back.
-//! 2. `wait` sets `AWAITED` and puts its item on the list under one lock, in this order. `over` takes
-//!    the list under that lock after its change. So it misses no item whose bit it has found set: it
-//!    is there once the lock is free.
-//! 3. An item comes back exactly once. Either the change of its `wait` came first: then `over` finds
-//!    `AWAITED`, and the item on the list. Or that of `over` did: then `wait` finds the outcome, and
-//!    gives the item back at once.
-//! 4. Items that have waited come back in the order in which they came, and nothing is locked any
-//!    more: what their owners do with them is up to them.
+//! 1. `end` writes the outcome, once. No later change removes it.
+//! 2. `wait` sets `HAS_WAITERS` and adds its item to the list under one lock, in this order. `end`
+//!    takes the list under the same lock, after its change of the word. If `end` finds the bit set, the
+//!    item is therefore in the list by the time `end` gets the lock.
+//! 3. Each item is returned exactly once. If the change of `wait` is first, `end` finds `HAS_WAITERS`,
+//!    and the item in the list. If the change of `end` is first, `wait` finds the outcome, and returns
+//!    the item at once.
+//! 4. `end` returns the items in their order, after it has unlocked the list. Their owner may therefore call `wait` while it handles them.
 
-use std::{mem, sync::OnceLock};
+use std::{collections::BTreeSet, mem, sync::OnceLock};
 
 use http::StatusCode;
 
@@ -26,102 +26,121 @@ use crate::{
     },
 };
 
+/// Stores the outcome of one response, and the items that wait for it.
 pub(crate) struct ResponseEnd<T> {
+    /// The bits of [`bit`], above the status.
     word: AtomicU32,
-    /// Few responses have anything that waits for them.
-    list: OnceLock<Box<Mutex<List<T>>>>,
+    /// Allocated by the first `wait`: few responses have waiters.
+    waiters: OnceLock<Box<Mutex<Waiters<T>>>>,
 }
 
-/// The bits of the word above the status.
+/// The bits of the word. The bits below `ENDED` hold the status.
 mod bit {
-    /// How the response ended is known.
-    pub(super) const OVER: u32 = 1 << 16;
-    /// It had begun, and its status is in the word.
-    pub(super) const BEGUN: u32 = 1 << 17;
+    /// The response has ended, and the word holds its outcome.
+    pub(super) const ENDED: u32 = 1 << 16;
+    /// The response had begun, and the word holds its status.
+    pub(super) const HAS_STATUS: u32 = 1 << 17;
+    /// The server took the response in full.
     pub(super) const COMPLETE: u32 = 1 << 18;
-    /// Something is on the list, or was, or would have been had it come earlier.
-    pub(super) const AWAITED: u32 = 1 << 19;
+    /// `wait` has been called. The list may be empty: `end` takes it, and a late `wait` adds nothing.
+    pub(super) const HAS_WAITERS: u32 = 1 << 19;
 }
 
-/// Mostly it is one.
-struct List<T> {
+/// The items that wait. Most responses with waiters have one.
+struct Waiters<T> {
     first: Option<T>,
-    others: Vec<T>,
+    others: BTreeSet<T>,
 }
 
-impl<T> List<T> {
+impl<T: Ord> Waiters<T> {
     fn new() -> Self {
-        Self { first: None, others: Vec::new() }
+        Self { first: None, others: BTreeSet::new() }
     }
 
-    fn push(&mut self, item: T) {
-        if self.first.is_none() {
+    fn insert(&mut self, item: T) {
+        if self.first.is_none() && self.others.is_empty() {
             self.first = Some(item);
         } else {
-            self.others.push(item);
+            self.others.insert(item);
+        }
+    }
+
+    fn remove(&mut self, item: &T) {
+        if self.first.as_ref() == Some(item) {
+            self.first = None;
+        } else {
+            self.others.remove(item);
         }
     }
 }
 
-impl<T> ResponseEnd<T> {
+impl<T: Ord> ResponseEnd<T> {
     pub(crate) fn new() -> Self {
-        Self { word: AtomicU32::new(0), list: OnceLock::new() }
+        Self { word: AtomicU32::new(0), waiters: OnceLock::new() }
     }
 
-    /// How the response ended, if it has.
+    /// Returns the outcome, if the response has ended.
     pub(crate) fn outcome(&self) -> Option<ResponseOutcome> {
         outcome(self.word.load(Ordering::Acquire))
     }
 
-    /// Keeps `item` until the response is over. If it is, it comes back, with how it ended.
+    /// Keeps `item` until [`end`](Self::end) returns it. If the response has ended, returns `item` at
+    /// once, with the outcome.
     pub(crate) fn wait(&self, item: T) -> Option<(T, ResponseOutcome)> {
-        let mut list = lock(self.list.get_or_init(|| Box::new(Mutex::new(List::new()))));
-        match outcome(self.word.fetch_or(bit::AWAITED, Ordering::AcqRel)) {
+        let mut waiters = lock(self.waiters.get_or_init(|| Box::new(Mutex::new(Waiters::new()))));
+        match outcome(self.word.fetch_or(bit::HAS_WAITERS, Ordering::AcqRel)) {
             Some(outcome) => Some((item, outcome)),
             None => {
-                list.push(item);
+                waiters.insert(item);
                 None
             }
         }
     }
 
-    /// The response is over, which it is only once. What has waited comes back.
-    pub(crate) fn over(
-        &self,
-        outcome: ResponseOutcome,
-    ) -> Option<impl Iterator<Item = T> + use<T>> {
+    /// Forgets an item that waits.
+    pub(crate) fn forget(&self, item: &T) {
+        if let Some(waiters) = self.waiters.get() {
+            lock(waiters).remove(item);
+        }
+    }
+
+    /// Ends the response, which must not have ended yet. Returns the items that wait.
+    pub(crate) fn end(&self, outcome: ResponseOutcome) -> Option<impl Iterator<Item = T> + use<T>> {
         let before = self.word.swap(word(outcome), Ordering::AcqRel);
-        debug_assert_eq!(before & bit::OVER, 0, "a response ends once");
-        if before & bit::AWAITED == 0 {
+        debug_assert_eq!(before & bit::ENDED, 0, "a response ends once");
+        if before & bit::HAS_WAITERS == 0 {
             return None;
         }
-        let list = mem::replace(
-            &mut *lock(self.list.get().expect("made before the bit was set")),
-            List::new(),
-        );
-        Some(list.first.into_iter().chain(list.others))
+        let waiters = self.waiters.get().expect("`wait` makes the list before it sets the bit");
+        let waiters = mem::replace(&mut *lock(waiters), Waiters::new());
+        Some(waiters.first.into_iter().chain(waiters.others))
     }
 }
 
+/// Encodes an outcome.
 fn word(outcome: ResponseOutcome) -> u32 {
     match outcome {
-        ResponseOutcome::NoResponse => bit::OVER,
-        ResponseOutcome::Aborted(status) => bit::OVER | bit::BEGUN | u32::from(status.as_u16()),
+        ResponseOutcome::Unfinished(_) => unreachable!("a response does not end as unfinished"),
+        ResponseOutcome::NoResponse => bit::ENDED,
+        ResponseOutcome::Aborted(status) => {
+            bit::ENDED | bit::HAS_STATUS | u32::from(status.as_u16())
+        }
         ResponseOutcome::Complete(status) => {
-            bit::OVER | bit::BEGUN | bit::COMPLETE | u32::from(status.as_u16())
+            bit::ENDED | bit::HAS_STATUS | bit::COMPLETE | u32::from(status.as_u16())
         }
     }
 }
 
+/// Decodes the outcome, if the response has ended.
 fn outcome(word: u32) -> Option<ResponseOutcome> {
-    if word & bit::OVER == 0 {
+    if word & bit::ENDED == 0 {
         return None;
     }
-    if word & bit::BEGUN == 0 {
+    if word & bit::HAS_STATUS == 0 {
         return Some(ResponseOutcome::NoResponse);
     }
-    #[allow(clippy::cast_possible_truncation, reason = "the status is the lower half")]
-    let status = StatusCode::from_u16(word as u16).expect("it was one");
+    #[allow(clippy::cast_possible_truncation, reason = "the lower 16 bits are the status")]
+    let status = StatusCode::from_u16(word as u16).expect("the word was made from a status");
     let is_complete = word & bit::COMPLETE != 0;
     Some(if is_complete {
         ResponseOutcome::Complete(status)
@@ -138,24 +157,24 @@ mod tests {
 
     const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
 
-    fn ended<T>(end: &ResponseEnd<T>, outcome: ResponseOutcome) -> Vec<T> {
-        end.over(outcome).into_iter().flatten().collect()
+    fn ended<T: Ord>(end: &ResponseEnd<T>, outcome: ResponseOutcome) -> Vec<T> {
+        end.end(outcome).into_iter().flatten().collect()
     }
 
     #[test]
-    fn an_outcome_is_read_as_it_was_written() {
+    fn word_keeps_every_outcome() {
         for status in 100..1000 {
-            let status = StatusCode::from_u16(status).expect("a status");
+            let status = StatusCode::from_u16(status).expect("a valid status");
             for written in [ResponseOutcome::Complete(status), ResponseOutcome::Aborted(status)] {
                 assert_eq!(outcome(word(written)), Some(written));
-                assert_eq!(outcome(word(written) | bit::AWAITED), Some(written));
+                assert_eq!(outcome(word(written) | bit::HAS_WAITERS), Some(written));
             }
         }
         assert_eq!(outcome(word(ResponseOutcome::NoResponse)), Some(ResponseOutcome::NoResponse));
     }
 
     #[test]
-    fn a_response_that_is_awaited_is_not_over() {
+    fn wait_does_not_end_the_response() {
         let end = ResponseEnd::new();
         assert_eq!(end.outcome(), None);
         assert_eq!(end.wait(1), None);
@@ -163,40 +182,54 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_comes_back_in_order_and_once() {
+    fn end_returns_waiting_items_in_order_once() {
         let end = ResponseEnd::new();
         for item in 0..4 {
             assert_eq!(end.wait(item), None);
         }
         assert_eq!(ended(&end, COMPLETE), [0, 1, 2, 3]);
         assert_eq!(end.outcome(), Some(COMPLETE));
-        assert!(end.list.get().is_some_and(|list| lock(list).first.is_none()));
+        assert!(end.waiters.get().is_some_and(|waiters| lock(waiters).first.is_none()));
     }
 
     #[test]
-    fn what_comes_too_late_to_wait_comes_back_at_once() {
+    fn forgotten_items_are_not_returned() {
         let end = ResponseEnd::new();
-        assert!(end.over(ResponseOutcome::NoResponse).is_none());
+        for item in 0..4 {
+            assert_eq!(end.wait(item), None);
+        }
+        end.forget(&0);
+        end.forget(&2);
+        end.forget(&7);
+        assert_eq!(end.wait(4), None);
+        assert_eq!(ended(&end, COMPLETE), [1, 3, 4]);
+        end.forget(&1);
+    }
+
+    #[test]
+    fn wait_after_the_end_returns_the_item() {
+        let end = ResponseEnd::new();
+        assert!(end.end(ResponseOutcome::NoResponse).is_none());
         assert_eq!(end.wait(1), Some((1, ResponseOutcome::NoResponse)));
         assert_eq!(end.wait(2), Some((2, ResponseOutcome::NoResponse)));
         assert_eq!(end.outcome(), Some(ResponseOutcome::NoResponse));
     }
 
     #[test]
-    fn nothing_is_locked_while_items_come_back() {
+    fn list_is_unlocked_while_items_are_handled() {
         let end = ResponseEnd::new();
         assert_eq!(end.wait(1), None);
-        for item in end.over(COMPLETE).expect("it is awaited") {
+        for item in end.end(COMPLETE).expect("an item waits") {
             assert_eq!(end.wait(item + 1), Some((item + 1, COMPLETE)));
         }
     }
 
     #[test]
-    fn an_item_that_races_with_the_end_comes_back_once() {
+    fn wait_beside_the_end_returns_the_item_once() {
         const RACES: usize = if cfg!(miri) { 50 } else { 20_000 };
         let endings: Vec<_> = (0..RACES).map(|_| ResponseEnd::new()).collect();
         let arrived = AtomicUsize::new(0);
-        // Both go on as soon as both are there.
+        // A barrier that spins, so that both threads leave it at nearly the same time.
         let meet = |race: usize| {
             arrived.fetch_add(1, Ordering::AcqRel);
             while arrived.load(Ordering::Acquire) < 2 * (race + 1) {
@@ -220,7 +253,7 @@ mod tests {
         let (ended, waited) = thread::scope(|scope| {
             let ended = scope.spawn(end);
             let waited = wait();
-            (ended.join().expect("no panic"), waited)
+            (ended.join().expect("the thread does not panic"), waited)
         });
         for (from_end, from_wait) in ended.into_iter().zip(waited) {
             assert_eq!(from_end + from_wait, 2);
@@ -228,7 +261,7 @@ mod tests {
     }
 }
 
-/// All orders of events.
+/// The test in all interleavings.
 #[cfg(all(test, tower_jobs_loom))]
 mod all_orders {
     use std::sync::Arc;
@@ -237,14 +270,14 @@ mod all_orders {
     use crate::util::sync::{beside, in_all_orders};
 
     #[test]
-    fn an_item_that_races_with_the_end_comes_back_once() {
+    fn wait_beside_the_end_returns_the_item_once() {
         in_all_orders(|| {
             const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
             let end = Arc::new(ResponseEnd::new());
             let waits = [1, 2].map(|item| beside(&end, move |end| end.wait(item)));
-            let mut back: Vec<_> = end.over(COMPLETE).into_iter().flatten().collect();
+            let mut back: Vec<_> = end.end(COMPLETE).into_iter().flatten().collect();
             for wait in waits {
-                let at_once = wait.join().expect("no panic");
+                let at_once = wait.join().expect("the thread does not panic");
                 back.extend(at_once.map(|(item, outcome)| {
                     assert_eq!(outcome, COMPLETE);
                     item

@@ -1,29 +1,38 @@
+//! Errors of spawning, and errors of jobs.
+
 use std::{any::Any, error::Error, fmt, sync::Mutex, time::Duration};
 
 use crate::rules::state::JobId;
 
-/// Any error, as jobs return it.
+/// Boxes any error that a job may return.
 pub type BoxError = Box<dyn Error + Send + Sync>;
+/// The payload of a panic.
 pub(crate) type Panic = Box<dyn Any + Send>;
 
-/// Why a job was not accepted. Its future has been dropped, unrun.
+/// Says why a job was not accepted.
 ///
-/// With the feature `axum` it is a response: 503 with `Retry-After: 1`, so a handler may return it
-/// with `?`. (409 for [`Duplicate`](Self::Duplicate); 500 for [`NoRuntime`](Self::NoRuntime), which
-/// retrying does not cure.)
+/// The job's future has been dropped, and has never run.
+///
+/// With the feature `axum`, the error is a response, and a handler can return it with `?`:
+///
+/// - [`Duplicate`](Self::Duplicate) has status 409.
+/// - [`NoRuntime`](Self::NoRuntime) has status 500, because a retry does not help.
+/// - The others have status 503 and `Retry-After: 1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpawnError {
     /// The scheduler is closed.
     Closed,
-    /// All running places, or those of its [key](crate::JobBuilder::concurrency_key), are taken, and
-    /// `pending_limit` is 0: there is no queue to wait in.
+    /// The `limit`, or the limit of the job's [key](crate::JobBuilder::concurrency_key), is reached, and
+    /// there is no queue: `pending_limit` is 0.
     Full,
-    /// No place came free within the time given to `spawn_within`.
+    /// `deferred_limit` jobs wait for the end of their response.
+    DeferredFull,
+    /// No place in the queue became free within the timeout of `spawn_within`.
     TimedOut,
-    /// The scheduler knows no runtime to run jobs on.
+    /// The scheduler has no runtime to run jobs on.
     NoRuntime,
-    /// There is a job of the same [unique](crate::JobBuilder::unique_key) key: this one.
+    /// An unfinished job, with this id, has the same [unique key](crate::JobBuilder::unique_key).
     Duplicate(JobId),
 }
 
@@ -33,7 +42,10 @@ impl fmt::Display for SpawnError {
             Self::Duplicate(id) => return write!(f, "job {id} has the same unique key"),
             Self::Closed => "the scheduler is closed and accepts no more jobs",
             Self::Full => "the scheduler is full: all places are taken",
-            Self::TimedOut => "the scheduler is full: no place came free in the time given",
+            Self::DeferredFull => {
+                "the scheduler is full: deferred_limit jobs wait for the end of their response"
+            }
+            Self::TimedOut => "the scheduler is full: no place became free within the timeout",
             Self::NoRuntime => {
                 "the scheduler has no tokio runtime: spawn its first job inside one, or name one \
                  with Scheduler::builder().runtime(handle)"
@@ -44,42 +56,46 @@ impl fmt::Display for SpawnError {
 
 impl Error for SpawnError {}
 
-/// Why a job was not accepted at once. Gives the future back.
+/// Says why a job was not accepted at once, and returns its future.
 ///
-/// With the feature `axum` it is a response, like [`SpawnError`].
+/// With the feature `axum`, the error is a response, like [`SpawnError`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TrySpawnError<F> {
-    /// All places, running and waiting, are taken, or other spawners wait for one already. For a
-    /// job that would have to wait although others could run, since its
-    /// [key](crate::JobBuilder::concurrency_key) is at its limit or its response is not over: all places to wait
-    /// in are taken.
+    /// The `limit` is reached and the queue is full, or other spawners already wait for a place.
+    ///
+    /// Some jobs have to wait even while permits are free: a deferred job, and a job whose
+    /// [key](crate::JobBuilder::concurrency_key) is at its limit. For these it means that the queue is
+    /// full.
     Full(F),
+    /// `deferred_limit` jobs wait for the end of their response.
+    DeferredFull(F),
     /// The scheduler is closed.
     Closed(F),
-    /// The scheduler knows no runtime to run jobs on.
+    /// The scheduler has no runtime to run jobs on.
     NoRuntime(F),
-    /// There is a job of the same [unique](crate::JobBuilder::unique_key) key: this one.
+    /// An unfinished job, with this id, has the same [unique key](crate::JobBuilder::unique_key).
     Duplicate(F, JobId),
 }
 
 impl<F> TrySpawnError<F> {
-    /// The future that was not accepted. It has not been polled.
+    /// Returns the future, which has not been polled.
     pub fn into_inner(self) -> F {
         match self {
             Self::Full(future)
+            | Self::DeferredFull(future)
             | Self::Closed(future)
             | Self::NoRuntime(future)
             | Self::Duplicate(future, _) => future,
         }
     }
 
-    /// Whether trying again later can help.
+    /// Returns whether the scheduler is full, and a later retry can succeed.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full(_))
+        matches!(self, Self::Full(_) | Self::DeferredFull(_))
     }
 
-    /// Whether the scheduler is closed.
+    /// Returns whether the scheduler is closed.
     pub fn is_closed(&self) -> bool {
         matches!(self, Self::Closed(_))
     }
@@ -87,16 +103,18 @@ impl<F> TrySpawnError<F> {
     pub(crate) fn map<G>(self, to: impl FnOnce(F) -> G) -> TrySpawnError<G> {
         match self {
             Self::Full(future) => TrySpawnError::Full(to(future)),
+            Self::DeferredFull(future) => TrySpawnError::DeferredFull(to(future)),
             Self::Closed(future) => TrySpawnError::Closed(to(future)),
             Self::NoRuntime(future) => TrySpawnError::NoRuntime(to(future)),
             Self::Duplicate(future, id) => TrySpawnError::Duplicate(to(future), id),
         }
     }
 
-    /// The same without the future.
+    /// Returns the error without the future.
     pub(crate) fn kind(&self) -> SpawnError {
         match self {
             Self::Full(_) => SpawnError::Full,
+            Self::DeferredFull(_) => SpawnError::DeferredFull,
             Self::Closed(_) => SpawnError::Closed,
             Self::NoRuntime(_) => SpawnError::NoRuntime,
             Self::Duplicate(_, id) => SpawnError::Duplicate(*id),
@@ -125,14 +143,14 @@ impl<F> fmt::Display for TrySpawnError<F> {
 
 impl<F> Error for TrySpawnError<F> {}
 
-/// Why a job gave no value.
+/// Says why a job has no value.
 ///
-/// What the job itself returned as an error is the [`source`](Error::source).
-pub struct JobError(Kind);
+/// If the job returned an error, that error is the [`source`](Error::source).
+pub struct JobError(ErrorKind);
 
-enum Kind {
+enum ErrorKind {
     Failed(BoxError),
-    // Boxed, so that the others stay small.
+    // Boxed, so that a `JobError` stays small.
     Panicked(Box<Panicked>),
     RunTimeout(Duration),
     WaitTimeout(Duration),
@@ -140,131 +158,147 @@ enum Kind {
     Cancelled,
     Skipped,
     Refused(SpawnError),
+    /// An earlier wait has taken the result.
     Taken,
 }
 
 struct Panicked {
-    // It is `Send` only; the mutex, never locked, makes the error `Sync`.
+    // A payload is `Send`, and not `Sync`. The mutex makes the error `Sync`, and is never locked.
     payload: Mutex<Panic>,
     text: Option<String>,
 }
 
 impl JobError {
     pub(crate) fn failed(error: BoxError) -> Self {
-        Self(Kind::Failed(error))
+        Self(ErrorKind::Failed(error))
     }
 
     pub(crate) fn panicked(payload: Panic) -> Self {
         let text = panic_text(payload.as_ref());
-        Self(Kind::Panicked(Box::new(Panicked { payload: Mutex::new(payload), text })))
+        Self(ErrorKind::Panicked(Box::new(Panicked { payload: Mutex::new(payload), text })))
     }
 
     pub(crate) fn run_timeout(after: Duration) -> Self {
-        Self(Kind::RunTimeout(after))
+        Self(ErrorKind::RunTimeout(after))
     }
 
     pub(crate) fn wait_timeout(after: Duration) -> Self {
-        Self(Kind::WaitTimeout(after))
+        Self(ErrorKind::WaitTimeout(after))
     }
 
     pub(crate) fn close_timeout(after: Duration) -> Self {
-        Self(Kind::CloseTimeout(after))
+        Self(ErrorKind::CloseTimeout(after))
     }
 
     pub(crate) fn cancelled() -> Self {
-        Self(Kind::Cancelled)
+        Self(ErrorKind::Cancelled)
     }
 
     pub(crate) fn skipped() -> Self {
-        Self(Kind::Skipped)
+        Self(ErrorKind::Skipped)
     }
 
     pub(crate) fn refused(error: SpawnError) -> Self {
-        Self(Kind::Refused(error))
+        Self(ErrorKind::Refused(error))
     }
 
     pub(crate) fn taken() -> Self {
-        Self(Kind::Taken)
+        Self(ErrorKind::Taken)
     }
 
-    /// The job returned `Err`; [`source`](Error::source) is what it returned.
+    /// Returns whether the job returned `Err`.
+    ///
+    /// The [`source`](Error::source) is then the error that it returned.
     pub fn is_failed(&self) -> bool {
-        matches!(self.0, Kind::Failed(_))
+        matches!(self.0, ErrorKind::Failed(_))
     }
 
-    /// The job was closed or aborted, or its scheduler or runtime ended, before it did. Also if
-    /// shielded work was not accepted at all; [`source`](Error::source) is then a [`SpawnError`].
+    /// Returns whether the job was cancelled before it ended by itself.
+    ///
+    /// Causes: the job was closed or aborted, or its scheduler or its runtime ended. Shielded work that
+    /// was not accepted counts as cancelled too, and the [`source`](Error::source) is then a
+    /// [`SpawnError`].
     pub fn is_cancelled(&self) -> bool {
-        matches!(self.0, Kind::Cancelled | Kind::Skipped | Kind::Refused(_))
+        matches!(self.0, ErrorKind::Cancelled | ErrorKind::Skipped | ErrorKind::Refused(_))
     }
 
-    /// The job waited for a successful response, and the response was not. Also counts as
-    /// cancelled.
+    /// Returns whether the job was skipped after an unsuccessful response.
+    ///
+    /// The job was to start only after a successful response. A skipped job also
+    /// [counts as cancelled](Self::is_cancelled).
     pub fn is_skipped(&self) -> bool {
-        matches!(self.0, Kind::Skipped)
+        matches!(self.0, ErrorKind::Skipped)
     }
 
-    /// What a panic said, if that was text.
+    /// Returns the text of a panic, if its payload is text.
     #[cfg(feature = "shutdown")]
     pub(crate) fn panic_text(&self) -> Option<&str> {
         match &self.0 {
-            Kind::Panicked(panicked) => panicked.text.as_deref(),
+            ErrorKind::Panicked(panicked) => panicked.text.as_deref(),
             _ => None,
         }
     }
 
-    /// The job panicked.
+    /// Returns whether the job panicked.
     pub fn is_panic(&self) -> bool {
-        matches!(self.0, Kind::Panicked(..))
+        matches!(self.0, ErrorKind::Panicked(..))
     }
 
-    /// A time ran out: the job's run timeout, the time given to
-    /// [`wait_or_close`](crate::Job::wait_or_close), or the time to end after being told to.
+    /// Returns whether the job exceeded a timeout.
+    ///
+    /// The timeouts are: the job's run timeout, the timeout of
+    /// [`wait_or_close`](crate::Job::wait_or_close), and the close timeout.
     pub fn is_timeout(&self) -> bool {
-        matches!(self.0, Kind::RunTimeout(_) | Kind::WaitTimeout(_) | Kind::CloseTimeout(_))
+        matches!(
+            self.0,
+            ErrorKind::RunTimeout(_) | ErrorKind::WaitTimeout(_) | ErrorKind::CloseTimeout(_)
+        )
     }
 
-    /// The job was told to end and did not within its close timeout.
+    /// Returns whether the job was asked to end and exceeded its close timeout.
     pub fn is_close_timeout(&self) -> bool {
-        matches!(self.0, Kind::CloseTimeout(_))
+        matches!(self.0, ErrorKind::CloseTimeout(_))
     }
 
-    /// The panic's payload, for [`std::panic::resume_unwind`].
+    /// Returns the payload of the panic, for [`std::panic::resume_unwind`].
     ///
     /// # Errors
     ///
-    /// Gives the error back if it is not a panic.
+    /// Returns `self` if the job did not panic.
     pub fn into_panic(self) -> Result<Box<dyn Any + Send>, Self> {
         match self.0 {
-            Kind::Panicked(panicked) => {
+            ErrorKind::Panicked(panicked) => {
                 Ok(panicked.payload.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
             }
             kind => Err(Self(kind)),
         }
     }
 
-    /// The error that the job returned, to be downcast to its type.
+    /// Returns the error that the job returned, which can be downcast.
     ///
     /// # Errors
     ///
-    /// Gives the error back if the job did not return one.
+    /// Returns `self` if the job did not return an error.
     pub fn into_source(self) -> Result<Box<dyn Error + Send + Sync>, Self> {
         match self.0 {
-            Kind::Failed(error) => Ok(error),
+            ErrorKind::Failed(error) => Ok(error),
             kind => Err(Self(kind)),
         }
     }
 
+    /// Returns whether shielded work was refused for this reason.
     pub(crate) fn is_refused_as(&self, refusal: SpawnError) -> bool {
-        matches!(self.0, Kind::Refused(error) if error == refusal)
+        matches!(self.0, ErrorKind::Refused(error) if error == refusal)
     }
 
-    /// Whether somebody must hear of it. Being cancelled or given out already is nobody's fault.
+    /// Returns whether the error must be reported. Cancelled jobs and results already taken are not
+    /// failures.
     pub(crate) fn is_failure(&self) -> bool {
-        !(self.is_cancelled() || matches!(self.0, Kind::Taken))
+        !(self.is_cancelled() || matches!(self.0, ErrorKind::Taken))
     }
 }
 
+/// Returns the payload's text, if it is a string.
 fn panic_text(payload: &(dyn Any + Send)) -> Option<String> {
     let text = payload.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| payload.downcast_ref::<String>().cloned())
@@ -273,24 +307,28 @@ fn panic_text(payload: &(dyn Any + Send)) -> Option<String> {
 impl fmt::Display for JobError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Failed(_) => f.write_str("the job failed"),
-            Kind::Panicked(panicked) => match &panicked.text {
+            ErrorKind::Failed(_) => f.write_str("the job failed"),
+            ErrorKind::Panicked(panicked) => match &panicked.text {
                 Some(text) => write!(f, "the job panicked: {text}"),
                 None => f.write_str("the job panicked"),
             },
-            Kind::RunTimeout(after) => {
+            ErrorKind::RunTimeout(after) => {
                 write!(f, "the job ran longer than its timeout of {after:?}")
             }
-            Kind::WaitTimeout(after) => {
+            ErrorKind::WaitTimeout(after) => {
                 write!(f, "the job did not end within {after:?} and was closed")
             }
-            Kind::CloseTimeout(after) => {
+            ErrorKind::CloseTimeout(after) => {
                 write!(f, "the job was told to end and did not within {after:?}")
             }
-            Kind::Cancelled => f.write_str("the job was cancelled"),
-            Kind::Skipped => f.write_str("the job was skipped: its response was not a success"),
-            Kind::Refused(_) => f.write_str("the job was not accepted"),
-            Kind::Taken => f.write_str("the job's value or failure was given to an earlier wait"),
+            ErrorKind::Cancelled => f.write_str("the job was cancelled"),
+            ErrorKind::Skipped => {
+                f.write_str("the job was skipped: its response was not a success")
+            }
+            ErrorKind::Refused(_) => f.write_str("the job was not accepted"),
+            ErrorKind::Taken => {
+                f.write_str("the job's value or failure was given to an earlier wait")
+            }
         }
     }
 }
@@ -298,7 +336,7 @@ impl fmt::Display for JobError {
 impl fmt::Debug for JobError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Failed(error) => write!(f, "JobError({self}: {error:?})"),
+            ErrorKind::Failed(error) => write!(f, "JobError({self}: {error:?})"),
             _ => write!(f, "JobError({self})"),
         }
     }
@@ -307,8 +345,8 @@ impl fmt::Debug for JobError {
 impl Error for JobError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
-            Kind::Failed(error) => Some(error.as_ref()),
-            Kind::Refused(error) => Some(error),
+            ErrorKind::Failed(error) => Some(error.as_ref()),
+            ErrorKind::Refused(error) => Some(error),
             _ => None,
         }
     }

@@ -4,13 +4,13 @@ use std::{
     pin::pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU32, Ordering, fence},
+        atomic::{AtomicBool, AtomicU32, Ordering, fence},
     },
 };
 
 use tokio::sync::Notify;
 
-use crate::util::panics::notify;
+use crate::{rules::step::JobKey, util::panics::notify};
 
 /// The owner of a group, such as a request.
 pub(crate) trait GroupOwner: Send + Sync {
@@ -18,6 +18,9 @@ pub(crate) trait GroupOwner: Send + Sync {
     fn label(&self) -> &Arc<str>;
 
     fn group(&self) -> &Group;
+
+    /// Forgets a deferred job that has ended.
+    fn forget_deferred(&self, job: JobKey);
 }
 
 /// Counts the jobs of a group, and wakes the tasks that wait for their end.
@@ -25,6 +28,8 @@ pub(crate) trait GroupOwner: Send + Sync {
 pub(crate) struct Group {
     /// At most as many as the scheduler's table has rows.
     jobs: AtomicU32,
+    /// The group has had a job.
+    is_used: AtomicBool,
     /// Notified by each end of a job, once a task has waited for one.
     ended: OnceLock<Box<Notify>>,
 }
@@ -34,7 +39,13 @@ impl Group {
         self.jobs.load(Ordering::Acquire) as usize
     }
 
+    /// Whether the group has ever had a job.
+    pub(crate) fn is_used(&self) -> bool {
+        self.is_used.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn job_joined(&self) {
+        self.is_used.store(true, Ordering::Relaxed);
         self.jobs.fetch_add(1, Ordering::Relaxed);
     }
 

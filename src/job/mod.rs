@@ -1,4 +1,17 @@
-//! One job: its future, its shared record, its result.
+//! One job: its options, its shared record, its result and its future.
+//!
+//! In reading order:
+//!
+//! 1. `error`: errors of spawning, and errors of jobs.
+//! 2. `output`: the types that a job may return.
+//! 3. `options`: the kind, flags and names of a job.
+//! 4. `group`: jobs that belong together, such as those of one request.
+//! 5. `info`: a snapshot of one job.
+//! 6. `result`: the result cell, which reports each failure exactly once.
+//! 7. `record`: the part of a job that its handle, the queue and its runner share.
+//! 8. `span`: the job's `tracing` span.
+//! 9. `body`: the user's future, and the code that stores its output.
+//! 10. `harness`: a job as a runner polls it.
 
 pub(crate) mod body;
 pub(crate) mod error;

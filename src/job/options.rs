@@ -26,6 +26,12 @@ impl JobFlags {
     pub(crate) const YIELDS_FIRST: Self = Self(1);
     /// The job has its group's label, and is not counted, awaited or closed with the group.
     pub(crate) const OUTSIDE_GROUP: Self = Self(2);
+    /// The deferred job is skipped, not started, if its owner gives up waiting.
+    pub(crate) const SKIP_IF_GIVEN_UP: Self = Self(4);
+
+    pub(crate) fn with(self, flag: Self) -> Self {
+        Self(self.0 | flag.0)
+    }
 
     pub(crate) fn has(self, flag: Self) -> bool {
         self.0 & flag.0 != 0

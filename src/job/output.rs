@@ -1,3 +1,5 @@
+//! The types that a job may return.
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     convert::Infallible,
@@ -12,11 +14,11 @@ use tokio::time::Instant;
 
 use crate::job::error::BoxError;
 
-/// What a job may return, so that a failure is told from a value.
+/// Distinguishes failures from values among the outputs of jobs.
 ///
-/// `Result<T, E>` fails with its `Err`, for every `E` that converts into a boxed error (so
-/// `anyhow::Error` and `eyre::Report` do). Everything else is a plain value: the implementations
-/// cover `()`, `!` and the usual types of the standard library; for one of your own write
+/// The `Err` of a `Result<T, E>` is a failure. `E` is any type that converts into a boxed error, such as
+/// `anyhow::Error` and `eyre::Report`. All other outputs are plain values. The implementations cover
+/// `()`, `!` and the usual types of the standard library. For a type of your own, write:
 ///
 /// ```
 /// use tower_jobs::{BoxError, JobOutput};
@@ -34,9 +36,10 @@ use crate::job::error::BoxError;
 /// }
 /// ```
 ///
-/// Of a result in a result only the outer one counts. A job of `tokio::time::timeout(after, send())`
-/// whose `send` fails in time has completed, with `Ok(Err(..))`, and nobody is told. Give it
-/// [`timeout`](crate::JobBuilder::timeout) instead, or end it with `?`.
+/// If a result contains a result, only the outer one counts. For example, a job of
+/// `tokio::time::timeout(after, send())` whose `send` fails in time returns `Ok(Err(..))`. That job has
+/// completed, and no failure is reported. Use [`timeout`](crate::JobBuilder::timeout) instead, or end
+/// the job with `?`.
 #[diagnostic::on_unimplemented(
     message = "a job cannot return `{Self}`",
     note = "a job returns `()`, a plain value, or a `Result` whose error converts into \
@@ -44,17 +47,17 @@ use crate::job::error::BoxError;
     note = "implement `tower_jobs::JobOutput` for a type of your own, or end the job with `;`"
 )]
 pub trait JobOutput {
-    /// What awaiting the job gives.
+    /// The value that the job's handle returns.
     type Value: Send + 'static;
 
-    /// The value, or why there is none.
+    /// Converts the output into a value or a failure.
     ///
     /// # Errors
     ///
-    /// The error that makes this job a failed one.
+    /// Returns an error if the job counts as failed.
     fn into_result(self) -> Result<Self::Value, Box<dyn Error + Send + Sync>>;
 
-    /// Whether [`into_result`](Self::into_result) would give an error.
+    /// Returns whether [`into_result`](Self::into_result) would return an error.
     fn is_failure(&self) -> bool;
 }
 
@@ -131,8 +134,10 @@ impl<T: Send + 'static, const N: usize> JobOutput for [T; N] {
     }
 }
 
-/// Names the type `!` in stable Rust, for jobs that loop until they are cancelled. (A trait of our
-/// own would do here, but to other crates its impls are not final: theirs of `JobOutput` would
-/// conflict with that for `!`. Those of `FnOnce` are.)
-#[allow(type_alias_bounds, reason = "what the bound is for is the name `Output`")]
+/// Names the type `!` in stable Rust, for jobs that loop until they are cancelled.
+///
+/// The alias uses `FnOnce`, whose implementations are final for other crates. A trait of this crate could
+/// gain implementations later, so an implementation of `JobOutput` in another crate would conflict with
+/// the one for `!`.
+#[allow(type_alias_bounds, reason = "the bound makes the name `Output` known")]
 type Returned<F: FnOnce()> = F::Output;

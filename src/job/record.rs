@@ -117,6 +117,17 @@ impl Record {
         self.flags.has(JobFlags::YIELDS_FIRST)
     }
 
+    pub(crate) fn is_skipped_if_given_up(&self) -> bool {
+        self.flags.has(JobFlags::SKIP_IF_GIVEN_UP)
+    }
+
+    /// Makes the owner forget a deferred job that ended by another cause than the owner.
+    pub(crate) fn forget_deferred(&self) {
+        if let Some(owner) = &self.group {
+            owner.forget_deferred(self.key());
+        }
+    }
+
     pub(crate) fn is_in_group(&self, group: &Group) -> bool {
         self.counted_group().is_some_and(|own| std::ptr::eq(own, group))
     }

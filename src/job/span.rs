@@ -1,5 +1,5 @@
-//! The span of a job. A `tracing` subscriber is user code: once a job is accepted, its panics are
-//! contained here.
+//! The span of a job. A `tracing` subscriber is user code, so this module catches its panics once a
+//! job is accepted.
 
 use std::mem;
 
@@ -10,32 +10,32 @@ use crate::{
     util::{one_line::OneLine, panics::ignore_panic},
 };
 
-/// How the span of a job is tied to the span in which it was spawned.
+/// Relates the span of a job to the span of its spawner.
 ///
-/// Every job runs in a span of its own, `job`, of level `INFO` and the target `tower_jobs`, with the
-/// fields `id`, `name` and `request`.
+/// Every job runs in its own span. The span has the name `job`, the level `INFO`, the target
+/// `tower_jobs`, and the fields `id`, `name` and `request`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpanLink {
-    /// It follows from that span, which may close before the job ends. The default.
+    /// The job's span follows from the spawner's, which may close before the job ends. The default.
     #[default]
     FollowsFrom,
-    /// It is a child of that span, which then stays open until the job has ended.
+    /// The job's span is a child of the spawner's, which stays open until the job has ended.
     Child,
-    /// It is a root, with no tie.
+    /// The job's span is a root, without a relation.
     None,
 }
 
-/// On the heap, since most jobs have none: nobody would see it.
+/// A job's span. Boxed, because most jobs have none: without a subscriber, no span is enabled.
 #[derive(Clone)]
 pub(crate) struct JobSpan(Box<Span>);
 
 impl JobSpan {
-    /// The span that the job runs in, unless nobody would see it.
+    /// Makes the job's span, unless no subscriber is interested in it.
     #[inline]
     pub(crate) fn new(link: SpanLink, job: &Record) -> Option<Self> {
-        // For applications that have tracing write to `log`, the macro would make all fields of a
-        // span that there will not be, and a line of them for each job.
+        // Without this check, and with tracing's `log` feature, the macro would format all fields of a
+        // disabled span, and log a line for each job.
         if LevelFilter::current() < Level::INFO {
             return None;
         }
@@ -60,7 +60,7 @@ impl JobSpan {
         Some(Self(Box::new(span)))
     }
 
-    // Not inlined, here and below: it is not to be in the way of the jobs that have no span.
+    // Not inlined, here and below, to keep the code for jobs without a span short.
     #[inline(never)]
     fn enter(&self) -> Option<span::Entered<'_>> {
         let mut entered = None;
@@ -77,7 +77,7 @@ impl Drop for JobSpan {
     }
 }
 
-/// A span that is entered until this is dropped, if there is one.
+/// Keeps a span entered, if there is one, until this is dropped.
 pub(crate) struct Entered<'a>(Option<span::Entered<'a>>);
 
 impl<'a> Entered<'a> {
@@ -91,16 +91,17 @@ impl Drop for Entered<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         if let Some(entered) = self.0.take() {
-            leave(entered);
+            exit(entered);
         }
     }
 }
 
 #[inline(never)]
-fn leave(entered: span::Entered<'_>) {
+fn exit(entered: span::Entered<'_>) {
     ignore_panic(|| drop(entered));
 }
 
+/// Runs `code` inside the span, if there is one.
 pub(crate) fn in_span<T>(span: Option<&JobSpan>, code: impl FnOnce() -> T) -> T {
     let _entered = Entered::new(span);
     code()

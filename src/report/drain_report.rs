@@ -1,3 +1,5 @@
+//! The report of a closed scheduler.
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
@@ -6,79 +8,35 @@ use crate::{
     rules::state::Outcome,
 };
 
-/// How many jobs are where, at one moment, and what became of those that ended.
+/// Reports the outcomes of a scheduler's jobs during its shutdown.
 ///
-/// The accounting law holds in every snapshot:
+/// The report begins with the first call of [`start_draining`](crate::Scheduler::start_draining),
+/// [`wait_and_close`](crate::Scheduler::wait_and_close) or [`close`](crate::Scheduler::close). It ends
+/// when no job is left to wait for. It counts the jobs that were completed or skipped in that time, and
+/// lists every other job that ended in it.
 ///
-/// ```text
-/// accepted = deferred + pending + active + completed + failed + panicked + timed_out
-///          + cancelled + skipped + never_started + abandoned
-/// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct Stats {
-    /// Jobs ever accepted.
-    pub accepted: u64,
-    /// Jobs that wait for the end of their response.
-    pub deferred: u64,
-    /// Jobs that wait for a running place.
-    pub pending: u64,
-    /// Jobs that run, shielded ones (which hold no place under the limit) included.
-    pub active: u64,
-    /// Jobs that returned a value.
-    pub completed: u64,
-    /// Jobs that returned an error.
-    pub failed: u64,
-    /// Jobs that panicked.
-    pub panicked: u64,
-    /// Jobs that exceeded their run timeout, or did not end within `close_timeout` when the
-    /// scheduler closed.
-    pub timed_out: u64,
-    /// Jobs that were closed or aborted.
-    pub cancelled: u64,
-    /// Jobs that waited for a successful response in vain.
-    pub skipped: u64,
-    /// Jobs that still waited when the scheduler closed.
-    pub never_started: u64,
-    /// Jobs that still ran when the scheduler stopped waiting for them.
-    pub abandoned: u64,
-    /// Spawners that wait for a place. Their jobs are not accepted yet.
-    pub waiting_spawners: u64,
-    /// How long the job at the head of the queue has waited.
-    pub oldest_pending: Option<Duration>,
-    /// How long the longest-running job has run. (One that follows very short jobs in their task may
-    /// count from up to three jobs earlier.)
-    pub oldest_active: Option<Duration>,
-}
-
-/// What closing a scheduler did with its jobs.
-///
-/// Covers the time from the first [`start_draining`](crate::Scheduler::start_draining),
-/// [`wait_and_close`](crate::Scheduler::wait_and_close) or [`close`](crate::Scheduler::close) until
-/// no job was left to wait for, and names every job that ended otherwise than well in that time.
-/// `Display` is one line, with the first 250 of those that ended in the same way.
+/// `Display` writes one line, with at most the first 250 jobs of each outcome.
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct DrainReport {
-    /// How many jobs ended well.
+    /// Number of jobs that returned a value.
     pub completed: u64,
-    /// How many jobs waited for a successful response in vain.
+    /// Number of jobs that did not start because their response was not a success.
     pub skipped: u64,
-    /// The jobs that returned an error.
+    /// Jobs that returned an error.
     pub failed: JobList,
-    /// The jobs that panicked.
+    /// Jobs that panicked.
     pub panicked: JobList,
-    /// The jobs that ran out of time: their run timeout's, or the close timeout.
+    /// Jobs that exceeded their run timeout, or the close timeout.
     pub timed_out: JobList,
-    /// The jobs that were dropped while they ran.
+    /// Jobs that were dropped while they ran.
     pub cancelled: JobList,
-    /// The jobs that never started.
+    /// Jobs that never started.
     pub never_started: JobList,
-    /// The jobs that would not end: they may still be running.
+    /// Jobs that did not end, and may still be running.
     pub abandoned: JobList,
-    /// How long it took.
+    /// Time from the beginning to the end of the report.
     pub elapsed: Duration,
 }
 
@@ -98,12 +56,14 @@ impl DrainReport {
         }
     }
 
-    /// Whether every job ended well (or was rightly skipped): no work was lost and none failed.
+    /// Returns whether every job completed or was skipped.
+    ///
+    /// If so, no work was lost, and none failed.
     pub fn is_clean(&self) -> bool {
         self.unclean().all(|(_, jobs)| jobs.is_empty())
     }
 
-    /// The jobs that ended otherwise than well, with how they ended.
+    /// Lists the jobs that were neither completed nor skipped, with their outcomes.
     pub fn jobs(&self) -> impl Iterator<Item = (Outcome, &JobInfo)> {
         self.unclean().flat_map(|(outcome, jobs)| jobs.iter().map(move |job| (outcome, job)))
     }
@@ -121,12 +81,12 @@ impl DrainReport {
     }
 }
 
-/// How many jobs of each outcome are shown, in some 20 KB: what collects the logs would cut up a line of
-/// all that may be pending, or drop it.
-const SHOWN: usize = 250;
+/// Maximum number of jobs of each outcome in `Display`, which take about 20 KB. Log collectors split or
+/// drop the line that all pending jobs could make.
+const MAX_JOBS_SHOWN: usize = 250;
 
 impl fmt::Display for DrainReport {
-    /// `drained in 1200 ms: 41 completed, 1 failed (job 7 "welcome e-mail" of POST /signup (src/main.rs:12:5))`
+    /// Formats as `drained in 1200 ms: 41 completed, 1 failed (job 7 "welcome e-mail" of POST /signup (src/main.rs:12:5))`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "drained in {} ms: {} completed", self.elapsed.as_millis(), self.completed)?;
         if self.skipped > 0 {
@@ -142,11 +102,11 @@ impl fmt::Display for DrainReport {
                 _ => "abandoned",
             };
             write!(f, ", {} {outcome} (", jobs.len())?;
-            for (n, job) in jobs.infos().take(SHOWN).enumerate() {
+            for (n, job) in jobs.infos().take(MAX_JOBS_SHOWN).enumerate() {
                 write!(f, "{}{job}", if n == 0 { "" } else { ", " })?;
             }
-            if jobs.len() > SHOWN {
-                write!(f, ", and {} more", jobs.len() - SHOWN)?;
+            if jobs.len() > MAX_JOBS_SHOWN {
+                write!(f, ", and {} more", jobs.len() - MAX_JOBS_SHOWN)?;
             }
             f.write_str(")")?;
         }

@@ -1,3 +1,5 @@
+//! Failures that no handle awaits.
+
 use std::{error::Error, fmt};
 
 use crate::{
@@ -5,27 +7,27 @@ use crate::{
     util::one_line::OneLine,
 };
 
-/// A failed job that no code awaited: the argument of [`on_failure`].
+/// Describes a failed job that no handle awaits: the argument of [`on_failure`].
 ///
 /// [`on_failure`]: crate::SchedulerBuilder::on_failure
 #[derive(Debug)]
 #[non_exhaustive]
 #[doc(alias = "Failure")]
 pub struct JobFailure {
-    /// The job.
+    /// The failed job.
     pub job: JobInfo,
-    /// Its error.
+    /// The job's error.
     pub error: JobError,
 }
 
 impl JobFailure {
-    /// The error and its causes, in one line.
+    /// Formats the error and its causes, in one line.
     pub(crate) fn chain(&self) -> String {
         let mut chain = self.error.to_string();
         let mut cause = self.error.source();
         while let Some(error) = cause {
             let text = error.to_string();
-            // Many errors repeat their cause at the end of their own text.
+            // Skips a cause that the text above already ends with, as many errors do.
             if !text.is_empty() && !chain.ends_with(&format!(": {text}")) {
                 chain = format!("{chain}: {text}");
             }
@@ -36,7 +38,7 @@ impl JobFailure {
 }
 
 impl fmt::Display for JobFailure {
-    /// Formats the job, its error and the causes of that, in one line.
+    /// Formats the job, its error and the error's causes, in one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.job, self.chain())
     }

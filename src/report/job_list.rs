@@ -1,3 +1,5 @@
+//! The jobs of one outcome in a report.
+
 use std::{
     fmt,
     ops::Deref,
@@ -16,16 +18,20 @@ use crate::{
     util::clock::Moment,
 };
 
-/// What all reports of one scheduler are made of.
+/// The source of all reports of one scheduler.
 pub(crate) struct Drained {
+    /// Counts of the time that the reports cover.
     pub(crate) totals: Totals,
+    /// The jobs that were neither completed nor skipped.
     pub(crate) ended: Ended<Arc<Record>>,
     pub(crate) elapsed: Duration,
+    /// The end of the report, at which the infos are taken.
     pub(crate) at: Moment,
 }
 
 impl Drained {
-    /// As many as `totals` has of that outcome: they are kept in the step that counts them.
+    /// Makes the infos of one outcome. Their number equals that of `totals`, since one step of the queue
+    /// counts a job and keeps it.
     fn jobs(&self, outcome: Outcome) -> impl Iterator<Item = JobInfo> {
         let Ended { never_started, others } = &self.ended;
         let pages = if outcome == Outcome::NeverStarted { &never_started[..] } else { &[] };
@@ -37,16 +43,20 @@ impl Drained {
     }
 }
 
-/// Jobs that a [`DrainReport`](crate::DrainReport) names, in the order in which they ended.
+/// Lists the jobs of one outcome in a [`DrainReport`](crate::DrainReport).
 ///
-/// It reads like a slice of [`JobInfo`], all of the moment of the report. Each list makes its infos
-/// (about 100 bytes each) when they are first looked at, and keeps them. [`len`](Self::len) and
-/// [`is_empty`](Self::is_empty) do not need them; `Debug`, and the `Display` and `Serialize` of a
-/// report, make one at a time.
+/// The jobs are in the order in which they ended. The list dereferences to a slice of [`JobInfo`], each
+/// a snapshot at the end of the report.
 ///
-/// A clone shares what there is, and costs little. Until the last is dropped, along with the
-/// scheduler, it keeps what these knew of all the jobs that the report names: about 100 bytes each,
-/// and the method and the path of their requests.
+/// # Memory
+///
+/// A list makes its infos on first access, and keeps them. An info takes about 100 bytes.
+/// [`len`](Self::len) and [`is_empty`](Self::is_empty) need no infos. `Debug`, and the `Display` and
+/// `Serialize` of a report, make one info at a time, and keep none.
+///
+/// Clones share their data, and are cheap. The records of all jobs that the report lists stay in memory
+/// until the last clone and the scheduler are dropped. A record takes about 100 bytes, and keeps the
+/// method and the path of its request.
 ///
 /// ```
 /// # use tower_jobs::Scheduler;
@@ -62,8 +72,8 @@ impl Drained {
 /// ```
 #[derive(Clone, Default)]
 pub struct JobList {
-    /// None if there are no jobs.
-    of: Option<(Arc<Drained>, Outcome)>,
+    /// `None` if there are no jobs.
+    source: Option<(Arc<Drained>, Outcome)>,
     len: usize,
     infos: OnceLock<Arc<Vec<JobInfo>>>,
 }
@@ -72,23 +82,23 @@ impl JobList {
     pub(crate) fn new(drained: &Arc<Drained>, outcome: Outcome) -> Self {
         match usize::try_from(drained.totals.of(outcome)).unwrap_or(usize::MAX) {
             0 => Self::default(),
-            len => Self { of: Some((drained.clone(), outcome)), len, infos: OnceLock::new() },
+            len => Self { source: Some((drained.clone(), outcome)), len, infos: OnceLock::new() },
         }
     }
 
-    /// How many jobs there are.
+    /// Returns the number of jobs.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Returns whether the list has no jobs.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// One after the other: none is kept.
+    /// Makes the infos one at a time, and keeps none.
     pub(crate) fn infos(&self) -> impl Iterator<Item = JobInfo> {
-        self.of.iter().flat_map(|(drained, outcome)| drained.jobs(*outcome))
+        self.source.iter().flat_map(|(drained, outcome)| drained.jobs(*outcome))
     }
 
     fn collect(&self) -> Vec<JobInfo> {
@@ -139,7 +149,7 @@ impl fmt::Debug for JobList {
 
 #[cfg(feature = "serde")]
 impl serde::Serialize for JobList {
-    /// A sequence of [`JobInfo`]s.
+    /// Serializes as a sequence of [`JobInfo`]s.
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeSeq;
         let mut jobs = serializer.serialize_seq(Some(self.len))?;
@@ -154,10 +164,10 @@ mod tests {
     use crate::Scheduler;
 
     #[tokio::test]
-    async fn infos_are_made_when_they_are_looked_at_and_shared_from_then_on() {
+    async fn infos_are_made_on_first_access_and_then_shared() {
         let scheduler = Scheduler::builder().limit(1).build();
         for _ in 0..3 {
-            scheduler.spawn(std::future::pending::<()>()).await.expect("open");
+            scheduler.spawn(std::future::pending::<()>()).await.expect("the scheduler is open");
         }
         let report = scheduler.close().await;
         let jobs = &report.never_started;

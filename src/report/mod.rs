@@ -1,5 +1,13 @@
-//! Data about jobs that have ended.
+//! Reports: plain data about jobs that have ended.
+//!
+//! In reading order:
+//!
+//! 1. `stats`: counts of all jobs, at one moment.
+//! 2. `job_list`: the jobs of one outcome, made into infos on first use.
+//! 3. `drain_report`: the outcomes of all jobs during a shutdown.
+//! 4. `failure`: a failed job that no handle awaits.
 
 pub(crate) mod drain_report;
 pub(crate) mod failure;
 pub(crate) mod job_list;
+pub(crate) mod stats;

@@ -1,15 +1,18 @@
-//! The settings of a scheduler, and their validation.
+//! The settings of a scheduler, their defaults and their validation.
 
 use std::{error::Error, fmt, time::Duration};
 
-/// The settings of a [`Scheduler`](crate::Scheduler), as plain data.
+/// Holds the settings of a [`Scheduler`](crate::Scheduler), as plain data.
 ///
-/// Builds a scheduler through
-/// [`SchedulerBuilder::config`](crate::SchedulerBuilder::config), or from code through the
-/// builder's own setters. With the feature `serde` it is read from configuration files:
-/// durations are written `"100ms"` or `"1m 30s"`, an unlimited number `"unlimited"` (or null),
-/// every field has its default, an unknown field is an error, and so is a value that makes no
-/// sense; the error names the field.
+/// Give it to [`SchedulerBuilder::config`](crate::SchedulerBuilder::config). In code, the setters of the
+/// builder do the same.
+///
+/// With the feature `serde`, it can be read from configuration files:
+///
+/// - A duration is written as `"100ms"` or `"1m 30s"`.
+/// - A number without a limit is written as `"unlimited"` (or null).
+/// - A missing field has its default.
+/// - An unknown field, or an invalid value, is an error that names the field.
 ///
 /// ```
 /// # #[cfg(feature = "serde")] {
@@ -24,20 +27,41 @@ use std::{error::Error, fmt, time::Duration};
 #[cfg_attr(feature = "serde", serde(try_from = "fields::Fields"))]
 #[non_exhaustive]
 pub struct SchedulerConfig {
-    /// How many jobs run at once; `None` = any number. Defaults to 100.
+    /// Maximum number of jobs that run at once.
+    ///
+    /// `None` is unlimited, and 0 is invalid. Defaults to 100.
     #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
     pub limit: Option<usize>,
-    /// How many jobs wait for a running place before spawners must wait themselves; 0 = no
-    /// queue, `None` = any number. Defaults to 10 000.
+    /// Maximum number of jobs that wait in the queue for a permit.
+    ///
+    /// While the queue is full, spawners wait. `None` is unlimited. With 0 there is no queue: once `limit`
+    /// is reached, `spawn` returns [`SpawnError::Full`](crate::SpawnError::Full). Defaults to 10 000.
     #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
     pub pending_limit: Option<usize>,
-    /// How many jobs of one key run at once; `None` = any number. Defaults to `None`.
+    /// Maximum number of deferred jobs, which wait for the end of their response.
+    ///
+    /// `None` is unlimited, and 0 is invalid. Defaults to 10 000.
+    #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
+    pub deferred_limit: Option<usize>,
+    /// Maximum time that a job is deferred.
+    ///
+    /// After it the job starts although its response is not over. `None` is no maximum, and zero is
+    /// invalid. Defaults to `None`; at most 365 days.
+    #[cfg_attr(feature = "serde", serde(with = "fields::optional_duration"))]
+    pub deferred_timeout: Option<Duration>,
+    /// Maximum number of jobs of one key that run at once.
+    ///
+    /// `None` is unlimited, and 0 is invalid. Defaults to `None`.
     #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
     pub limit_per_key: Option<usize>,
-    /// How long a job that is told to end may take. Defaults to 100 ms.
+    /// Maximum time for a job to end after it is asked to.
+    ///
+    /// At most 365 days. Defaults to 100 ms.
     #[cfg_attr(feature = "serde", serde(with = "fields::duration"))]
     pub close_timeout: Duration,
-    /// How long `wait_and_close` lets jobs finish. Defaults to 60 s.
+    /// Maximum time that `wait_and_close` waits for jobs to finish.
+    ///
+    /// At most 365 days. Defaults to 60 s.
     #[cfg_attr(feature = "serde", serde(with = "fields::duration"))]
     pub wait_timeout: Duration,
 }
@@ -47,6 +71,8 @@ impl Default for SchedulerConfig {
         Self {
             limit: Some(100),
             pending_limit: Some(10_000),
+            deferred_limit: Some(10_000),
+            deferred_timeout: None,
             limit_per_key: None,
             close_timeout: Duration::from_millis(100),
             wait_timeout: Duration::from_secs(60),
@@ -54,23 +80,32 @@ impl Default for SchedulerConfig {
     }
 }
 
-/// Longer than any deploy, and far from where adding to the clock overflows.
+/// The longest valid duration. It is longer than any deploy, and short enough that adding it to the
+/// clock does not overflow.
 pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl SchedulerConfig {
-    /// Checks what the types cannot: the rules that the builder's setters enforce by panicking.
+    /// Checks that all values are valid.
+    ///
+    /// The setters of the builder panic by the same rules.
     ///
     /// # Errors
     ///
-    /// Names the first field whose value makes no sense, the value, and what to write instead.
+    /// Returns an error for the first invalid field. Its text has the field, the value, and how to correct
+    /// it.
     pub fn validate(&self) -> Result<(), ConfigError> {
         limit("limit", self.limit)?;
+        deferred_limit(self.deferred_limit)?;
+        if let Some(after) = self.deferred_timeout {
+            deferred_timeout(after)?;
+        }
         limit("limit_per_key", self.limit_per_key)?;
         timeout("close_timeout", self.close_timeout)?;
         timeout("wait_timeout", self.wait_timeout)
     }
 }
 
+/// Checks a number of jobs, which must not be 0.
 pub(crate) fn limit(field: &str, limit: Option<usize>) -> Result<(), ConfigError> {
     match limit {
         Some(0) => Err(ConfigError(format!(
@@ -81,28 +116,64 @@ pub(crate) fn limit(field: &str, limit: Option<usize>) -> Result<(), ConfigError
     }
 }
 
+pub(crate) fn deferred_limit(limit: Option<usize>) -> Result<(), ConfigError> {
+    match limit {
+        Some(0) => Err(ConfigError(
+            "deferred_limit is 0, so every job of after_response would be refused: set it to at \
+             least 1, or to none (\"unlimited\") for no limit"
+                .into(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn deferred_timeout(value: Duration) -> Result<(), ConfigError> {
+    match value {
+        Duration::ZERO => Err(ConfigError(
+            "deferred_timeout is 0, so no job would wait for its response: set how long a job may \
+             wait, or leave it out"
+                .into(),
+        )),
+        value if value > MAX_TIMEOUT => Err(ConfigError(format!(
+            "deferred_timeout is {value:?}, and the longest is 365 days: set how long a job may \
+             wait for its response, or leave it out"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Checks a duration, which must not exceed [`MAX_TIMEOUT`].
 pub(crate) fn timeout(field: &str, value: Duration) -> Result<(), ConfigError> {
     if value <= MAX_TIMEOUT {
         return Ok(());
     }
     Err(ConfigError(format!(
-        "{field} is {value:?}, and the longest is 365 days: set it to how long a shutdown may \
-         really take"
+        "{field} is {value:?}, and the longest is 365 days: set it to the time that a shutdown may \
+         take"
     )))
 }
 
+/// Checks a job's run timeout, which must not be 0 or exceed [`MAX_TIMEOUT`].
 pub(crate) fn run_timeout(value: Duration) -> Result<(), ConfigError> {
     if value.is_zero() {
         return Err(ConfigError(
-            "the job's timeout is 0, so it would fail before it ran: set how long it may run, or \
+            "the job's timeout is 0, so the job would fail before it ran: set a longer timeout, or \
              leave the timeout out"
                 .into(),
         ));
     }
-    timeout("the job's timeout", value)
+    if value > MAX_TIMEOUT {
+        return Err(ConfigError(format!(
+            "the job's timeout is {value:?}, and the longest is 365 days: set how long it may run, \
+             or leave the timeout out"
+        )));
+    }
+    Ok(())
 }
 
-/// A setting that makes no sense. The text names the setting, its value and the cure.
+/// Reports an invalid setting.
+///
+/// The text has the setting, its value, and how to correct it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError(String);
 
@@ -122,7 +193,7 @@ mod fields {
 
     use super::{ConfigError, SchedulerConfig};
 
-    /// What a file may say, before it is checked.
+    /// The contents of a file, before validation.
     #[derive(Deserialize)]
     #[serde(default, deny_unknown_fields)]
     pub(super) struct Fields {
@@ -130,6 +201,10 @@ mod fields {
         limit: Option<usize>,
         #[serde(deserialize_with = "pending_limit")]
         pending_limit: Option<usize>,
+        #[serde(deserialize_with = "deferred_limit")]
+        deferred_limit: Option<usize>,
+        #[serde(deserialize_with = "deferred_timeout")]
+        deferred_timeout: Option<Duration>,
         #[serde(deserialize_with = "limit_per_key")]
         limit_per_key: Option<usize>,
         #[serde(deserialize_with = "close_timeout")]
@@ -138,7 +213,7 @@ mod fields {
         wait_timeout: Duration,
     }
 
-    // Not every format says at which field an error came up.
+    // Adds the field's name to its errors, since not every format does.
     macro_rules! named {
         ($($field:ident: $type:ty = $kind:ident;)*) => {$(
             fn $field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
@@ -152,6 +227,8 @@ mod fields {
     named! {
         limit: Option<usize> = count;
         pending_limit: Option<usize> = count;
+        deferred_limit: Option<usize> = count;
+        deferred_timeout: Option<Duration> = optional_duration;
         limit_per_key: Option<usize> = count;
         close_timeout: Duration = duration;
         wait_timeout: Duration = duration;
@@ -162,11 +239,21 @@ mod fields {
             let SchedulerConfig {
                 limit,
                 pending_limit,
+                deferred_limit,
+                deferred_timeout,
                 limit_per_key,
                 close_timeout,
                 wait_timeout,
             } = SchedulerConfig::default();
-            Self { limit, pending_limit, limit_per_key, close_timeout, wait_timeout }
+            Self {
+                limit,
+                pending_limit,
+                deferred_limit,
+                deferred_timeout,
+                limit_per_key,
+                close_timeout,
+                wait_timeout,
+            }
         }
     }
 
@@ -174,9 +261,24 @@ mod fields {
         type Error = ConfigError;
 
         fn try_from(fields: Fields) -> Result<Self, ConfigError> {
-            let Fields { limit, pending_limit, limit_per_key, close_timeout, wait_timeout } =
-                fields;
-            let config = Self { limit, pending_limit, limit_per_key, close_timeout, wait_timeout };
+            let Fields {
+                limit,
+                pending_limit,
+                deferred_limit,
+                deferred_timeout,
+                limit_per_key,
+                close_timeout,
+                wait_timeout,
+            } = fields;
+            let config = Self {
+                limit,
+                pending_limit,
+                deferred_limit,
+                deferred_timeout,
+                limit_per_key,
+                close_timeout,
+                wait_timeout,
+            };
             config.validate().map(|()| config)
         }
     }
@@ -274,6 +376,33 @@ mod fields {
                     ))
                 })
             }
+        }
+    }
+
+    pub(super) mod optional_duration {
+        use std::time::Duration;
+
+        use serde::{Deserialize, Deserializer, Serializer};
+
+        #[derive(Deserialize)]
+        #[serde(transparent)]
+        struct Text(#[serde(deserialize_with = "super::duration::deserialize")] Duration);
+
+        #[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+        pub(crate) fn serialize<S: Serializer>(
+            value: &Option<Duration>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            match value {
+                Some(value) => super::duration::serialize(value, serializer),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Option<Duration>, D::Error> {
+            Ok(Option::<Text>::deserialize(deserializer)?.map(|Text(duration)| duration))
         }
     }
 }

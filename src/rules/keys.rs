@@ -154,13 +154,21 @@ impl Keys {
 
     /// Removes the pending job of this turn, which has not started.
     pub(crate) fn remove(&mut self, key: Option<&KeyName>, turn: u64) {
-        if self.admitted.remove(&turn).is_some() {
+        // A lane with a blocked job is not empty after it: `limit` of the lane are admitted (2).
+        if self.take(key, turn) {
             self.release(key);
-        } else if let Some(lane) = key.and_then(|key| self.lanes.get_mut(key)) {
-            // The lane is not empty: `limit` of it are admitted (2).
+        }
+    }
+
+    /// Removes the pending job of this turn, and keeps its admission for the job that takes over the
+    /// turn. Returns whether it was admitted.
+    pub(crate) fn take(&mut self, key: Option<&KeyName>, turn: u64) -> bool {
+        let was_admitted = self.admitted.remove(&turn).is_some();
+        if let Some(lane) = key.and_then(|key| self.lanes.get_mut(key)).filter(|_| !was_admitted) {
             lane.blocked.remove(&turn);
             self.blocked.remove(&turn);
         }
+        was_admitted
     }
 
     /// The turn and row of the first admitted pending job.

@@ -158,16 +158,28 @@ impl Line {
     }
 
     /// Adds a pending job at the end.
+    #[inline(always)]
     pub(super) fn push_pending<'t, R, W>(
         &mut self,
         table: &'t mut Table<Row<R, W>>,
         index: RowIndex,
     ) -> &'t mut Row<R, W> {
-        if self.pending == 0 {
+        self.insert_pending(table, index, NONE)
+    }
+
+    /// Adds a pending job before the pending job `next`, or at the end if that is [`NONE`].
+    #[inline(always)]
+    pub(super) fn insert_pending<'t, R, W>(
+        &mut self,
+        table: &'t mut Table<Row<R, W>>,
+        index: RowIndex,
+        next: RowIndex,
+    ) -> &'t mut Row<R, W> {
+        if self.border == next {
             self.border = index;
         }
         self.pending += 1;
-        self.list.insert(table, index, NONE)
+        self.list.insert(table, index, next)
     }
 
     /// Adds a job that starts without having been pending here.

@@ -4,9 +4,9 @@
 //! amount of work. It runs no user code and drops none: it returns [`Effects`], which the caller
 //! applies after unlocking. Of a `R` that is dropped under the lock, the caller has a clone.
 //!
-//! There are `limit` permits to run and `pending_limit` places to wait. A job holds a permit or a
-//! place from its admission to its end, and a spawner holds one from its grant to its admission.
-//! Shielded work holds none. A job with a concurrency key also runs only while it is *admitted* by its
+//! There are `limit` permits to run and `pending_limit` places to wait. An active job holds a permit, a
+//! pending job a place, and a spawner either of them from its grant to its admission. Shielded work and
+//! deferred jobs hold neither. A job with a concurrency key also runs only while it is *admitted* by its
 //! key: see [`keys`](super::keys).
 //!
 //! `R` is the part of a job that the table keeps for the job's whole life. `W` is its work, which
@@ -15,32 +15,33 @@
 //! # Invariants
 //!
 //! 1. At most `limit` jobs run, shielded work not counted, and at most `limit_per_key` of one key.
-//! 2. At most `pending_limit` jobs are pending, and no more permits and places are held than exist.
-//!    With a `pending_limit` of 0, a deferred job holds a permit, and may be pending with that while
-//!    its key is at its limit.
+//! 2. A job is admitted, and a spawner granted, only if a permit is free for it or at most
+//!    `pending_limit` jobs are pending with it. Deferred jobs, and those of spawners granted before,
+//!    become pending whatever the limits.
 //! 3. A job is pending only while `limit` jobs run, or while `limit_per_key` of its key are admitted.
 //!    A grant that is not used yet does not keep a pending job from starting.
-//! 4. A spawner waits without a grant only while all permits and places are held or, if its key is at
-//!    its limit, all places. No later spawner overtakes it, unless that one's job could start.
+//! 4. A spawner waits without a grant only while no permit is free and no place is left or, if its key
+//!    is at its limit, no place. No later spawner overtakes it, unless that one's job could start.
 //! 5. Of the pending jobs that may start, the longest pending one starts first. Waiting spawners are
-//!    granted in order too.
+//!    granted in order too. A job that replaces a pending one keeps that one's turn.
 //! 6. `Closed` is final: after it nothing is admitted, granted or started.
 //! 7. `accepted` = jobs in the table + the sum of the outcomes.
 //! 8. A draining queue closes in the step that leaves it idle.
 //! 9. Once the shutdown is announced, a job that ends otherwise than completed or skipped is kept for
 //!    the drain report.
-//! 10. Deferred and pending jobs together are at most `pending_limit`, if that is not 0: jobs that wait
-//!     for their responses do not keep others from running.
+//! 10. A deferred job is admitted exactly when another job with the same key would be, and
+//!     `deferred_limit` leaves room: deferred jobs, and pending jobs beyond `pending_limit`, are
+//!     together fewer. From then on it holds nothing.
 //! 11. At most one job of a unique key is in the table.
 //! 12. Of the ready jobs, the one that started first is taken first.
 
-use std::{collections::BTreeMap, sync::Arc, task::Waker};
+use std::{collections::BTreeMap, task::Waker};
 
 use crate::{
     rules::{
         dispatch::Dispatch,
         keys::{CalledSpawner, KeyName, Keys, Ticket},
-        ledger::{Ended, Ledger, Totals},
+        ledger::{Ledger, Totals},
         line::{Line, Links, List, Row, Stamp},
         state::{JobState, Outcome},
         step::{
@@ -50,6 +51,9 @@ use crate::{
     },
     util::clock::Moment,
 };
+
+mod closing;
+mod view;
 
 /// `hot` comes first: it shares the lock's two cache lines, which every thread that takes the lock must
 /// fetch from the processor that held it last.
@@ -75,7 +79,9 @@ struct Hot<R, W> {
 /// The fields that few jobs change.
 struct Cold<R> {
     pending_limit: usize,
+    deferred_limit: usize,
     phase: Phase,
+    /// In the order in which they were admitted.
     deferred: List,
     deferred_len: usize,
     /// The pending jobs while there is a `limit_per_key`, and the line of waiting spawners.
@@ -93,10 +99,19 @@ struct Grant {
     key_admitted: bool,
 }
 
+/// The turn of a replaced pending job, for the job that replaces it.
+struct Turn {
+    links: Links,
+    stamp: Stamp,
+    key: Option<KeyName>,
+    key_admitted: bool,
+}
+
 impl<R: JobMeta, W> Queue<R, W> {
     pub(crate) fn new(
         limit: Option<usize>,
         pending_limit: Option<usize>,
+        deferred_limit: Option<usize>,
         limit_per_key: Option<usize>,
     ) -> Self {
         Self {
@@ -110,6 +125,7 @@ impl<R: JobMeta, W> Queue<R, W> {
             },
             cold: Cold {
                 pending_limit: pending_limit.unwrap_or(usize::MAX),
+                deferred_limit: deferred_limit.unwrap_or(usize::MAX),
                 phase: Phase::Open,
                 deferred: List::new(),
                 deferred_len: 0,
@@ -140,26 +156,16 @@ impl<R: JobMeta, W> Queue<R, W> {
         work: impl FnOnce() -> W,
         now: Moment,
     ) -> Result<Effects<R, W>, Refusal> {
-        let replaced = self.check(&meta)?;
-        let keys = &self.cold.keys;
-        // A job that replaces another takes over its permit or place.
-        let has_room = match how {
-            Admit::Outside => true,
-            // It would have to wait, and there is no place to wait.
-            Admit::Limited if self.cold.pending_limit == 0 && !keys.has_room(meta.key()) => false,
-            _ if replaced.is_some() => true,
-            Admit::Limited if keys.has_room(meta.key()) => !self.is_full(),
-            Admit::Deferred if self.cold.pending_limit == 0 => !self.is_full(),
-            Admit::Limited | Admit::Deferred => self.has_room_to_wait(),
-        };
-        if !has_room {
-            return Err(Refusal::Full);
-        }
-        let replaced = replaced.and_then(|row| self.replace_unique(row));
+        let rival = self.check(&meta)?;
+        // Decided before the rival goes, so that a refusal changes nothing.
+        self.check_room(how, &meta, rival)?;
+        let keeps_turn = how == Admit::Limited;
+        let (replaced, turn) = rival.and_then(|row| self.replace(row, keeps_turn)).unzip();
+        let turn = turn.flatten();
         meta.accepted(now);
         let row = self.insert(meta, work(), now);
         match how {
-            Admit::Limited => self.enter(row, false, now),
+            Admit::Limited => self.enter_with(row, turn, false, now),
             Admit::Deferred => {
                 self.cold.deferred.insert(&mut self.hot.table, row, NONE);
                 self.cold.deferred_len += 1;
@@ -199,14 +205,15 @@ impl<R: JobMeta, W> Queue<R, W> {
             return None;
         }
         // A refused spawner gives its grant back by `cancel_wait`.
-        let replaced = match self.check(&meta) {
-            Ok(replaced) => replaced.and_then(|row| self.replace_unique(row)),
+        let rival = match self.check(&meta) {
+            Ok(rival) => rival,
             Err(refusal) => return Some(Err(refusal)),
         };
         let grant = self.cold.grants.remove(&ticket)?;
+        let (replaced, turn) = rival.and_then(|row| self.replace(row, true)).unzip();
         meta.accepted(now);
         let row = self.insert(meta, work(), now);
-        self.enter(row, grant.key_admitted, now);
+        self.enter_with(row, turn.flatten(), grant.key_admitted, now);
         Some(Ok(self.effects(now).with_replaced(replaced)))
     }
 
@@ -248,18 +255,44 @@ impl<R: JobMeta, W> Queue<R, W> {
         self.hot.running as usize
     }
 
-    fn is_full(&self) -> bool {
-        self.running() + self.waiting_for_something()
-            >= self.hot.limit.saturating_add(self.cold.pending_limit)
+    /// Checks whether there is a permit or a place for the job.
+    #[inline(always)]
+    fn check_room(&self, how: Admit, meta: &R, rival: Option<RowIndex>) -> Result<(), Refusal> {
+        if how == Admit::Outside {
+            return Ok(());
+        }
+        let rival_state = rival.map(|row| self.hot.table[row].state());
+        // The permit or place of a pending rival comes free.
+        if rival_state != Some(JobState::Pending) && !self.has_room(meta.key()) {
+            return Err(Refusal::Full);
+        }
+        let replaced = usize::from(rival_state == Some(JobState::Deferred));
+        let overflow = self.pending_count().saturating_sub(self.cold.pending_limit);
+        let deferred = self.cold.deferred_len + overflow - replaced;
+        if how == Admit::Deferred && deferred >= self.cold.deferred_limit {
+            return Err(Refusal::DeferredFull); // 10
+        }
+        Ok(())
     }
 
-    /// Whether one more job may wait although jobs could run (10).
+    /// Whether a job with this key may be admitted: it could start, or it may wait (2).
+    #[inline(always)]
+    fn has_room(&self, key: Option<&KeyName>) -> bool {
+        if self.cold.keys.has_room(key) { self.has_room_to_run() } else { self.has_room_to_wait() }
+    }
+
+    /// Whether a job whose key has room may be admitted. A free permit is enough, however many jobs are
+    /// pending because of their keys.
+    fn has_room_to_run(&self) -> bool {
+        let granted = self.cold.grants.len();
+        let permits_and_places = self.hot.limit.saturating_add(self.cold.pending_limit);
+        self.running() + granted < self.hot.limit
+            || self.running() + granted + self.pending_count() < permits_and_places
+    }
+
+    /// Whether a job whose key is at its limit may be admitted.
     fn has_room_to_wait(&self) -> bool {
-        self.waiting_for_something() < self.cold.pending_limit
-    }
-
-    fn waiting_for_something(&self) -> usize {
-        self.cold.deferred_len + self.pending_count() + self.cold.grants.len()
+        self.pending_count() + self.cold.grants.len() < self.cold.pending_limit
     }
 
     #[inline(always)]
@@ -299,6 +332,36 @@ impl<R: JobMeta, W> Queue<R, W> {
         let row = &mut self.hot.table[index];
         row.links = Links::from_turn(self.cold.last_turn);
         row.stamp = pending;
+    }
+
+    /// As [`enter`](Self::enter), in the turn of a replaced job if there is one.
+    #[inline(always)]
+    fn enter_with(&mut self, index: RowIndex, turn: Option<Turn>, key_admitted: bool, now: Moment) {
+        match turn {
+            Some(turn) => self.enter_in_turn(index, turn, key_admitted, now),
+            None => self.enter(index, key_admitted, now),
+        }
+    }
+
+    #[cold]
+    fn enter_in_turn(&mut self, index: RowIndex, turn: Turn, granted_key: bool, now: Moment) {
+        let (hot, keys) = (&mut self.hot, &mut self.cold.keys);
+        if !keys.are_limited() {
+            hot.line.insert_pending(&mut hot.table, index, turn.links.next).stamp = turn.stamp;
+            return;
+        }
+        let key = hot.table[index].meta().key().cloned();
+        let inherits = turn.key_admitted && turn.key == key && !granted_key;
+        if turn.key_admitted && !inherits {
+            keys.release(turn.key.as_ref());
+        }
+        let key_admitted = granted_key || inherits || keys.admit(key.as_ref());
+        if key_admitted && self.running() < self.hot.limit {
+            return self.start_with_permit(index, now);
+        }
+        self.cold.keys.push(key.as_ref(), turn.links.turn(), index, key_admitted);
+        let row = &mut self.hot.table[index];
+        (row.links, row.stamp) = (turn.links, turn.stamp);
     }
 
     /// Starts a job that is in no list. The job's own record is not touched: it is in another
@@ -407,11 +470,35 @@ impl<R: JobMeta, W> Queue<R, W> {
         Some((work, self.effects(now)))
     }
 
-    /// Ends an unstarted job that another job of its unique key replaces.
-    fn replace_unique(&mut self, row: RowIndex) -> Option<(R, W)> {
-        let (meta, work) = self.remove_unstarted(row)?;
+    /// Ends an unstarted job that another job of its unique key replaces. With `keeps_turn` the turn of
+    /// a pending one is returned.
+    fn replace(&mut self, index: RowIndex, keeps_turn: bool) -> Option<((R, W), Option<Turn>)> {
+        let row = self.hot.table.get(index)?;
+        let turn = if keeps_turn && row.state() == JobState::Pending {
+            Some(self.take_turn(index))
+        } else {
+            None
+        };
+        let (meta, work) = match turn {
+            Some(_) => self.release_unstarted(index)?,
+            None => self.remove_unstarted(index)?,
+        };
         self.record_end(&meta, Outcome::Cancelled);
-        Some((meta, work))
+        Some(((meta, work), turn))
+    }
+
+    /// Takes a pending job out of its list, and leaves its key as admitted as it is.
+    fn take_turn(&mut self, index: RowIndex) -> Turn {
+        let (hot, keys) = (&mut self.hot, &mut self.cold.keys);
+        let row = &hot.table[index];
+        let (links, stamp, key) = (row.links, row.stamp, row.meta().key().cloned());
+        let key_admitted = if keys.are_limited() {
+            keys.take(key.as_ref(), links.turn())
+        } else {
+            hot.line.remove_pending(&mut hot.table, index, links);
+            false
+        };
+        Turn { links, stamp, key, key_admitted }
     }
 
     /// Removes an unstarted job from the table. The caller records its end.
@@ -430,9 +517,14 @@ impl<R: JobMeta, W> Queue<R, W> {
             JobState::Pending => hot.line.remove_pending(&mut hot.table, index, links),
             JobState::Active | JobState::Finished => return None,
         }
-        let row = &mut hot.table[index];
+        self.release_unstarted(index)
+    }
+
+    /// Frees the row of an unstarted job that is in no list.
+    fn release_unstarted(&mut self, index: RowIndex) -> Option<(R, W)> {
+        let row = &mut self.hot.table[index];
         let removed = row.meta.take().zip(row.work.take());
-        hot.table.release(index);
+        self.hot.table.release(index);
         let (meta, work) = removed?;
         meta.ended();
         Some((meta, work))
@@ -493,7 +585,7 @@ impl<R: JobMeta, W> Queue<R, W> {
 
     fn grant(&mut self) -> Vec<Waker> {
         let mut wakers = Vec::new();
-        while self.cold.keys.has_waiting() && !self.is_full() {
+        while self.cold.keys.has_waiting() && self.has_room_to_run() {
             let may_wait = self.has_room_to_wait();
             let Some(called) = self.cold.keys.call_next(may_wait) else { break };
             let CalledSpawner { ticket, key, key_admitted, waker } = called;
@@ -503,143 +595,16 @@ impl<R: JobMeta, W> Queue<R, W> {
         wakers
     }
 
-    // Closing.
-
-    /// Announces the shutdown.
-    pub(crate) fn announce(&mut self) {
-        if self.cold.phase == Phase::Open {
-            self.cold.ledger.at_drain = self.hot.totals;
-            self.cold.phase = Phase::Announced;
-        }
-    }
-
-    /// Begins to drain. An idle queue closes at once.
-    pub(crate) fn drain(&mut self) {
-        self.announce();
-        if self.cold.phase == Phase::Announced {
-            self.cold.phase = if self.is_idle() { Phase::Closed } else { Phase::Draining };
-        }
-    }
-
-    pub(crate) fn close(&mut self) {
-        self.announce();
-        self.cold.phase = Phase::Closed;
-    }
-
-    /// After closing: removes up to `most` waiting spawners, to be woken.
-    pub(crate) fn drain_waiting(&mut self, most: usize) -> Vec<Waker> {
-        self.cold.keys.drain_waiting(most)
-    }
-
-    /// After closing: removes up to `most` jobs that will never start, with their work.
-    pub(crate) fn drain_unstarted(&mut self, most: usize) -> (Arc<Vec<R>>, Vec<W>) {
-        let room = most.min(self.pending_count() + self.cold.deferred_len);
-        let (mut jobs, mut all_work) = (Vec::with_capacity(room), Vec::with_capacity(room));
-        self.hot.line.drain_pending(&mut self.hot.table, most, |meta, work| {
-            meta.ended();
-            jobs.push(meta);
-            all_work.push(work);
-        });
-        while jobs.len() < most {
-            let first = self.cold.keys.first().unwrap_or(self.cold.deferred.first);
-            let Some((meta, work)) = self.remove_unstarted(first) else { break };
-            jobs.push(meta);
-            all_work.push(work);
-        }
-        for meta in &jobs {
-            self.hot.totals.count(Outcome::NeverStarted);
-            self.cold.ledger.forget_unique(meta);
-        }
-        let jobs = Arc::new(jobs);
-        if !jobs.is_empty() {
-            self.cold.ledger.ended.never_started.push(jobs.clone()); // 9
-        }
-        (jobs, all_work)
-    }
-
-    /// Takes the jobs that ended otherwise than completed or skipped since the announcement (9).
-    pub(crate) fn take_ended(&mut self) -> Ended<R> {
-        std::mem::take(&mut self.cold.ledger.ended)
-    }
-
-    // Looking.
-
-    pub(crate) fn phase(&self) -> Phase {
-        self.cold.phase
-    }
-
-    pub(crate) fn state(&self, job: JobKey) -> JobState {
-        let row = self.hot.table.get(job.row).filter(|row| row.meta().id() == job.id);
-        row.map_or(JobState::Finished, Row::state)
-    }
-
-    /// Whether nothing runs or waits, and no spawner is between its grant and its admission. A closed
-    /// queue does not wait for spawners, since it refuses them.
-    pub(crate) fn is_idle(&self) -> bool {
-        let no_spawners = self.cold.grants.is_empty() && !self.cold.keys.has_waiting();
-        self.hot.table.is_empty() && (no_spawners || self.cold.phase == Phase::Closed)
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.hot.table.len()
-    }
-
-    pub(crate) fn deferred_count(&self) -> usize {
-        self.cold.deferred_len
-    }
-
-    pub(crate) fn pending_count(&self) -> usize {
-        self.hot.line.pending as usize + self.cold.keys.len()
-    }
-
-    pub(crate) fn active_count(&self) -> usize {
-        self.hot.line.active as usize
-    }
-
-    pub(crate) fn waiting_count(&self) -> usize {
-        self.cold.keys.waiting_count()
-    }
-
-    pub(crate) fn totals(&self) -> Totals {
-        self.hot.totals
-    }
-
-    pub(crate) fn totals_at_drain(&self) -> Totals {
-        self.cold.ledger.at_drain
-    }
-
-    /// Since when the longest pending job has been pending, and the longest active one active.
-    pub(crate) fn oldest(&self) -> (Option<Moment>, Option<Moment>) {
-        let since = |row: RowIndex| self.hot.table[row].stamp.since();
-        let pending = self.hot.line.first_pending().or_else(|| self.cold.keys.first());
-        (pending.map(since), self.hot.line.first_active().map(since))
-    }
-
-    /// The jobs in up to `most` rows from `from` on, and the row to go on from.
-    pub(crate) fn page(&self, from: usize, most: usize) -> (Vec<(R, JobState)>, Option<usize>) {
-        let Hot { table, line, .. } = &self.hot;
-        let active = self.active_count();
-        if from == 0 && active <= most && active == table.len() {
-            // All other rows are free, and there may be a million of them.
-            let next = |row: &RowIndex| Some(table[*row].links.next).filter(|next| *next != NONE);
-            let active = std::iter::successors(line.first_active(), next);
-            let job = |row| (table[row].meta().clone(), JobState::Active);
-            return (active.map(job).collect(), None);
-        }
-        let to = from.saturating_add(most).min(table.end());
-        let rows = (from..to).filter_map(|row| table.get(RowIndex::try_from(row).ok()?));
-        let jobs = rows.map(|row| (row.meta().clone(), row.state()));
-        (jobs.collect(), (to < table.end()).then_some(to))
-    }
-
     // Schedulers for tests of applications.
 
     /// Replaces the limit, and nothing else. Returns the previous one.
+    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "for `testing` only"))]
     pub(crate) fn swap_limit(&mut self, limit: usize) -> usize {
         std::mem::replace(&mut self.hot.limit, limit)
     }
 
     /// Starts one job although the limit is 0. Returns it.
+    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "for `testing` only"))]
     pub(crate) fn start_one(&mut self, now: Moment) -> Option<(R, Effects<R, W>)> {
         if self.cold.phase == Phase::Closed {
             return None; // 6

@@ -1,13 +1,15 @@
+//! A job's id, its states and its outcomes.
+
 use std::{
     fmt,
     num::NonZeroU64,
     sync::atomic::{AtomicU64, Ordering},
 };
 
-/// Names one job, uniquely within the process.
+/// Identifies one job, uniquely within the process.
 ///
-/// Ids grow in the order in which jobs are made, which is not always the order in which they are
-/// accepted or started. A restarted process starts again at 1.
+/// Ids increase in the order in which jobs are made. Jobs may be accepted or started in another order.
+/// A new process starts at 1 again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(transparent))]
@@ -17,10 +19,10 @@ impl JobId {
     pub(crate) fn next() -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let id = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-        Self(NonZeroU64::new(id).expect("2^64 jobs outlast the machine"))
+        Self(NonZeroU64::new(id).expect("a process makes fewer than 2^64 jobs"))
     }
 
-    /// The id as a number, at least 1.
+    /// Returns the id as a number, at least 1.
     pub fn get(self) -> u64 {
         self.0.get()
     }
@@ -38,46 +40,51 @@ impl fmt::Debug for JobId {
     }
 }
 
-/// Where a job is in its life. A job only ever moves down this list.
+/// Describes the state of a job.
+///
+/// A job only moves down this list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum JobState {
-    /// Accepted, and waiting for the end of its response.
+    /// The job is accepted, and waits for the end of its response.
     Deferred,
-    /// Accepted, and waiting for a running place.
+    /// The job is accepted, and waits for a permit to run.
     Pending,
-    /// Running.
+    /// The job runs.
     Active,
-    /// Ended, one way or another.
+    /// The job has ended, with any outcome.
     Finished,
 }
 
-/// How a job ended. Every accepted job that ends has exactly one.
+/// Describes how a job ended.
+///
+/// Every accepted job that ends has exactly one outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Outcome {
-    /// Returned a value that is not an error.
+    /// The job returned a value that is not an error.
     Completed,
-    /// Returned `Err`.
+    /// The job returned `Err`.
     Failed,
-    /// Panicked, in its code or, once it had started, while it was dropped.
+    /// The job panicked: in its code or, once it had started, while it was dropped.
     Panicked,
-    /// Exceeded its run timeout, or did not end within `close_timeout` when its scheduler closed.
+    /// The job exceeded its run timeout, or the `close_timeout` when its scheduler closed.
     TimedOut,
-    /// Was closed or aborted before it ended by itself.
+    /// The job was closed or aborted before it ended by itself.
     Cancelled,
-    /// Waited for a successful response, and the response was not.
+    /// The job was to start after a successful response, and the response was not successful.
     Skipped,
-    /// Was still waiting when the scheduler closed.
+    /// The job was still pending or deferred when the scheduler closed.
     NeverStarted,
-    /// Was still running when the scheduler stopped waiting for it.
+    /// The job was still running when the scheduler stopped waiting for it.
     Abandoned,
 }
 
 impl Outcome {
+    /// Number of variants.
     pub(crate) const COUNT: usize = Outcome::Abandoned as usize + 1;
 }

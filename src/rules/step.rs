@@ -55,7 +55,10 @@ pub(crate) enum Phase {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
+    /// No permit is free, and no place is left.
     Full,
+    /// `deferred_limit` jobs are deferred.
+    DeferredFull,
     Closed,
     /// Another job has the same unique key.
     Duplicate(JobId),

@@ -101,13 +101,6 @@ impl Core {
         drop(waker);
         self.apply(effects);
     }
-
-    /// Lets a deferred job start or become pending.
-    pub(crate) fn undefer(self: &Arc<Self>, record: &Record) {
-        let now = Moment::now();
-        let effects = self.queue().undefer(record.key(), now);
-        self.apply(effects);
-    }
 }
 
 fn take_work(work: &mut Option<Work>) -> Work {
@@ -118,6 +111,7 @@ impl From<Refusal> for SpawnError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Full => Self::Full,
+            Refusal::DeferredFull => Self::DeferredFull,
             Refusal::Closed => Self::Closed,
             Refusal::Duplicate(id) => Self::Duplicate(id),
         }

@@ -6,10 +6,7 @@ use crate::{
     job::{body::Work, error::JobError, options::JobKind, record::Record, span::in_span},
     rules::state::{JobState, Outcome},
     run::core::Core,
-    util::{
-        clock::Moment,
-        panics::{catch_panic, drop_contained},
-    },
+    util::{clock::Moment, panics::drop_contained},
 };
 
 impl Core {
@@ -39,36 +36,28 @@ impl Core {
         }
     }
 
-    /// Ends a deferred job whose response is not what it waited for.
-    pub(crate) fn skip(self: &Arc<Self>, record: &Arc<Record>) {
-        self.remove(record, Outcome::Skipped, JobError::skipped());
-    }
-
     /// Ends a job that has not started. Returns whether it had not.
     pub(crate) fn remove_unstarted(self: &Arc<Self>, record: &Arc<Record>) -> bool {
-        self.remove(record, Outcome::Cancelled, JobError::cancelled())
-    }
-
-    fn remove(self: &Arc<Self>, record: &Record, outcome: Outcome, error: JobError) -> bool {
-        let now = Moment::now();
-        let removed = self.queue().remove(record.key(), outcome, now);
+        let (key, now) = (record.key(), Moment::now());
+        let removed = self.queue().remove(key, Outcome::Cancelled, now);
         let Some((work, effects)) = removed else { return false };
         self.apply(effects);
-        self.drop_unstarted(record, work, error);
+        self.drop_unstarted(work, JobError::cancelled());
         true
     }
 
-    /// Drops the work of a job that was removed from the queue. If its `Drop` panics, the job's error is
-    /// that panic.
-    pub(super) fn drop_unstarted(&self, record: &Record, mut work: Work, error: JobError) {
-        let (_, span) = work.as_mut().unpack();
-        in_span(span.as_ref(), || {
-            let dropped = catch_panic(|| drop(work));
-            let error = dropped.map_or_else(JobError::panicked, |()| error);
-            drop_contained(record.result().store_error(error));
-            self.report_unobserved(record, record.result().take_unobserved());
-        });
-        drop(span);
+    /// Ends a job that was removed from the queue. Its future is user code that may block, and need its
+    /// runtime as it is dropped, so a task of the runtime drops it.
+    pub(super) fn drop_unstarted(&self, mut work: Work, error: JobError) {
+        let (record, span) = work.as_mut().unpack();
+        record.forget_deferred();
+        drop_contained(record.result().store_error(error));
         record.publish();
+        if let Some(runtime) = self.runtime() {
+            drop(runtime.spawn(async move {
+                in_span(span.as_ref(), || drop_contained(work));
+                drop(span);
+            }));
+        }
     }
 }

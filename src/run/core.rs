@@ -7,7 +7,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -69,6 +69,9 @@ pub(crate) struct Core {
     pub(super) drain_began: OnceLock<Instant>,
     pub(super) close_deadline: OnceLock<Instant>,
     pub(super) drained: OnceLock<Arc<Drained>>,
+    pub(super) gives_up_responses: AtomicBool,
+    /// A task watches `deferred_timeout`.
+    pub(super) watches_deferred: AtomicBool,
 }
 
 impl Core {
@@ -79,7 +82,8 @@ impl Core {
         on_failure: Option<FailureHook>,
         runtime: Option<Handle>,
     ) -> Self {
-        let mut queue = Queue::new(config.limit, config.pending_limit, config.limit_per_key);
+        let SchedulerConfig { limit, pending_limit, deferred_limit, limit_per_key, .. } = config;
+        let mut queue = Queue::new(limit, pending_limit, deferred_limit, limit_per_key);
         if let Some(runtime) = &runtime {
             queue.set_threads(thread_count(runtime));
         }
@@ -97,6 +101,8 @@ impl Core {
             drain_began: OnceLock::new(),
             close_deadline: OnceLock::new(),
             drained: OnceLock::new(),
+            gives_up_responses: AtomicBool::new(false),
+            watches_deferred: AtomicBool::new(false),
         }
     }
 
@@ -166,8 +172,8 @@ impl Core {
         };
         self.drop_in_background(iter::from_fn(piece).collect());
         wakers.into_iter().for_each(wake);
-        if let Some((record, work)) = replaced {
-            self.drop_unstarted(&record, work, JobError::cancelled());
+        if let Some((_, work)) = replaced {
+            self.drop_unstarted(work, JobError::cancelled());
         }
     }
 

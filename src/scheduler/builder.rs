@@ -61,11 +61,12 @@ impl SchedulerBuilder {
 
     /// Maximum number of jobs that wait in the queue; beyond it, spawners wait.
     ///
-    /// 0 = no queue: a job runs now or is refused, and a job that waits for its response holds a permit
-    /// to run. `None` = any number. Defaults to 10 000. In aiojobs 0 means any number.
+    /// 0 = no queue: a job runs now or is refused. `None` = any number. Defaults to 10 000. In aiojobs 0
+    /// means any number.
     ///
-    /// Jobs that wait for the end of their response count too, so this is also the maximum number of
-    /// those.
+    /// Jobs that wait for the end of their response do not count: see
+    /// [`deferred_limit`](SchedulerConfig::deferred_limit). They join the queue when the response is over,
+    /// even if it is full.
     pub fn pending_limit(mut self, pending_limit: impl Into<Option<usize>>) -> Self {
         self.config.pending_limit = pending_limit.into();
         self

@@ -1,4 +1,12 @@
 //! The types that applications hold: the scheduler, its builder, and handles to jobs.
+//!
+//! In reading order:
+//!
+//! 1. This file: [`Scheduler`], for spawning, closing and inspecting.
+//! 2. `builder`: the settings, in code.
+//! 3. `spawn`: [`JobBuilder`], which makes a job and admits it.
+//! 4. `handle`: [`Job`], the handle of a job, and [`JobContext`], its view from the inside.
+//! 5. `blocking`: blocking closures as jobs.
 
 mod blocking;
 pub(crate) mod builder;
@@ -14,7 +22,7 @@ use crate::{
         options::Options,
         output::JobOutput,
     },
-    report::drain_report::{DrainReport, Stats},
+    report::{drain_report::DrainReport, stats::Stats},
     rules::{state::Outcome, step::Phase},
     run::core::Core,
     scheduler::{
@@ -136,8 +144,8 @@ impl Drop for Handle {
 impl Scheduler {
     /// Makes a scheduler with the default settings.
     ///
-    /// They are: `limit` 100, `pending_limit` 10 000, `limit_per_key` `None`, `close_timeout` 100 ms,
-    /// `wait_timeout` 60 s.
+    /// They are: `limit` 100, `pending_limit` 10 000, `deferred_limit` 10 000, no `deferred_timeout`, no
+    /// `limit_per_key`, `close_timeout` 100 ms, `wait_timeout` 60 s.
     pub fn new() -> Self {
         Self::builder().build()
     }
@@ -530,7 +538,7 @@ impl Scheduler {
         let now = Moment::now();
         let queue = self.core().queue();
         let totals = queue.totals();
-        let (pending, active) = queue.oldest();
+        let [deferred, pending, active] = queue.oldest();
         Stats {
             accepted: totals.accepted,
             deferred: queue.deferred_count() as u64,
@@ -545,6 +553,7 @@ impl Scheduler {
             never_started: totals.of(Outcome::NeverStarted),
             abandoned: totals.of(Outcome::Abandoned),
             waiting_spawners: queue.waiting_count() as u64,
+            oldest_deferred: deferred.map(|since| now.since(since)),
             oldest_pending: pending.map(|since| now.since(since)),
             oldest_active: active.map(|since| now.since(since)),
         }

@@ -113,8 +113,8 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
 
     /// Like [`unique_key`](Self::unique_key), and replaces an unstarted job of the key.
     ///
-    /// The new job waits at the end of the queue; the replaced one is dropped and counts as cancelled. If
-    /// the other job runs, it goes on, and the new one is refused.
+    /// The replaced job is dropped and counts as cancelled. If it was pending, the new job keeps its turn in
+    /// the queue. If the other job runs, it goes on, and the new one is refused.
     #[doc(alias = "unique_or_replace")]
     pub fn unique_key_or_replace(self, key: impl Into<Arc<str>>) -> Self {
         self.set_unique(key.into(), true)
@@ -301,6 +301,7 @@ pub(crate) fn admit_now<B: Body + 'static>(
     match (admitted, body.map(Packed::into_body)) {
         (Ok(()), _) => Ok(()),
         (Err(Refusal::Full), Some(body)) => Err(TrySpawnError::Full(body)),
+        (Err(Refusal::DeferredFull), Some(body)) => Err(TrySpawnError::DeferredFull(body)),
         (Err(Refusal::Closed), Some(body)) => Err(TrySpawnError::Closed(body)),
         (Err(Refusal::Duplicate(id)), Some(body)) => Err(TrySpawnError::Duplicate(body, id)),
         (Err(_), None) => unreachable!("the body of a refused job stays here"),

@@ -1,3 +1,9 @@
+//! From the signal to the report: a server and its schedulers shut down in order, under one deadline.
+//!
+//! This file has all of it, in reading order: [`Shutdown`] with its settings and its order, the
+//! [`StopSignal`], the trigger and its signals, the server and its [`ServerOutcome`], and the
+//! [`ShutdownReport`].
+
 use std::{
     fmt,
     future::{Future, poll_fn},

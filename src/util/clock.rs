@@ -9,21 +9,31 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(i64);
 
+/// The moment 0.
+static FIRST: OnceLock<Instant> = OnceLock::new();
+
 impl Moment {
     /// Before all others.
     pub(crate) const NEVER: Self = Self(i64::MIN);
+    /// After all others.
+    pub(crate) const END: Self = Self(i64::MAX);
 
     pub(crate) fn now() -> Self {
         Self::of(Instant::now())
     }
 
     pub(crate) fn of(instant: Instant) -> Self {
-        static FIRST: OnceLock<Instant> = OnceLock::new();
         let first = *FIRST.get_or_init(|| instant);
         Self(match instant.checked_duration_since(first) {
             Some(after) => nanos(after),
             None => -nanos(first - instant),
         })
+    }
+
+    pub(crate) fn instant(self) -> Instant {
+        let first = *FIRST.get_or_init(Instant::now);
+        let distance = Duration::from_nanos(self.0.unsigned_abs());
+        if self.0 < 0 { first - distance } else { first + distance }
     }
 
     pub(crate) fn from_nanos(nanos: i64) -> Self {

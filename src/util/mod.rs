@@ -1,4 +1,11 @@
 //! Helpers that know nothing of jobs.
+//!
+//! In reading order:
+//!
+//! 1. `sync`: locks and atomics, and loom's in the tests of all interleavings.
+//! 2. `clock`: a moment of tokio's clock, in eight bytes.
+//! 3. `panics`: catches the panics of user code.
+//! 4. `one_line`: text for logs, without line breaks.
 
 pub(crate) mod clock;
 pub(crate) mod one_line;

@@ -1,7 +1,10 @@
+//! Text for logs, in one line.
+
 use std::fmt::{self, Write};
 
-/// Shows a value in one line: its line breaks, and other control characters, are escaped. What goes to
-/// a log may be anybody's text, and must not look like a line of its own there.
+/// Formats a value in one line: line breaks and other control characters are escaped.
+///
+/// Names, labels and errors may contain text of a client, which must not forge a line of a log.
 pub(crate) struct OneLine<T>(pub(crate) T);
 
 impl<T: fmt::Display> fmt::Display for OneLine<T> {
@@ -10,6 +13,7 @@ impl<T: fmt::Display> fmt::Display for OneLine<T> {
     }
 }
 
+/// Writes to a formatter, with control characters escaped.
 struct Escape<'a, 'f>(&'a mut fmt::Formatter<'f>);
 
 impl Write for Escape<'_, '_> {
@@ -27,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_controls_a_terminal_is_escaped() {
+    fn one_line_escapes_control_characters_only() {
         for (text, line) in [
             ("", ""),
             ("\u{fc}ber", "\u{fc}ber"),

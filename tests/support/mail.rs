@@ -12,7 +12,7 @@ use tokio::{
     process::{ChildStdin, Command},
 };
 
-use super::Process;
+use super::process::Process;
 
 pub(crate) struct MailServer {
     /// As the example wants it in `SMTP_URL`.
@@ -31,13 +31,14 @@ pub(crate) struct Delivered {
 }
 
 impl MailServer {
-    /// A server that begins by obeying `command`: see `smtp_server.py`. `None`, and a line that
-    /// says so, where aiosmtpd is not installed; in CI that is a failure.
+    /// A server whose first command is `command`: see `smtp_server.py`.
+    ///
+    /// Without aiosmtpd it prints a line and gives `None`. In CI that is a failure.
     pub(crate) async fn start(command: &str) -> Option<Self> {
         let Some(python) = python_with_aiosmtpd().await else {
             let cure = "install Debian's python3-aiosmtpd, or aiosmtpd from PyPI";
             assert!(env::var_os("CI").is_none(), "no mail server to test with: {cure}");
-            // Not eprintln!, whose output a test that passes does not show.
+            // A passing test does not show the output of `eprintln!`.
             let line = format!("skipped, no mail server to test with: {cure}\n");
             io::stderr().write_all(line.as_bytes()).expect("standard error is open");
             return None;
@@ -56,15 +57,14 @@ impl MailServer {
         Some(Self { url: port.replace("port ", "smtp://127.0.0.1:"), commands, process })
     }
 
-    /// Tells the server what to do with messages from now on. Each command once: its answer is
-    /// awaited.
+    /// Sends a command and waits for its answer. Each command may be sent once.
     pub(crate) async fn obey(&mut self, command: &str) {
         let line = format!("{command}\n");
         self.commands.write_all(line.as_bytes()).await.expect("the mail server still runs");
         self.process.stdout.line_with(&format!("obeys {command}")).await;
     }
 
-    /// Ends the server and gives the messages that it took, in the order in which they came.
+    /// Ends the server and gives the messages that it took, in order.
     pub(crate) async fn delivered(self) -> Vec<Delivered> {
         drop(self.commands);
         let lines = self.process.ended().await.stdout;

@@ -1,232 +1,227 @@
-//! For tests that run an example as its users do: as a process, over TCP.
-//!
-//! `cargo test` builds the examples first. `cargo test --test NAME` alone does not: after a change
-//! it would run the example as it was before.
-#![allow(dead_code, reason = "no test uses all of it")]
-#![allow(clippy::disallowed_methods, reason = "a test may start tasks")]
+//! Helpers of more than one test file.
+#![allow(dead_code, reason = "no binary uses all of them")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
-    env,
-    error::Error,
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::Stdio,
+    future::{Future, pending, poll_fn},
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
     time::Duration,
 };
 
-use hyper::{
-    HeaderMap, Request, Response, StatusCode,
-    body::{Body, Bytes, Incoming},
-    client::conn::http1::SendRequest,
-};
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader},
-    net::TcpStream,
-    process::{Child, Command},
-    sync::watch,
-};
+use tokio::{runtime::Handle, sync::mpsc, task::yield_now};
+use tower_jobs::{JobFailure, JobInfo, Scheduler, SchedulerBuilder, Stats};
 
+pub(crate) mod http;
+pub(crate) mod logs;
 pub(crate) mod mail;
+pub(crate) mod oneshot;
+pub(crate) mod process;
+pub(crate) mod wire;
 
-pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const HOUR: Duration = Duration::from_secs(60 * 60);
+pub(crate) const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// The real time after which a test fails. Only a future that hangs takes as long.
+pub(crate) const PLENTY: Duration = Duration::from_secs(60);
 
-/// What `future` gives, or a failed test: nothing here takes a minute unless it never comes.
+// Waiting.
+
+/// The output of `future`, or a failed test after [`PLENTY`].
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
-    match tokio::time::timeout(Duration::from_secs(60), future).await {
+    match tokio::time::timeout(PLENTY, future).await {
         Ok(output) => output,
-        Err(_) => panic!("waited 60 s in vain for {what}"),
+        Err(_) => panic!("waited {PLENTY:?} in vain for {what}"),
     }
 }
 
-/// An empty folder for the test of that name.
-pub(crate) fn empty_folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    if folder.exists() {
-        fs::remove_dir_all(&folder).expect("an earlier run's folder can be removed");
+/// Lets every task of a current-thread runtime do what it can.
+pub(crate) async fn turn() {
+    for _ in 0..10 {
+        yield_now().await;
     }
-    fs::create_dir_all(&folder).expect("a folder can be made in the target directory");
-    folder
 }
 
-/// A command that runs an example of this crate on a free port, in a folder of its own.
-pub(crate) fn example(name: &str, folder: &Path) -> Command {
-    // Cargo puts tests into target/PROFILE/deps and examples into target/PROFILE/examples.
-    let test = env::current_exe().expect("a test knows its own path");
-    let profile = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps");
-    let program = profile.join("examples").join(name).with_extension(env::consts::EXE_EXTENSION);
-    assert!(
-        program.exists(),
-        "{} does not exist: build it with `cargo build --examples --all-features`",
-        program.display()
-    );
-    let mut command = Command::new(program);
-    command
-        .current_dir(folder)
-        .env("ADDR", "127.0.0.1:0")
-        .env("NO_COLOR", "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command
+/// Lets the tasks go first that are ready. Unlike `yield_now`, it does not wait until the runtime
+/// has looked for I/O.
+pub(crate) async fn give_way_once() {
+    let mut first = true;
+    poll_fn(|cx| {
+        cx.waker().wake_by_ref();
+        if mem::take(&mut first) { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
 }
 
-/// A started process and what it prints.
-pub(crate) struct Process {
-    child: Child,
-    pub(crate) stdout: Lines,
-    pub(crate) stderr: Lines,
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
 }
 
-/// How a process ended, and all that it printed.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    /// `None` if a signal ended it.
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-impl Process {
-    pub(crate) fn start(command: &mut Command) -> Self {
-        let mut child = command.spawn().expect("the program starts");
-        let stdout = Lines::of(child.stdout.take().expect("standard output is piped"));
-        let stderr = Lines::of(child.stderr.take().expect("standard error is piped"));
-        Self { child, stdout, stderr }
-    }
-
-    /// Where the program says that it listens.
-    pub(crate) async fn address(&self) -> SocketAddr {
-        let line = self.stdout.line_with("listening on http://").await;
-        let address = line.trim_start_matches("listening on http://").parse();
-        address.expect("the program prints an address")
-    }
-
-    /// Sends SIGTERM.
-    #[cfg(unix)]
-    pub(crate) async fn terminate(&self) {
-        assert!(self.try_terminate().await, "SIGTERM could not be sent");
-    }
-
-    /// Sends SIGTERM to a program that may have ended.
-    #[cfg(unix)]
-    pub(crate) async fn try_terminate(&self) -> bool {
-        // The number is nobody else's before the end has been waited for.
-        let Some(pid) = self.child.id() else { return false };
-        let kill = format!("kill -TERM {pid}");
-        let status = Command::new("sh").args(["-c", &kill]).status().await;
-        status.expect("sh runs").success()
-    }
-
-    pub(crate) async fn ended(mut self) -> Ended {
-        let status = within("the program's end", self.child.wait()).await;
-        Ended {
-            code: status.expect("a child can be waited for").code(),
-            stdout: self.stdout.all().await.join("\n"),
-            stderr: self.stderr.all().await.join("\n"),
+/// Runs a future in this thread, outside any runtime.
+#[track_caller]
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    assert!(Handle::try_current().is_err(), "this thread has a runtime");
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut waits = 0;
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
         }
+        thread::park_timeout(PLENTY / 4);
+        waits += 1;
+        assert!(waits < 100_000, "woken without end, or never");
     }
 }
 
-/// The lines that a process prints, as they come.
+// Schedulers and their accounts.
+
+pub(crate) fn limited(limit: usize, pending_limit: usize) -> Scheduler {
+    Scheduler::builder().limit(limit).pending_limit(pending_limit).build()
+}
+
+pub(crate) type Failures = mpsc::UnboundedReceiver<JobFailure>;
+
+/// A scheduler, and the failures that its `on_failure` is called with.
+pub(crate) fn watched(builder: SchedulerBuilder) -> (Scheduler, Failures) {
+    let (sender, failures) = mpsc::unbounded_channel();
+    (builder.on_failure(move |failure| drop(sender.send(failure))).build(), failures)
+}
+
+/// The failures so far, as text.
+pub(crate) fn all(failures: &mut Failures) -> Vec<String> {
+    received(failures).iter().map(JobFailure::to_string).collect()
+}
+
+/// The messages so far.
+pub(crate) fn received<T>(messages: &mut mpsc::UnboundedReceiver<T>) -> Vec<T> {
+    std::iter::from_fn(|| messages.try_recv().ok()).collect()
+}
+
+/// The number of a job that is named by it.
+pub(crate) fn number(name: &str) -> usize {
+    name.parse().expect("a number")
+}
+
+pub(crate) fn names(jobs: &[JobInfo]) -> Vec<&str> {
+    jobs.iter().map(|job| &*job.name).collect()
+}
+
+/// The accounting law: every accepted job is in exactly one of the counts.
+#[track_caller]
+pub(crate) fn assert_adds_up(stats: &Stats) {
+    let live = stats.deferred + stats.pending + stats.active;
+    let well = stats.completed + stats.skipped;
+    let cut_short = stats.cancelled + stats.never_started + stats.abandoned;
+    let failed = stats.failed + stats.panicked + stats.timed_out;
+    assert_eq!(stats.accepted, live + well + cut_short + failed, "{stats:?}");
+}
+
+// Panics and drops.
+
+/// The text of the panic of `code`.
+#[track_caller]
+pub(crate) fn panic_text<T>(code: impl FnOnce() -> T) -> String {
+    let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(code()))) else {
+        panic!("no panic");
+    };
+    match payload.downcast::<String>() {
+        Ok(text) => *text,
+        Err(payload) => (*payload.downcast::<&str>().expect("a text")).to_owned(),
+    }
+}
+
+/// Runs its code when it is dropped.
+pub(crate) struct OnDrop<F: FnMut()>(pub(crate) F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Panics with "boom" when it is dropped.
+pub(crate) struct Grenade;
+
+impl Drop for Grenade {
+    fn drop(&mut self) {
+        panic!("boom");
+    }
+}
+
+/// A job that holds this, and never ends by itself.
+pub(crate) async fn holding(held: impl Sized) {
+    pending::<()>().await;
+    drop(held);
+}
+
+/// Counts the drops of the values of `one`.
+#[derive(Clone, Default)]
+pub(crate) struct Drops(Arc<AtomicUsize>);
+
+impl Drops {
+    pub(crate) fn one(&self) -> Dropped {
+        Dropped(self.0.clone())
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+pub(crate) struct Dropped(Arc<AtomicUsize>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+// Numbers.
+
+/// SplitMix64: the same numbers for the same seed.
 #[derive(Clone)]
-pub(crate) struct Lines(watch::Receiver<Vec<String>>);
+pub(crate) struct Random(pub(crate) u64);
 
-impl Lines {
-    pub(crate) fn of(pipe: impl AsyncRead + Unpin + Send + 'static) -> Self {
-        let (sender, receiver) = watch::channel(Vec::new());
-        tokio::spawn(async move {
-            let mut lines = BufReader::new(pipe).lines();
-            while let Ok(Some(line)) = lines.next_line().await {
-                sender.send_modify(|lines| lines.push(line));
-            }
-        });
-        Self(receiver)
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
     }
 
-    /// The lines so far.
-    pub(crate) fn so_far(&self) -> Vec<String> {
-        self.0.borrow().clone()
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
     }
 
-    /// The first line with that text in it, printed already or not yet.
-    pub(crate) async fn line_with(&self, text: &str) -> String {
-        let mut lines = self.0.clone();
-        let found = |lines: &Vec<String>| lines.iter().any(|line| line.contains(text));
-        let what = format!("a line with {text:?}");
-        let ended = within(&what, lines.wait_for(found)).await.is_err();
-        let line = self.so_far().into_iter().find(|line| line.contains(text));
-        assert!(line.is_some() || !ended, "no {what} among {:#?}", self.so_far());
-        line.unwrap_or_default()
+    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[usize::try_from(self.below(of.len() as u64)).expect("an index")]
     }
 
-    /// All lines, once the process has ended.
-    pub(crate) async fn all(&self) -> Vec<String> {
-        let mut lines = self.0.clone();
-        within("the end of the output", async { while lines.changed().await.is_ok() {} }).await;
-        self.so_far()
-    }
-}
-
-/// What a server answered.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
-    pub(crate) text: String,
-}
-
-/// Sends one request over a connection of its own.
-pub(crate) async fn send<B>(to: SocketAddr, request: Request<B>) -> Result<Answer, BoxError>
-where
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-{
-    Connection::open(to).await?.send(request).await
-}
-
-/// A connection that is kept open for one request after the other.
-pub(crate) struct Connection<B> {
-    to: SocketAddr,
-    client: SendRequest<B>,
-}
-
-impl<B> Connection<B>
-where
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-{
-    pub(crate) async fn open(to: SocketAddr) -> Result<Self, BoxError> {
-        Self::over(TcpStream::connect(to).await?, to).await
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
     }
 
-    /// Speaks HTTP over `stream`, which leads there.
-    pub(crate) async fn over(
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        to: SocketAddr,
-    ) -> Result<Self, BoxError> {
-        let (client, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        Ok(Self { to, client })
+    pub(crate) fn ms(&mut self, end: u64) -> Duration {
+        Duration::from_millis(self.below(end))
     }
 
-    /// Sends a request and gives the head of the answer, with the body still to come.
-    pub(crate) async fn begin(
-        &mut self,
-        mut request: Request<B>,
-    ) -> Result<Response<Incoming>, BoxError> {
-        let host = self.to.to_string().parse().expect("an address is a header value");
-        request.headers_mut().insert("host", host);
-        self.client.ready().await?;
-        Ok(self.client.send_request(request).await?)
-    }
-
-    pub(crate) async fn send(&mut self, request: Request<B>) -> Result<Answer, BoxError> {
-        let response = within("a response", self.begin(request)).await?;
-        let (head, body) = response.into_parts();
-        let body = http_body_util::BodyExt::collect(body).await?.to_bytes();
-        let text = String::from_utf8(body.into())?;
-        Ok(Answer { status: head.status, headers: head.headers, text })
+    pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            let other = self.below(last as u64 + 1);
+            items.swap(last, usize::try_from(other).expect("an index"));
+        }
     }
 }

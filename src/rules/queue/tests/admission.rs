@@ -27,33 +27,66 @@ fn shielded_work_holds_no_place() {
     assert_eq!(bench.offer(), Taken);
 }
 
-/// Invariant 2: a deferred job holds its place from the start.
+/// Invariant 10: a deferred job needs what any job needs, and then holds nothing.
 #[test]
 fn deferred_job_is_refused_at_once_or_never() {
-    let mut bench = Bench::new(2, 0);
-    assert_eq!([(); 3].map(|()| bench.offer_as(Admit::Deferred, NO_NAMES)), [Taken, Taken, Full]);
-    assert_eq!(bench.offer(), Full);
-    assert_eq!(bench.counts(), (0, 0));
+    let mut bench = Bench::new(1, 0);
+    let defer = |bench: &mut Bench| bench.offer_as(Admit::Deferred, NO_NAMES);
+    assert_eq!([(); 3].map(|()| defer(&mut bench)), [Taken; 3]);
+    assert_eq!(bench.offer(), Taken);
+    assert_eq!(defer(&mut bench), Full);
     bench.begin(1);
     bench.begin(0);
     bench.begin(0);
-    assert_eq!(bench.started, [1, 0]);
-    assert_eq!(bench.counts(), (2, 0));
+    assert_eq!(bench.counts(), (1, 2), "they wait although nothing else may");
+    assert_eq!(bench.offer(), Full);
+    bench.finish(3, Outcome::Completed);
+    assert_eq!(bench.started, [3, 1]);
 }
 
-/// Invariants 3 and 10.
+/// Invariants 2 and 10.
 #[test]
-fn job_starts_beside_deferred_jobs() {
-    let mut bench = Bench::new(1, 2);
-    assert_eq!([(); 3].map(|()| bench.offer_as(Admit::Deferred, NO_NAMES)), [Taken, Taken, Full]);
-    assert_eq!(bench.offer_all(), [Taken, Full]);
+fn deferred_jobs_keep_no_other_job_from_running_or_waiting() {
+    let mut bench = Bench::with_deferred_limit(1, 2, 2);
+    let deferred = [(); 3].map(|()| bench.offer_as(Admit::Deferred, NO_NAMES));
+    assert_eq!(deferred, [Taken, Taken, DeferredFull]);
+    assert_eq!(bench.offer_all(), [Taken, Taken, Taken, Full]);
     assert_eq!(bench.started, [3]);
     bench.begin(0);
-    assert_eq!((bench.counts(), bench.queue.deferred_count()), ((1, 1), 1));
+    assert_eq!((bench.counts(), bench.queue.deferred_count()), ((1, 3), 1));
     assert!(bench.remove(1, Outcome::Skipped));
-    assert_eq!(bench.offer_all(), [Taken, Full]);
+    assert_eq!(bench.offer_as(Admit::Deferred, NO_NAMES), Full);
     bench.finish(3, Outcome::Completed);
-    assert_eq!(bench.started, [3, 0]);
+    assert_eq!(bench.started, [3, 4], "the line is in order");
+}
+
+/// Invariant 10: pending jobs beyond the limit count as if they were deferred still.
+#[test]
+fn deferred_and_overflowing_jobs_are_bounded_together() {
+    let mut bench = Bench::with_all([Some(9), Some(0), Some(2), Some(1)]);
+    assert_eq!(bench.offer_as(Admit::Limited, key("a")), Taken);
+    assert_eq!(bench.offer_as(Admit::Deferred, key("b")), Taken);
+    assert_eq!(bench.offer_as(Admit::Deferred, key("b")), Taken);
+    bench.begin(1);
+    bench.begin(2);
+    assert_eq!(bench.counts(), (2, 1));
+    assert_eq!(bench.offer_as(Admit::Deferred, key("c")), Taken);
+    assert_eq!(bench.offer_as(Admit::Deferred, key("c")), DeferredFull);
+}
+
+/// Invariant 2: a spawner is granted a place only below `pending_limit`.
+#[test]
+fn overflowing_jobs_grant_no_spawner() {
+    let mut bench = Bench::new(1, 1);
+    bench.offer_as(Admit::Deferred, NO_NAMES);
+    bench.offer_all::<2>();
+    let (_, bell) = bench.join(NO_NAMES);
+    bench.begin(0);
+    assert_eq!(bench.counts(), (1, 2));
+    bench.finish(1, Outcome::Completed);
+    assert!(!granted(&bell));
+    bench.finish(2, Outcome::Completed);
+    assert!(granted(&bell));
 }
 
 /// Invariant 6.

@@ -23,7 +23,7 @@ struct Crew {
 
 impl Crew {
     fn new(limit: impl Into<Option<usize>>, threads: u32) -> Self {
-        let mut queue = Queue::new(limit.into(), None, None);
+        let mut queue = Queue::new(limit.into(), None, None, None);
         queue.set_threads(threads);
         let (jobs, requested) = (Vec::new(), Vec::new());
         Self { queue, threads, jobs, requested, runners: Vec::new(), order: Vec::new() }

@@ -141,7 +141,7 @@ fn longest_pending_job_that_may_start_is_first() {
 fn job_of_a_full_key_needs_a_place_to_wait() {
     let mut bench = Bench::with_keys(9, 2, 1);
     assert_eq!(bench.offer_named([key("a"); 4]), [Taken, Taken, Taken, Full]);
-    assert_eq!(bench.offer_as(Admit::Deferred, NO_NAMES), Full);
+    assert_eq!(bench.offer_as(Admit::Deferred, key("a")), Full);
     assert_eq!(bench.offer_named([key("b"), NO_NAMES]), [Taken; 2]);
     assert_eq!(bench.counts(), (3, 2));
 
@@ -149,17 +149,29 @@ fn job_of_a_full_key_needs_a_place_to_wait() {
     assert_eq!(no_queue.offer_named([key("a"), key("a"), key("b")]), [Taken, Full, Taken]);
 }
 
-/// Invariants 1 and 2.
+/// Invariants 1 and 2: it waits although there is no queue.
 #[test]
-fn deferred_job_without_a_queue_waits_with_its_permit() {
+fn deferred_job_without_a_queue_waits_for_its_key() {
     let mut bench = Bench::with_keys(2, 0, 1);
     assert_eq!(bench.offer_as(Admit::Deferred, key("a")), Taken);
     assert_eq!(bench.offer_as(Admit::Limited, key("a")), Taken);
     bench.begin(0);
     assert_eq!(bench.started, [1]);
-    assert_eq!(bench.offer(), Full, "two places, both held");
+    assert_eq!(bench.offer_as(Admit::Deferred, key("a")), Full);
+    assert_eq!(bench.offer(), Taken, "a permit is free");
     bench.finish(1, Outcome::Completed);
-    assert_eq!(bench.started, [1, 0]);
+    assert_eq!(bench.started, [1, 3, 0]);
+}
+
+/// Invariant 2: however many jobs wait for their key.
+#[test]
+fn job_that_could_start_needs_no_place_to_wait() {
+    let mut bench = Bench::with_keys(10, 5, 1);
+    assert_eq!(bench.offer_named([key("a"); 7]), [Taken, Taken, Taken, Taken, Taken, Taken, Full]);
+    assert_eq!(bench.offer_as(Admit::Deferred, key("a")), Full);
+    assert_eq!(bench.offer_as(Admit::Deferred, key("b")), Taken);
+    assert_eq!(bench.offer_as(Admit::Limited, key("b")), Taken);
+    assert_eq!(bench.started, [0, 9]);
 }
 
 #[test]

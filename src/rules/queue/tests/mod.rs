@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::*;
-use crate::rules::{state::JobId, step::UniqueKey};
+use crate::rules::{ledger::Ended, state::JobId, step::UniqueKey};
 
 mod admission;
 mod closing;
@@ -156,7 +156,7 @@ struct Bench {
     idle: bool,
 }
 
-use Answer::{Closed, Duplicate, Full, Taken, Waits};
+use Answer::{Closed, DeferredFull, Duplicate, Full, Taken, Waits};
 
 /// The answer to an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +164,7 @@ enum Answer {
     Taken,
     Waits(Ticket),
     Full,
+    DeferredFull,
     Closed,
     /// The number of the job that has the unique key.
     Duplicate(usize),
@@ -179,8 +180,18 @@ impl Bench {
         pending_limit: impl Into<Option<usize>>,
         limit_per_key: impl Into<Option<usize>>,
     ) -> Self {
+        Self::with_all([limit.into(), pending_limit.into(), None, limit_per_key.into()])
+    }
+
+    fn with_deferred_limit(limit: usize, pending_limit: usize, deferred_limit: usize) -> Self {
+        Self::with_all([Some(limit), Some(pending_limit), Some(deferred_limit), None])
+    }
+
+    /// With `limit`, `pending_limit`, `deferred_limit` and `limit_per_key`.
+    fn with_all(limits: [Option<usize>; 4]) -> Self {
+        let [limit, pending_limit, deferred_limit, limit_per_key] = limits;
         Self {
-            queue: Queue::new(limit.into(), pending_limit.into(), limit_per_key.into()),
+            queue: Queue::new(limit, pending_limit, deferred_limit, limit_per_key),
             jobs: Vec::new(),
             now: Moment::from_nanos(0),
             started: Vec::new(),
@@ -218,6 +229,7 @@ impl Bench {
                 Taken
             }
             Err(Refusal::Full) => Full,
+            Err(Refusal::DeferredFull) => DeferredFull,
             Err(Refusal::Closed) => Closed,
             Err(Refusal::Duplicate(id)) => {
                 let first = self.jobs.iter().position(|job| job.id() == id);

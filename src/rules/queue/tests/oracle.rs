@@ -72,9 +72,11 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// The rules, over lists of job numbers.
 struct Model {
     limit: usize,
     pending_limit: usize,
+    deferred_limit: usize,
     limit_per_key: usize,
     phase: Phase,
     names: Vec<Names>,
@@ -89,6 +91,8 @@ struct Model {
     admitted: Vec<usize>,
     started: Vec<usize>,
     replaced: Vec<usize>,
+    /// Jobs that took over the turn of another, with that one.
+    inherited: Vec<(usize, usize)>,
     accepted: u64,
     outcomes: Vec<Outcome>,
     ended: Vec<(usize, Outcome)>,
@@ -100,17 +104,21 @@ impl Model {
         self.active.iter().filter(inside).copied().collect()
     }
 
-    fn to_wait(&self) -> usize {
-        self.pending.len() + self.deferred.len() + self.granted.len()
-    }
-
-    fn free(&self) -> bool {
-        let held = self.running().len() + self.to_wait();
-        self.limit.checked_add(self.pending_limit).is_none_or(|places| held < places)
+    /// Pending jobs, and spawners that may become pending.
+    fn waiting_for_a_permit(&self) -> usize {
+        self.pending.len() + self.granted.len()
     }
 
     fn may_wait(&self) -> bool {
-        self.to_wait() < self.pending_limit // 10
+        self.waiting_for_a_permit() < self.pending_limit // 2
+    }
+
+    /// A permit is free, or the job may wait for one.
+    fn may_run_or_wait(&self) -> bool {
+        let running = self.running().len();
+        let held = running + self.waiting_for_a_permit();
+        running + self.granted.len() < self.limit
+            || self.limit.checked_add(self.pending_limit).is_none_or(|all| held < all)
     }
 
     fn of_key(&self, key: &str) -> usize {
@@ -118,18 +126,12 @@ impl Model {
         all.filter(|number| self.names[*number].key == Some(key)).count()
     }
 
-    fn key_is_open(&self, names: Names) -> bool {
+    fn key_has_room(&self, names: Names) -> bool {
         names.key.is_none_or(|key| self.of_key(key) < self.limit_per_key)
     }
 
-    fn has_room(&self, how: Admit, names: Names) -> bool {
-        match how {
-            Admit::Outside => true,
-            Admit::Limited if self.key_is_open(names) => self.free(),
-            Admit::Limited => self.may_wait(),
-            Admit::Deferred if self.pending_limit == 0 => self.free(),
-            Admit::Deferred => self.may_wait(),
-        }
+    fn has_room(&self, names: Names) -> bool {
+        if self.key_has_room(names) { self.may_run_or_wait() } else { self.may_wait() }
     }
 
     /// The job of the same unique key, and whether it may be replaced.
@@ -142,32 +144,32 @@ impl Model {
         Some((rival, replace && !self.active.contains(&rival)))
     }
 
-    /// What is said to a job that is offered.
+    /// The answer to an offered job.
     fn offer(&mut self, number: usize, how: Admit) -> Answer {
         let names = self.names[number];
-        let rival = self.rival(names);
-        match rival {
+        let rival = self.rival(names).map(|(rival, _)| rival);
+        let replaces_pending = rival.is_some_and(|rival| self.pending.contains(&rival));
+        let replaces_deferred = rival.is_some_and(|rival| self.deferred.contains(&rival));
+        let overflow = self.pending.len().saturating_sub(self.pending_limit);
+        let deferred = self.deferred.len() + overflow - usize::from(replaces_deferred);
+        match self.rival(names) {
             _ if self.phase == Phase::Closed => Closed,
             Some((rival, false)) => Duplicate(rival),
-            // It would have to wait, and there is nothing to wait in.
-            Some(_)
-                if how == Admit::Limited && self.pending_limit == 0 && !self.key_is_open(names) =>
-            {
-                Full
-            }
-            None if !self.has_room(how, names) => Full,
+            _ if how == Admit::Outside => self.accept(number, how),
+            _ if !replaces_pending && !self.has_room(names) => Full,
+            _ if how == Admit::Deferred && deferred >= self.deferred_limit => DeferredFull, // 10
             _ => self.accept(number, how),
         }
     }
 
     fn accept(&mut self, number: usize, how: Admit) -> Answer {
-        if let Some((rival, true)) = self.rival(self.names[number]) {
-            self.end(rival, Outcome::Cancelled);
-            self.replaced.push(rival);
-        }
         self.accepted += 1;
+        let turn = match self.rival(self.names[number]) {
+            Some((rival, true)) => self.replace(rival, number, how),
+            _ => None,
+        };
         match how {
-            Admit::Limited => self.pending.push(number),
+            Admit::Limited => self.pending.insert(turn.unwrap_or(self.pending.len()), number),
             Admit::Deferred => self.deferred.push(number),
             Admit::Outside => {
                 self.outside.push(number);
@@ -176,6 +178,24 @@ impl Model {
             }
         }
         Taken
+    }
+
+    /// Ends the rival. Returns the turn of a pending one that the job takes over, with its admission if
+    /// both have the same key.
+    fn replace(&mut self, rival: usize, number: usize, how: Admit) -> Option<usize> {
+        let turn = self.pending.iter().position(|other| *other == rival);
+        let turn = turn.filter(|_| how == Admit::Limited);
+        let same_key = self.names[rival].key == self.names[number].key;
+        if turn.is_some() && same_key && self.admitted.contains(&rival) {
+            self.admitted.retain(|other| *other != number);
+            self.admitted.push(number);
+        }
+        if turn.is_some() {
+            self.inherited.push((number, rival));
+        }
+        self.end(rival, Outcome::Cancelled);
+        self.replaced.push(rival);
+        turn
     }
 
     /// A spawner leaves the line, granted or not.
@@ -213,10 +233,10 @@ impl Model {
 
     /// Does the first thing that can be done, if there is one.
     fn settle_one(&mut self) -> bool {
-        let opens = |number: &&usize| self.key_is_open(self.names[**number]);
+        let opens = |number: &&usize| self.key_has_room(self.names[**number]);
         let held = self.pending.iter().filter(|number| !self.admitted.contains(number));
         let ready = self.pending.iter().find(|number| self.admitted.contains(number));
-        let call = match self.free() {
+        let call = match self.may_run_or_wait() {
             true if self.may_wait() => self.waiting.first(),
             true => self.waiting.iter().find(opens),
             false => None,
@@ -259,11 +279,13 @@ fn pick<T: Copy>(from: &[T], at: usize) -> Option<T> {
     (!from.is_empty()).then(|| from[at % from.len()])
 }
 
-fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<Step>) {
-    let mut bench = Bench::with_keys(limit, pending_limit, limit_per_key);
+fn check(limits: [Option<usize>; 4], steps: Vec<Step>) {
+    let mut bench = Bench::with_all(limits);
+    let [limit, pending_limit, deferred_limit, limit_per_key] = limits;
     let mut model = Model {
         limit: limit.unwrap_or(usize::MAX),
         pending_limit: pending_limit.unwrap_or(usize::MAX),
+        deferred_limit: deferred_limit.unwrap_or(usize::MAX),
         limit_per_key: limit_per_key.unwrap_or(usize::MAX),
         phase: Phase::Open,
         names: Vec::new(),
@@ -276,6 +298,7 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
         admitted: Vec::new(),
         started: Vec::new(),
         replaced: Vec::new(),
+        inherited: Vec::new(),
         accepted: 0,
         outcomes: Vec::new(),
         ended: Vec::new(),
@@ -283,10 +306,10 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
     // Spawners that have joined the line and not left it, and the time of each job's last move.
     let mut spawners: Vec<(usize, Ticket, Arc<Bell>)> = Vec::new();
     let mut since: Vec<(JobState, Moment)> = Vec::new();
-    // Jobs that were deferred, and are so no more.
-    let mut begun = Vec::new();
+    let mut last_overflow = 0;
     for step in steps {
         bench.now = Moment::from_nanos(bench.now.as_nanos() + 1);
+        let may_overflow = matches!(step, Step::Begin(_) | Step::Ask(_));
         match step {
             Step::Offer(names)
             | Step::OfferOrWait(names)
@@ -320,7 +343,6 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
                 if model.phase != Phase::Closed && model.deferred.contains(&number) {
                     model.deferred.retain(|other| *other != number);
                     model.pending.push(number);
-                    begun.push(number);
                 }
             }
             Step::Ask(at) => {
@@ -423,10 +445,10 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
         );
         assert_eq!(bench.counts(), (model.active.len(), model.pending.len()));
         assert_eq!(queue.deferred_count(), model.deferred.len());
-        let waits_beside_no_queue =
-            |number: &&usize| model.pending_limit == 0 && begun.contains(number);
-        let beside = model.pending.iter().filter(waits_beside_no_queue).count();
-        assert!(queue.pending_count() <= model.pending_limit.saturating_add(beside)); // 2
+        assert!(queue.deferred_count() <= model.deferred_limit); // 10
+        let overflow = queue.pending_count().saturating_sub(model.pending_limit);
+        assert!(overflow <= last_overflow || may_overflow); // 2
+        last_overflow = overflow;
         assert_eq!(queue.waiting_count(), model.waiting.len()); // 4
         assert_eq!((queue.phase(), queue.is_idle()), (model.phase, model.idle())); // 8
         assert_eq!(queue.totals().accepted, model.accepted);
@@ -442,6 +464,9 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
                 assert!(bell.rings() <= 1);
             }
         }
+        let inherited: Vec<_> = model.inherited.drain(..).collect();
+        let turns = inherited.into_iter().map(|(number, rival)| (number, since[rival].1));
+        let turns: Vec<_> = turns.collect();
         for number in 0..bench.jobs.len() {
             let expected = match () {
                 () if model.active.contains(&number) => JobState::Active,
@@ -456,8 +481,14 @@ fn check([limit, pending_limit, limit_per_key]: [Option<usize>; 3], steps: Vec<S
                 since[number] = (expected, bench.now);
             }
         }
+        for (number, turn) in turns {
+            if since[number].0 == JobState::Pending {
+                since[number].1 = turn; // 5
+            }
+        }
         let oldest = |jobs: &[usize]| jobs.iter().map(|number| since[*number].1).min();
-        assert_eq!(queue.oldest(), (oldest(&model.pending), oldest(&model.active)));
+        let jobs = [&model.deferred, &model.pending, &model.active];
+        assert_eq!(queue.oldest(), jobs.map(|jobs| oldest(jobs)));
     }
 }
 
@@ -467,9 +498,9 @@ fn every_invariant_holds_after_every_step() {
         prop_oneof![4 => (1..4_usize).prop_map(Some), 1 => Just(None)],
         prop_oneof![1 => Just(Some(0)), 4 => (1..4_usize).prop_map(Some), 1 => Just(None)],
         prop_oneof![4 => (1..4_usize).prop_map(Some), 1 => Just(None)],
+        prop_oneof![4 => (1..4_usize).prop_map(Some), 1 => Just(None)],
     );
-    let limits = limits
-        .prop_map(|(limit, pending_limit, limit_per_key)| [limit, pending_limit, limit_per_key]);
+    let limits = limits.prop_map(|(limit, pending, deferred, key)| [limit, pending, deferred, key]);
     let history = (limits, prop::collection::vec(step(), 1..80));
     let mut config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     if env::var_os("PROPTEST_CASES").is_none() {

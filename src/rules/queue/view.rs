@@ -1,0 +1,98 @@
+//! Looking at the queue: counts, states, ages and pages of jobs.
+
+use std::iter::successors;
+
+use crate::{
+    rules::{
+        ledger::Totals,
+        line::Row,
+        queue::{Hot, Queue},
+        state::JobState,
+        step::{JobKey, JobMeta, Phase},
+        table::{NONE, RowIndex},
+    },
+    util::clock::Moment,
+};
+
+impl<R: JobMeta, W> Queue<R, W> {
+    pub(crate) fn phase(&self) -> Phase {
+        self.cold.phase
+    }
+
+    pub(crate) fn state(&self, job: JobKey) -> JobState {
+        let row = self.hot.table.get(job.row).filter(|row| row.meta().id() == job.id);
+        row.map_or(JobState::Finished, Row::state)
+    }
+
+    /// Whether nothing runs or waits, and no spawner is between its grant and its admission. A closed
+    /// queue does not wait for spawners, since it refuses them.
+    pub(crate) fn is_idle(&self) -> bool {
+        let no_spawners = self.cold.grants.is_empty() && !self.cold.keys.has_waiting();
+        self.hot.table.is_empty() && (no_spawners || self.cold.phase == Phase::Closed)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.hot.table.len()
+    }
+
+    pub(crate) fn deferred_count(&self) -> usize {
+        self.cold.deferred_len
+    }
+
+    /// Up to `most` jobs that were deferred by the moment `by`, longest deferred first.
+    pub(crate) fn deferred_by(&self, by: Moment, most: usize) -> Vec<R> {
+        let table = &self.hot.table;
+        let row = |index: RowIndex| table.get(index).map(|row| (index, row));
+        let next = |(_, deferred): &(RowIndex, &Row<R, W>)| row(deferred.links.next);
+        let rows = successors(row(self.cold.deferred.first), next);
+        let until = rows.take_while(|(_, row)| row.stamp.since() <= by);
+        until.take(most).map(|(_, row)| row.meta().clone()).collect()
+    }
+
+    pub(crate) fn pending_count(&self) -> usize {
+        self.hot.line.pending as usize + self.cold.keys.len()
+    }
+
+    pub(crate) fn active_count(&self) -> usize {
+        self.hot.line.active as usize
+    }
+
+    pub(crate) fn waiting_count(&self) -> usize {
+        self.cold.keys.waiting_count()
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.hot.totals
+    }
+
+    pub(crate) fn totals_at_drain(&self) -> Totals {
+        self.cold.ledger.at_drain
+    }
+
+    /// Since when the longest deferred job has been deferred, the first pending one pending, and the
+    /// longest active one active.
+    pub(crate) fn oldest(&self) -> [Option<Moment>; 3] {
+        let Hot { table, line, .. } = &self.hot;
+        let deferred = Some(self.cold.deferred.first).filter(|first| *first != NONE);
+        let pending = line.first_pending().or_else(|| self.cold.keys.first());
+        let since = |row: Option<RowIndex>| row.map(|row| table[row].stamp.since());
+        [deferred, pending, line.first_active()].map(since)
+    }
+
+    /// The jobs in up to `most` rows from `from` on, and the row to go on from.
+    pub(crate) fn page(&self, from: usize, most: usize) -> (Vec<(R, JobState)>, Option<usize>) {
+        let Hot { table, line, .. } = &self.hot;
+        let active = self.active_count();
+        if from == 0 && active <= most && active == table.len() {
+            // All other rows are free, and there may be a million of them.
+            let next = |row: &RowIndex| Some(table[*row].links.next).filter(|next| *next != NONE);
+            let active = successors(line.first_active(), next);
+            let job = |row| (table[row].meta().clone(), JobState::Active);
+            return (active.map(job).collect(), None);
+        }
+        let to = from.saturating_add(most).min(table.end());
+        let rows = (from..to).filter_map(|row| table.get(RowIndex::try_from(row).ok()?));
+        let jobs = rows.map(|row| (row.meta().clone(), row.state()));
+        (jobs.collect(), (to < table.end()).then_some(to))
+    }
+}

@@ -1,0 +1,484 @@
+//! The places of deferred jobs: taken at the call, and given back however the job ends.
+
+use std::{
+    convert::Infallible,
+    future::{pending, ready},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    thread,
+    time::Duration,
+};
+
+use http::{Request, Response, StatusCode, Version};
+use http_body_util::Empty;
+use hyper::body::{Bytes, Frame};
+use tokio::sync::{Notify, mpsc};
+use tokio_test::{assert_pending, assert_ready, task::spawn as poll_by_hand};
+use tower::{ServiceExt, service_fn};
+use tower_jobs::{
+    Job, JobState, Jobs, JobsLayer, ResponseOutcome, Scheduler, SpawnError, Stats, TrySpawnError,
+};
+
+use crate::support::{
+    SECOND, give_way_once, limited,
+    oneshot::{Open, respond, respond_over, respond_with},
+    received, watched,
+};
+
+const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
+const ABORTED: ResponseOutcome = ResponseOutcome::Aborted(StatusCode::OK);
+
+/// A response with an unread body: dropped, it is aborted.
+async fn respond_unread(scheduler: &Scheduler) -> Open<String> {
+    respond_with(scheduler, Response::new("hello".to_owned())).await
+}
+
+/// Compares the counts. `expected` sets those that are not zero, since `Stats` is non-exhaustive.
+#[track_caller]
+fn check(scheduler: &Scheduler, expected: impl FnOnce(&mut Stats)) {
+    let mut wanted = Stats::default();
+    expected(&mut wanted);
+    let stats = scheduler.stats();
+    (wanted.oldest_pending, wanted.oldest_active) = (stats.oldest_pending, stats.oldest_active);
+    assert_eq!(stats, wanted);
+}
+
+#[tokio::test]
+async fn deferred_job_is_neither_pending_nor_active() {
+    let scheduler = limited(1, 1);
+    let open = respond(&scheduler).await;
+    let job = open.jobs.after_response(async { 7 }).unwrap();
+    assert!(job.is_deferred() && !job.is_pending() && !job.is_active() && !job.is_finished());
+    assert_eq!(job.state(), JobState::Deferred);
+    assert_eq!(scheduler.jobs()[0].state, JobState::Deferred);
+    assert_eq!((scheduler.len(), scheduler.active_count(), scheduler.pending_count()), (1, 0, 0));
+    check(&scheduler, |stats| (stats.accepted, stats.deferred) = (1, 1));
+    drop(open.response);
+    assert!(job.is_active());
+    assert_eq!(job.await.unwrap(), 7);
+    scheduler.wait_idle().await;
+    check(&scheduler, |stats| (stats.accepted, stats.completed) = (1, 1));
+}
+
+#[tokio::test]
+async fn deferred_jobs_take_queue_places_and_no_running_ones() {
+    let scheduler = limited(1, 1);
+    let open = respond(&scheduler).await;
+    let deferred = open.jobs.after_response(async {}).unwrap();
+    assert!(matches!(open.jobs.after_response(async {}), Err(TrySpawnError::Full(_))));
+    let running = scheduler.try_spawn(pending::<()>()).unwrap();
+    assert!(running.is_active() && deferred.is_deferred());
+    assert!(matches!(scheduler.try_spawn(async {}), Err(TrySpawnError::Full(_))));
+    assert!(matches!(open.jobs.after_response(async {}), Err(TrySpawnError::Full(_))));
+    drop(open.response);
+    assert!(deferred.is_pending());
+    running.abort();
+    deferred.await.unwrap();
+}
+
+#[tokio::test]
+async fn deferred_jobs_hold_running_places_where_there_is_no_queue() {
+    let scheduler = limited(2, 0);
+    let open = respond(&scheduler).await;
+    let first = open.jobs.after_response(async { 1 }).unwrap();
+    let second = open.jobs.after_success(async { 2 }).unwrap();
+
+    let refused = open.jobs.after_response(async { 3 }).unwrap_err();
+    assert!(matches!(refused, TrySpawnError::Full(_)));
+    assert_eq!(refused.into_inner().await, 3);
+    let refused = open.jobs.after_success(async { 4 }).unwrap_err();
+    assert_eq!(refused.into_inner().await, 4);
+    let refused = open.jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap_err();
+    assert_eq!(refused.into_inner()(COMPLETE).await, (COMPLETE,));
+    assert!(matches!(scheduler.spawn(async {}).await, Err(SpawnError::Full)));
+
+    drop(open.response);
+    assert!(first.is_active() && second.is_active());
+    assert_eq!((first.await.unwrap(), second.await.unwrap()), (1, 2));
+    check(&scheduler, |stats| (stats.accepted, stats.completed) = (2, 2));
+}
+
+#[tokio::test]
+async fn closed_scheduler_gives_deferred_jobs_back() {
+    let scheduler = Scheduler::new();
+    let open = respond(&scheduler).await;
+    scheduler.close().await;
+    let refused = open.jobs.after_response(async { 1 }).unwrap_err();
+    assert!(matches!(refused, TrySpawnError::Closed(_)));
+    assert_eq!(refused.into_inner().await, 1);
+    let refused = open.jobs.after_response_with(|_| async { 2 }).unwrap_err();
+    assert_eq!(refused.into_inner()(COMPLETE).await, 2);
+}
+
+#[test]
+fn without_a_runtime_deferred_jobs_are_refused() {
+    let scheduler = Scheduler::new();
+    let open = assert_ready!(poll_by_hand(respond(&scheduler)).poll());
+    let refused = open.jobs.after_response(async {}).unwrap_err();
+    assert!(matches!(refused, TrySpawnError::NoRuntime(_)));
+    drop(open.response);
+    check(&scheduler, |_| {});
+}
+
+#[tokio::test]
+async fn job_deferred_after_its_response_starts_with_its_outcome() {
+    let scheduler = Scheduler::new();
+    let open = respond_unread(&scheduler).await;
+    assert_eq!(open.jobs.response(), None);
+    let jobs = open.jobs.clone();
+    let go = Arc::new(Notify::new());
+    let spawner = {
+        let go = go.clone();
+        let late = async move {
+            go.notified().await;
+            assert_eq!(jobs.response(), Some(ABORTED));
+            let late = jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap();
+            let skipped = jobs.after_success(async {}).unwrap();
+            (late.is_active(), late.await.unwrap().0, skipped.await.unwrap_err().is_skipped())
+        };
+        open.jobs.try_spawn(async move { Vec::from([late.await]) }).unwrap()
+    };
+    drop(open.response);
+    go.notify_one();
+    assert_eq!(spawner.await.unwrap(), [(true, ABORTED, true)]);
+    scheduler.wait_idle().await;
+    check(&scheduler, |stats| (stats.accepted, stats.completed, stats.skipped) = (3, 2, 1));
+}
+
+/// A body that defers a job in its first poll.
+struct Deferring(Option<Jobs>, mpsc::UnboundedSender<ResponseOutcome>);
+
+impl hyper::body::Body for Deferring {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let sender = self.1.clone();
+        let frame = self.0.take().map(|jobs| {
+            let tell = move |outcome| async move { sender.send(outcome).unwrap() };
+            assert!(jobs.after_response_with(tell).unwrap().is_deferred());
+            Ok(Frame::data(Bytes::from_static(b"hello")))
+        });
+        Poll::Ready(frame)
+    }
+}
+
+#[tokio::test]
+async fn body_may_defer_jobs_while_it_is_read() {
+    let scheduler = Scheduler::new();
+    let (tell, mut outcomes) = mpsc::unbounded_channel();
+    let inner = service_fn(|request: Request<()>| {
+        let jobs = request.extensions().get::<Jobs>().cloned();
+        ready(Ok::<_, Infallible>(Response::new(Deferring(jobs, tell.clone()))))
+    });
+    let service = tower::ServiceBuilder::new().layer(JobsLayer::new(scheduler)).service(inner);
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    let text = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+    assert_eq!(text, "hello");
+    assert_eq!(outcomes.recv().await.unwrap(), COMPLETE);
+}
+
+#[tokio::test]
+async fn aborted_deferred_job_gives_its_place_back_unrun() {
+    let scheduler = limited(1, 0);
+    let open = respond(&scheduler).await;
+    let ran = Arc::new(AtomicBool::new(false));
+    let runs = ran.clone();
+    let deferred = open.jobs.after_response(async move { runs.store(true, Relaxed) }).unwrap();
+    deferred.abort();
+    assert!(deferred.is_finished());
+    scheduler.try_spawn(async {}).unwrap().await.unwrap();
+    drop(open.response);
+    scheduler.wait_idle().await;
+    assert!(!ran.load(Relaxed));
+    let error = deferred.await.unwrap_err();
+    assert!(error.is_cancelled() && !error.is_skipped());
+    check(&scheduler, |stats| (stats.accepted, stats.completed, stats.cancelled) = (2, 1, 1));
+}
+
+#[tokio::test]
+async fn deferred_job_that_is_closed_never_starts() {
+    let scheduler = Scheduler::new();
+    let open = respond(&scheduler).await;
+    let mut deferred: Job<()> = open.jobs.after_response(async {}).unwrap();
+    deferred.close().await.unwrap();
+    deferred.close().await.unwrap();
+    assert!(deferred.is_finished());
+    drop(open.response);
+    assert!(deferred.await.unwrap_err().is_cancelled());
+    check(&scheduler, |stats| (stats.accepted, stats.cancelled) = (1, 1));
+}
+
+#[tokio::test]
+async fn deferred_job_runs_though_its_handle_was_dropped() {
+    let scheduler = Scheduler::new();
+    let open = respond(&scheduler).await;
+    drop(open.jobs.after_response(async {}).unwrap());
+    drop(open);
+    scheduler.wait_idle().await;
+    check(&scheduler, |stats| (stats.accepted, stats.completed) = (1, 1));
+}
+
+#[tokio::test]
+async fn closing_never_starts_deferred_jobs_and_names_them() {
+    let scheduler = Scheduler::new();
+    let open = respond(&scheduler).await;
+    let mut job = open.jobs.job("receipt").after_response(async {}).unwrap();
+    let report = scheduler.close().await;
+    assert!(!report.is_clean());
+    assert_eq!(report.never_started.len(), 1);
+    assert_eq!(report.never_started[0].name, "receipt");
+    assert_eq!(report.never_started[0].id, job.id());
+    assert!(job.wait().await.unwrap_err().is_cancelled());
+    // Nothing is left to start.
+    drop(open);
+    check(&scheduler, |stats| (stats.accepted, stats.never_started) = (1, 1));
+}
+
+#[tokio::test]
+async fn draining_waits_for_responses_and_then_for_their_jobs() {
+    let scheduler = Scheduler::new();
+    let open = respond(&scheduler).await;
+    let jobs = open.jobs.clone();
+    let job = jobs.clone().after_response(async move {
+        jobs.after_response(async {}).unwrap();
+    });
+    let job = job.unwrap();
+    let mut drain = poll_by_hand(scheduler.wait_and_close());
+    assert_pending!(drain.poll());
+    assert!(scheduler.is_draining() && job.is_deferred());
+    let during = open.jobs.after_response(async {}).unwrap();
+    drop(open.response);
+    let report = drain.await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.completed, 3);
+    assert!(job.is_finished() && during.is_finished() && scheduler.is_closed());
+}
+
+#[tokio::test]
+async fn draining_ends_with_a_skipped_job_too() {
+    let scheduler = Scheduler::new();
+    let open = respond_unread(&scheduler).await;
+    open.jobs.after_success(async {}).unwrap();
+    let mut drain = poll_by_hand(scheduler.wait_and_close());
+    assert_pending!(drain.poll());
+    drop(open.response);
+    let report = drain.await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.completed, report.skipped), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_out_of_time_never_starts_deferred_jobs() {
+    let scheduler = Scheduler::new();
+    let open = respond(&scheduler).await;
+    open.jobs.after_response(async {}).unwrap();
+    let report = scheduler.wait_and_close_within(Duration::from_secs(5)).await;
+    assert_eq!(report.never_started.len(), 1);
+    assert_eq!(report.elapsed, Duration::from_secs(5));
+    drop(open);
+    check(&scheduler, |stats| (stats.accepted, stats.never_started) = (1, 1));
+}
+
+#[tokio::test]
+async fn deferred_jobs_start_in_order_of_responses_then_of_calls() {
+    let scheduler = Scheduler::builder().limit(1).build();
+    let (tell, mut said) = mpsc::unbounded_channel();
+    let say = |what: &'static str| {
+        let tell = tell.clone();
+        async move { tell.send(what).unwrap() }
+    };
+    let (first, second) = (respond(&scheduler).await, respond(&scheduler).await);
+    first.jobs.after_response(say("first 1")).unwrap();
+    second.jobs.after_response(say("second 1")).unwrap();
+    first.jobs.after_response(say("first 2")).unwrap();
+    second.jobs.after_response(say("second 2")).unwrap();
+    let go = Arc::new(Notify::new());
+    let gate = go.clone();
+    scheduler.try_spawn(async move { gate.notified().await }).unwrap();
+    scheduler.try_spawn(say("pending before")).unwrap();
+    drop(second.response);
+    scheduler.try_spawn(say("pending between")).unwrap();
+    drop(first.response);
+    go.notify_one();
+    scheduler.wait_idle().await;
+    let expected =
+        ["pending before", "second 1", "second 2", "pending between", "first 1", "first 2"];
+    assert_eq!(received(&mut said), expected);
+}
+
+#[tokio::test]
+async fn waiting_spawner_gets_the_queue_place_of_a_started_job() {
+    let scheduler = limited(1, 1);
+    let open = respond(&scheduler).await;
+    let deferred = open.jobs.after_response(pending::<()>()).unwrap();
+    let runs = scheduler.try_spawn(pending::<()>()).unwrap();
+    let mut waiting = poll_by_hand(scheduler.spawn(async {}));
+    assert_pending!(waiting.poll());
+    drop(open.response);
+    assert!(deferred.is_pending());
+    assert_pending!(waiting.poll());
+    runs.abort();
+    let _cancelled = runs.await;
+    assert!(deferred.is_active());
+    assert!(waiting.is_woken());
+    assert!(assert_ready!(waiting.poll()).unwrap().is_pending());
+}
+
+#[tokio::test]
+async fn waiting_spawner_gets_the_place_of_a_job_that_never_starts() {
+    for skipped in [true, false] {
+        let scheduler = limited(1, 1);
+        let open = respond_unread(&scheduler).await;
+        let deferred = open.jobs.after_success(async {}).unwrap();
+        let runs = scheduler.try_spawn(pending::<()>()).unwrap();
+        let mut waiting = poll_by_hand(scheduler.spawn(async {}));
+        assert_pending!(waiting.poll());
+        if skipped {
+            drop(open.response);
+        } else {
+            deferred.abort();
+        }
+        assert!(waiting.is_woken() && runs.is_active());
+        assert!(assert_ready!(waiting.poll()).unwrap().is_pending());
+    }
+}
+
+#[tokio::test]
+async fn running_place_of_a_skipped_job_is_free_again() {
+    let scheduler = limited(1, 0);
+    let open = respond_unread(&scheduler).await;
+    let holder = open.jobs.after_success(async {}).unwrap();
+    assert!(matches!(scheduler.try_spawn(async {}), Err(TrySpawnError::Full(_))));
+    drop(open.response);
+    assert!(holder.await.unwrap_err().is_skipped());
+    scheduler.try_spawn(async {}).unwrap().await.unwrap();
+}
+
+#[tokio::test]
+async fn response_may_end_outside_any_runtime() {
+    let scheduler = Scheduler::new();
+    let open = respond(&scheduler).await;
+    let job = open.jobs.after_response(async { 7 }).unwrap();
+    thread::spawn(move || drop(open.response)).join().unwrap();
+    assert_eq!(job.await.unwrap(), 7);
+}
+
+/// Panics when it is dropped unrun.
+struct Trap(bool);
+
+impl Drop for Trap {
+    fn drop(&mut self) {
+        assert!(!self.0, "dropped unrun");
+    }
+}
+
+#[tokio::test]
+async fn skipped_job_that_panics_when_it_is_dropped_harms_no_other() {
+    let (scheduler, mut failures) = watched(Scheduler::builder());
+    let open = respond_unread(&scheduler).await;
+    let trap = Trap(true);
+    open.jobs
+        .after_success(async move {
+            let mut trap = trap;
+            trap.0 = false;
+        })
+        .unwrap();
+    let other = open.jobs.after_response(async { 7 }).unwrap();
+    drop(open.response);
+    assert_eq!(other.await.unwrap(), 7);
+    assert!(failures.recv().await.unwrap().error.is_panic());
+    scheduler.wait_idle().await;
+    check(&scheduler, |stats| (stats.accepted, stats.completed, stats.skipped) = (2, 1, 1));
+}
+
+#[tokio::test]
+async fn closure_that_panics_is_its_jobs_panic() {
+    let scheduler = Scheduler::new();
+    let open = respond(&scheduler).await;
+    let job = open.jobs.after_response_with(|outcome| {
+        assert!(!outcome.is_complete(), "the closure panics");
+        async {}
+    });
+    drop(open.response);
+    assert!(job.unwrap().await.unwrap_err().is_panic());
+    check(&scheduler, |stats| (stats.accepted, stats.panicked) = (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn run_timeout_of_a_deferred_job_begins_when_it_starts() {
+    let scheduler = Scheduler::new();
+    let open = respond(&scheduler).await;
+    let job = open.jobs.job("slow").timeout(SECOND).after_response(pending::<()>()).unwrap();
+    tokio::time::advance(10 * SECOND).await;
+    assert!(job.is_deferred());
+    drop(open.response);
+    let began = tokio::time::Instant::now();
+    assert!(job.await.unwrap_err().is_timeout());
+    assert_eq!(began.elapsed(), SECOND);
+}
+
+/// Over HTTP/2 the job lets other tasks go first. Before that, no part of it has run.
+#[tokio::test]
+async fn job_that_is_aborted_once_its_response_is_over_never_runs() {
+    for (version, turns) in [(Version::HTTP_11, 0), (Version::HTTP_2, 0), (Version::HTTP_2, 1)] {
+        let scheduler = limited(1, 10);
+        let open = respond_over(version, &scheduler, Response::new(Empty::<Bytes>::new())).await;
+        // In a task that takes turns with the task of the job.
+        let ran = tokio::spawn(async move {
+            let ran = Arc::new(AtomicBool::new(false));
+            let in_job = ran.clone();
+            let job = open.jobs.after_response(async move { in_job.store(true, Relaxed) }).unwrap();
+            drop(open);
+            assert_eq!(job.state(), JobState::Active);
+            for _ in 0..turns {
+                give_way_once().await;
+            }
+            job.abort();
+            assert!(job.await.unwrap_err().is_cancelled());
+            check(&scheduler, |stats| (stats.accepted, stats.cancelled) = (1, 1));
+            ran.load(Relaxed)
+        });
+        assert!(!ran.await.unwrap(), "after {turns} turns, {version:?}");
+    }
+}
+
+/// Over HTTP/1 one task has the body and writes it, before any other can run.
+#[tokio::test]
+async fn over_http_1_a_job_runs_in_the_first_turn_after_its_response() {
+    for (version, runs) in
+        [(Version::HTTP_10, true), (Version::HTTP_11, true), (Version::HTTP_2, false)]
+    {
+        let scheduler = limited(1, 10);
+        let open = respond_over(version, &scheduler, Response::new(Empty::<Bytes>::new())).await;
+        let ran = tokio::spawn(async move {
+            let job = open.jobs.after_response(async {}).unwrap();
+            drop(open);
+            give_way_once().await;
+            job.is_finished()
+        });
+        assert_eq!(ran.await.unwrap(), runs, "{version:?}");
+    }
+}
+
+#[test]
+fn deferred_job_unbegun_when_its_runtime_goes_is_cancelled() {
+    let scheduler = limited(1, 10);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let open = runtime.block_on(respond(&scheduler));
+    let entered = runtime.enter();
+    let job = open.jobs.after_response(pending::<()>()).unwrap();
+    drop(entered);
+    drop(open);
+    assert!(job.is_active());
+    drop(runtime);
+    assert!(job.is_finished() && scheduler.is_closed());
+    check(&scheduler, |stats| (stats.accepted, stats.cancelled) = (1, 1));
+}

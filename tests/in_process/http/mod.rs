@@ -1,0 +1,17 @@
+//! Requests, responses and the jobs they leave behind.
+
+mod after_response;
+mod atomic;
+mod deferred;
+mod disconnects;
+#[cfg(feature = "axum")]
+mod extractor;
+#[cfg(feature = "axum")]
+mod layer;
+mod middleware_order;
+mod plain;
+mod request_group;
+#[cfg(feature = "axum")]
+mod requests;
+mod slow_reader;
+mod tonic;

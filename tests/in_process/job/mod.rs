@@ -1,0 +1,5 @@
+//! One job: its failures, its output and its span.
+
+mod failures;
+mod output;
+mod spans;

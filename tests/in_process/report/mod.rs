@@ -1,0 +1,3 @@
+//! Data about jobs that have ended.
+
+mod drain_report;

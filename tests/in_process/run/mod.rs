@@ -1,0 +1,3 @@
+//! The tasks that poll jobs.
+
+mod runner;

@@ -1,0 +1,5 @@
+//! What applications hold: the scheduler and the handles of jobs.
+
+mod closing;
+mod handle;
+mod runtimes;
