@@ -209,7 +209,7 @@ impl EndTracker {
     }
 }
 
-/// For layers further out, such as tower-http's `TimeoutLayer`, that answer with an empty body.
+/// Needed by outer layers that answer with an empty body, such as tower-http's `TimeoutLayer`.
 impl<B: Default> Default for ResponseBody<B> {
     /// Makes an empty body that belongs to no request.
     fn default() -> Self {
