@@ -90,7 +90,6 @@ impl RequestState {
     }
 
     /// Returns the outcome of the response, if it has ended.
-
     pub(crate) fn outcome(&self) -> Option<ResponseOutcome> {
         self.response.outcome()
     }
