@@ -76,7 +76,7 @@ impl Recorder {
         jobs
     }
 
-    /// Asserts that a job with this name was spawned, and returns the first.
+    /// Asserts that a job has this name, and returns the first.
     ///
     /// # Panics
     ///
@@ -90,7 +90,7 @@ impl Recorder {
         }
     }
 
-    /// Asserts that no job with this name was spawned.
+    /// Asserts that no spawned job has this name.
     ///
     /// # Panics
     ///

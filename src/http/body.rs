@@ -129,7 +129,7 @@ pin_project! {
         // The fields drop in this order. Deferred jobs start only after the body has dropped.
         #[pin]
         inner: B,
-        // `None` in a body of `Default`, which a layer further out has made.
+        // `None` in a body of `Default`, made by a layer further out.
         tracker: Option<EndTracker>,
     }
 }
@@ -139,9 +139,9 @@ pin_project! {
 enum Remaining {
     /// The server sends no body with such a response, even if the response has one.
     NoBody,
-    /// This many bytes of the declared length.
+    /// This many bytes of the length, which the header or else an exact size hint declares.
     Bytes(u64),
-    /// No length is declared: only the body knows its end.
+    /// No length is declared. Only the body knows its end.
     Unknown,
     /// The body failed, or the server sends another response instead.
     Failed,
@@ -242,7 +242,7 @@ impl EndTracker {
     }
 }
 
-/// For layers further out, such as tower-http's `TimeoutLayer`, that answer with an empty body.
+/// Needed by outer layers that answer with an empty body, such as tower-http's `TimeoutLayer`.
 impl<B: Default> Default for ResponseBody<B> {
     /// Makes an empty body that belongs to no request.
     fn default() -> Self {

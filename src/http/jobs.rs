@@ -122,7 +122,7 @@ impl<M> Jobs<M> {
         self.builder().spawn(future)
     }
 
-    /// Spawns a job, or returns an error at once if the queue is full.
+    /// Spawns a job without waiting: a full queue is an error.
     ///
     /// Like [`Scheduler::try_spawn`].
     ///
@@ -138,7 +138,7 @@ impl<M> Jobs<M> {
         self.builder().try_spawn(future)
     }
 
-    /// Spawns a job, and waits at most `timeout` while the queue is full.
+    /// Spawns a job, waiting at most `timeout` while the queue is full.
     ///
     /// Like [`Scheduler::spawn_within`].
     ///
@@ -312,7 +312,9 @@ impl<M> Jobs<M> {
     }
 }
 
-/// This request's jobs, as a group: all jobs spawned through this `Jobs` and its clones.
+/// This request's jobs, as a group.
+///
+/// The group has all jobs that are spawned through this `Jobs` and its clones.
 ///
 /// The extensions of the response hold the same `Jobs`. A test can therefore wait for the jobs of one
 /// request, and of no other: `response.extensions().get::<Jobs>()`.

@@ -4,7 +4,7 @@ use http::{HeaderMap, Request, Response, StatusCode};
 
 use crate::job::output::plain_values;
 
-/// Describes how the response of a request ended, as its server saw it.
+/// Describes how a request's response ended, as the server saw it.
 ///
 /// A *complete* response has been handed to the server in full. That does not mean that the client has
 /// received the response, nor that the server has written it to the socket: no server reports that.

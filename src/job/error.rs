@@ -23,8 +23,10 @@ pub(crate) type Panic = Box<dyn Any + Send>;
 pub enum SpawnError {
     /// The scheduler is closed.
     Closed,
-    /// The `limit`, or the limit of the job's [key](crate::JobBuilder::concurrency_key), is reached, and
-    /// there is no queue: `pending_limit` is 0.
+    /// The limit is reached, and there is no queue.
+    ///
+    /// The limit is `limit`, or the one of the job's [key](crate::JobBuilder::concurrency_key), and
+    /// `pending_limit` is 0.
     Full,
     /// `deferred_limit` jobs wait for the end of their response.
     DeferredFull,
@@ -56,13 +58,17 @@ impl fmt::Display for SpawnError {
 
 impl Error for SpawnError {}
 
-/// Says why a job was not accepted at once, and returns its future.
+/// Returns the future of a job that was not accepted at once.
+///
+/// The variant says why.
 ///
 /// With the feature `axum`, the error is a response, like [`SpawnError`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TrySpawnError<F> {
-    /// The `limit` is reached and the queue is full, or other spawners already wait for a place.
+    /// The `limit` is reached and the queue is full.
+    ///
+    /// Also returned while other spawners wait for a place.
     ///
     /// Some jobs have to wait even while permits are free: a deferred job, and a job whose
     /// [key](crate::JobBuilder::concurrency_key) is at its limit. For these it means that the queue is
@@ -255,7 +261,9 @@ impl JobError {
         )
     }
 
-    /// Returns whether the job was asked to end and exceeded its close timeout.
+    /// Returns whether the job exceeded its close timeout.
+    ///
+    /// The close timeout starts when the job is asked to end.
     pub fn is_close_timeout(&self) -> bool {
         matches!(self.0, ErrorKind::CloseTimeout(_))
     }

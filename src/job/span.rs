@@ -17,10 +17,14 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpanLink {
-    /// The job's span follows from the spawner's, which may close before the job ends. The default.
+    /// The job's span follows from the spawner's span. The default.
+    ///
+    /// The spawner's span may close before the job ends.
     #[default]
     FollowsFrom,
-    /// The job's span is a child of the spawner's, which stays open until the job has ended.
+    /// The job's span is a child of the spawner's span.
+    ///
+    /// The spawner's span stays open until the job has ended.
     Child,
     /// The job's span is a root, without a relation.
     None,

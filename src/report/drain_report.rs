@@ -22,7 +22,7 @@ use crate::{
 pub struct DrainReport {
     /// Number of jobs that returned a value.
     pub completed: u64,
-    /// Number of jobs that did not start because their response was not a success.
+    /// Number of jobs skipped because their response was not a success.
     pub skipped: u64,
     /// Jobs that returned an error.
     pub failed: JobList,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Counts the jobs of a scheduler by state and outcome, at one moment.
+/// Counts a scheduler's jobs by state and outcome, at one moment.
 ///
 /// This equation holds in every snapshot:
 ///
@@ -28,16 +28,17 @@ pub struct Stats {
     pub failed: u64,
     /// Number of jobs that panicked.
     pub panicked: u64,
-    /// Number of jobs that exceeded their run timeout, or the `close_timeout` when the scheduler
-    /// closed.
+    /// Number of jobs that exceeded their run timeout or the `close_timeout`.
+    ///
+    /// The `close_timeout` counts when the scheduler closes.
     pub timed_out: u64,
     /// Number of jobs that were closed or aborted.
     pub cancelled: u64,
-    /// Number of jobs that did not start because their response was not a success.
+    /// Number of jobs skipped because their response was not a success.
     pub skipped: u64,
     /// Number of jobs that had not started when the scheduler closed.
     pub never_started: u64,
-    /// Number of jobs that still ran when the scheduler stopped waiting for them.
+    /// Number of jobs still running when the scheduler stopped waiting for them.
     pub abandoned: u64,
     /// Number of spawners that wait for a place in the queue. Their jobs are not accepted yet.
     pub waiting_spawners: u64,

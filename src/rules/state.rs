@@ -70,13 +70,17 @@ pub enum Outcome {
     Completed,
     /// The job returned `Err`.
     Failed,
-    /// The job panicked: in its code or, once it had started, while it was dropped.
+    /// The job panicked.
+    ///
+    /// It panicked in its code or, once it had started, while it was dropped.
     Panicked,
-    /// The job exceeded its run timeout, or the `close_timeout` when its scheduler closed.
+    /// The job exceeded its run timeout or the `close_timeout`.
+    ///
+    /// The `close_timeout` counts when the scheduler closes.
     TimedOut,
     /// The job was closed or aborted before it ended by itself.
     Cancelled,
-    /// The job was to start after a successful response, and the response was not successful.
+    /// The job never started, because its response was not a success.
     Skipped,
     /// The job was still pending or deferred when the scheduler closed.
     NeverStarted,
