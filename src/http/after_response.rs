@@ -13,6 +13,7 @@ use crate::{
     http::{outcome::ResponseOutcome, request::RequestState},
     job::{
         body::{AsResult, Run},
+        boxed::{GiveBack, box_large, box_large_closure, is_large},
         error::TrySpawnError,
         options::{JobFlags, JobKind},
         output::JobOutput,
@@ -49,7 +50,7 @@ impl JobBuilder<'_, RequestScope> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.defer(future, |_| true)
+        box_large!(future: F => self.defer(future, |_| true, GiveBack::give_back))
     }
 
     /// Spawns a job that starts with the outcome of the response.
@@ -65,8 +66,7 @@ impl JobBuilder<'_, RequestScope> {
         C: FnOnce(ResponseOutcome) -> F + Send + 'static,
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        let future = MakeAfterResponse::Make { make: Some(make), request: self.scope.0.clone() };
-        self.defer(future, |_| true).map_err(|error| error.map(MakeAfterResponse::into_make))
+        box_large_closure!(make: C => self.defer_made(make))
     }
 
     /// Spawns a job that starts only after a successful response.
@@ -81,19 +81,36 @@ impl JobBuilder<'_, RequestScope> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.defer(future, ResponseOutcome::is_success)
+        box_large!(future: F => self.defer(future, ResponseOutcome::is_success, GiveBack::give_back))
+    }
+
+    /// Defers a job whose future `make` returns. A large future is boxed as it is made.
+    #[track_caller]
+    pub(super) fn defer_made<C, M, F>(self, make: M) -> Result<Job<Value<F>>, TrySpawnError<C>>
+    where
+        M: FnOnce(ResponseOutcome) -> F + GiveBack<C> + Send + 'static,
+        F: Future<Output: JobOutput> + Send + 'static,
+    {
+        let request = self.scope.0.clone();
+        if const { is_large::<F>() } {
+            let future = MakeAfterResponse::new(make, Box::pin, request);
+            return self.defer(future, |_| true, MakeAfterResponse::give_back);
+        }
+        let future = MakeAfterResponse::new(make, |future| future, request);
+        self.defer(future, |_| true, MakeAfterResponse::give_back)
     }
 
     /// Admits the job as deferred. When the response ends, the job becomes pending if `starts_after`
     /// accepts the outcome, and is skipped otherwise.
     #[track_caller]
-    fn defer<F>(
+    pub(super) fn defer<F, G>(
         self,
-        future: F,
+        future: G,
         starts_after: fn(ResponseOutcome) -> bool,
-    ) -> Result<Job<Value<F>>, TrySpawnError<F>>
+        give_back: fn(G) -> Box<F>,
+    ) -> Result<Job<Value<G>>, TrySpawnError<F>>
     where
-        F: Future<Output: JobOutput> + Send + 'static,
+        G: Future<Output: JobOutput> + Send + 'static,
     {
         let (core, request) = (self.core, self.scope.0.clone());
         let mut flags = JobFlags::default();
@@ -107,43 +124,54 @@ impl JobBuilder<'_, RequestScope> {
             .flags(flags)
             .pack(JobKind::Plain, |record| Run::<_, AsResult>::new(future, record));
         admit_now(core, &record, run, Admit::Deferred)
-            .map_err(|error| error.map(Run::into_future))?;
+            .map_err(|error| error.map(|run| give_back(run.into_future())))?;
         request.defer(&record, starts_after);
         Ok(Job::new(record, core.clone()))
     }
 }
 
 pin_project! {
-    /// A job's future that `make` returns once the response has ended, from the response's outcome.
+    /// A job's future `G`, made once the response has ended: `make` returns an `F`, and `wrap` makes `G`
+    /// of it.
     #[project = MakeProjection]
-    enum MakeAfterResponse<C, F> {
-        Make { make: Option<C>, request: Arc<RequestState> },
-        Made { #[pin] future: F },
+    enum MakeAfterResponse<M, F, G> {
+        Make { make: Option<M>, wrap: fn(F) -> G, request: Arc<RequestState> },
+        Made { #[pin] future: G },
     }
 }
 
-impl<C, F> MakeAfterResponse<C, F> {
-    fn into_make(self) -> C {
+impl<M, F, G> MakeAfterResponse<M, F, G> {
+    fn new(make: M, wrap: fn(F) -> G, request: Arc<RequestState>) -> Self {
+        Self::Make { make: Some(make), wrap, request }
+    }
+}
+
+impl<M, F, G> MakeAfterResponse<M, F, G> {
+    fn give_back<C>(self) -> Box<C>
+    where
+        M: GiveBack<C>,
+    {
         match self {
-            Self::Make { make: Some(make), .. } => make,
-            _ => unreachable!("a refused job is never polled"),
+            Self::Make { make: Some(make), .. } => make.give_back(),
+            _ => unreachable!("a refused job has not run"),
         }
     }
 }
 
-impl<C, F> Future for MakeAfterResponse<C, F>
+impl<M, F, G> Future for MakeAfterResponse<M, F, G>
 where
-    C: FnOnce(ResponseOutcome) -> F,
-    F: Future,
+    M: FnOnce(ResponseOutcome) -> F,
+    G: Future,
 {
-    type Output = F::Output;
+    type Output = G::Output;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<G::Output> {
         loop {
             let future = match self.as_mut().project() {
                 MakeProjection::Made { future } => return future.poll(cx),
-                MakeProjection::Make { make, request } => {
-                    make.take().expect("`make` is called once")(request.outcome_now())
+                MakeProjection::Make { make, wrap, request } => {
+                    let make = make.take().expect("`make` is called once");
+                    wrap(make(request.outcome_now()))
                 }
             };
             self.set(Self::Made { future });

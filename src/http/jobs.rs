@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use crate::{
     http::{after_response::RequestScope, outcome::ResponseOutcome, request::RequestState},
     job::{
+        boxed::{GiveBack, box_large, box_large_closure},
         error::{JobError, SpawnError, TrySpawnError},
         group::GroupOwner,
         info::JobInfo,
@@ -15,7 +16,7 @@ use crate::{
         record::Record,
     },
     rules::state::JobState,
-    run::deadlines,
+    run::{core::Mode, deadlines},
     scheduler::{
         Scheduler,
         handle::{Job, JobContext},
@@ -119,7 +120,7 @@ impl<M> Jobs<M> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.builder().spawn(future)
+        box_large!(future: F => self.builder().spawn_boxed(future))
     }
 
     /// Spawns a job without waiting: a full queue is an error.
@@ -135,7 +136,7 @@ impl<M> Jobs<M> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.builder().try_spawn(future)
+        box_large!(future: F => self.builder().try_spawn_boxed(future))
     }
 
     /// Spawns a job, waiting at most `timeout` while the queue is full.
@@ -158,7 +159,8 @@ impl<M> Jobs<M> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.builder().spawn_within(timeout, future)
+        let is_inline = self.scheduler.core().mode == Mode::Inline;
+        box_large!(future: F => self.builder().spawn_boxed(future)).within(timeout, is_inline)
     }
 
     /// Spawns a job that gets a [`JobContext`], and can end itself cleanly.
@@ -174,7 +176,7 @@ impl<M> Jobs<M> {
         C: FnOnce(JobContext) -> F + Send + 'static,
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.builder().spawn_with(make)
+        box_large_closure!(make: C => self.builder().spawn_with_boxed(make))
     }
 
     /// Spawns a blocking closure as a job.
@@ -190,7 +192,7 @@ impl<M> Jobs<M> {
         C: FnOnce() -> R + Send + 'static,
         R: JobOutput + Send + 'static,
     {
-        self.builder().spawn_blocking(closure)
+        box_large_closure!(closure: C => self.builder().spawn_blocking_boxed(closure))
     }
 
     /// Runs a future to its end, even if the handler is dropped.
@@ -212,7 +214,7 @@ impl<M> Jobs<M> {
     where
         F: Future<Output: JobOutput + Send + 'static> + Send + 'static,
     {
-        self.builder().shield(future)
+        box_large!(future: F => self.builder().shield_boxed(future)).run()
     }
 
     /// Starts building a job with options.
@@ -270,7 +272,7 @@ impl<M> Jobs<M> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.builder().after_response(future)
+        box_large!(future: F => self.builder().defer(future, |_| true, GiveBack::give_back))
     }
 
     /// Spawns a job that starts with the outcome of the response.
@@ -286,7 +288,7 @@ impl<M> Jobs<M> {
         C: FnOnce(ResponseOutcome) -> F + Send + 'static,
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.builder().after_response_with(make)
+        box_large_closure!(make: C => self.builder().defer_made(make))
     }
 
     /// Spawns a job that starts only after a successful response.
@@ -303,7 +305,7 @@ impl<M> Jobs<M> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.builder().after_success(future)
+        box_large!(future: F => self.builder().defer(future, ResponseOutcome::is_success, GiveBack::give_back))
     }
 
     /// Returns the outcome of the response, if it has ended.

@@ -208,10 +208,10 @@ impl<B: Body + 'static> Packed<B> {
     }
 
     /// Unpacks a body that has not run.
-    pub(crate) fn into_body(self) -> B {
+    pub(crate) fn into_body(self) -> Box<B> {
         match self.0 {
-            Package::Bare(body) => *body,
-            Package::Equipped(equipped) => equipped.body,
+            Package::Bare(body) => body,
+            Package::Equipped(equipped) => Box::new(equipped.body),
         }
     }
 }

@@ -63,7 +63,7 @@ impl Error for SpawnError {}
 /// The variant says why.
 ///
 /// With the feature `axum`, the error is a response, like [`SpawnError`].
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TrySpawnError<F> {
     /// The `limit` is reached and the queue is full.
@@ -73,26 +73,29 @@ pub enum TrySpawnError<F> {
     /// Some jobs have to wait even while permits are free: a deferred job, and a job whose
     /// [key](crate::JobBuilder::concurrency_key) is at its limit. For these it means that the queue is
     /// full.
-    Full(F),
+    Full(Box<F>),
     /// `deferred_limit` jobs wait for the end of their response.
-    DeferredFull(F),
+    DeferredFull(Box<F>),
     /// The scheduler is closed.
-    Closed(F),
+    Closed(Box<F>),
     /// The scheduler has no runtime to run jobs on.
-    NoRuntime(F),
+    NoRuntime(Box<F>),
     /// An unfinished job, with this id, has the same [unique key](crate::JobBuilder::unique_key).
-    Duplicate(F, JobId),
+    Duplicate(Box<F>, JobId),
 }
 
 impl<F> TrySpawnError<F> {
     /// Returns the future, which has not been polled.
-    pub fn into_inner(self) -> F {
+    ///
+    /// It comes from the heap: match a variant to keep it there, if it is large.
+    #[doc(alias = "into_inner")]
+    pub fn into_future(self) -> F {
         match self {
             Self::Full(future)
             | Self::DeferredFull(future)
             | Self::Closed(future)
             | Self::NoRuntime(future)
-            | Self::Duplicate(future, _) => future,
+            | Self::Duplicate(future, _) => *future,
         }
     }
 
@@ -106,7 +109,7 @@ impl<F> TrySpawnError<F> {
         matches!(self, Self::Closed(_))
     }
 
-    pub(crate) fn map<G>(self, to: impl FnOnce(F) -> G) -> TrySpawnError<G> {
+    pub(crate) fn map<G>(self, to: impl FnOnce(Box<F>) -> Box<G>) -> TrySpawnError<G> {
         match self {
             Self::Full(future) => TrySpawnError::Full(to(future)),
             Self::DeferredFull(future) => TrySpawnError::DeferredFull(to(future)),

@@ -10,10 +10,12 @@
 //! 6. `result`: the result cell, which reports each failure exactly once.
 //! 7. `record`: the part of a job that its handle, the queue and its runner share.
 //! 8. `span`: the job's `tracing` span.
-//! 9. `body`: the user's future, and the code that stores its output.
-//! 10. `harness`: a job as a runner polls it.
+//! 9. `boxed`: large futures, boxed where they come in.
+//! 10. `body`: the user's future, and the code that stores its output.
+//! 11. `harness`: a job as a runner polls it.
 
 pub(crate) mod body;
+pub(crate) mod boxed;
 pub(crate) mod error;
 pub(crate) mod group;
 pub(crate) mod harness;

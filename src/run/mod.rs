@@ -6,12 +6,13 @@
 //!
 //! 1. `core`: the state that all handles of a scheduler share, and `apply`.
 //! 2. `admission`: a spawned job gets into the queue.
-//! 3. `runner`: the task that polls one job after the other.
-//! 4. `idle_runners`: parked runners, which wait for the next ready job.
-//! 5. `failures`: reports failures that no handle awaits.
-//! 6. `cancel`: closes, aborts, skips or replaces single jobs.
-//! 7. `close`: `close` and `wait_and_close`.
-//! 8. `deadlines`: timeouts, inside a runtime or outside any.
+//! 3. `deferred`: deferred jobs start, are skipped, or are given up.
+//! 4. `runner`: the task that polls one job after the other.
+//! 5. `idle_runners`: parked runners, which wait for the next ready job.
+//! 6. `failures`: reports failures that no handle awaits.
+//! 7. `cancel`: closes, aborts or replaces single jobs.
+//! 8. `close`: `close` and `wait_and_close`.
+//! 9. `deadlines`: timeouts, inside a runtime or outside any.
 
 pub(crate) mod admission;
 pub(crate) mod cancel;

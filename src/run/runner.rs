@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     job::harness::{ActiveJob, Ended},
-    rules::step::{Advance, Stealable},
+    rules::step::{Advance, Stealable, Wake},
     run::{core::Core, idle_runners::ParkKey},
     util::clock::Moment,
 };
@@ -31,6 +31,9 @@ pub(crate) struct Runner {
     park_key: Option<ParkKey>,
     /// It has re-queued itself with this job, and the job has neither ended nor waited since.
     is_rolling: bool,
+    /// The runners to wake before it polls the job: not as the last job ends, since a woken runner would
+    /// come before the tasks that the job has woken.
+    wake: Wake,
 }
 
 enum State {
@@ -44,12 +47,13 @@ enum State {
 impl Runner {
     pub(super) fn new(core: Arc<Core>, stealable: Stealable) -> Self {
         let state = State::Requested(stealable);
-        Self { core, state, park_key: None, is_rolling: false }
+        Self { core, state, park_key: None, is_rolling: false, wake: Wake::None }
     }
 
     /// Returns the job it has, or takes one.
     #[inline(always)]
     fn take(&mut self, cx: &mut Context<'_>) -> Option<&mut ActiveJob> {
+        self.core.wake(mem::replace(&mut self.wake, Wake::None));
         if !matches!(self.state, State::HasJob(_)) && !self.arrive(cx) {
             return None;
         }
@@ -104,8 +108,10 @@ impl Runner {
         self.is_rolling = next.is_some();
         if let Some(work) = next {
             self.state = State::HasJob(ActiveJob::new(work));
+            self.wake = wake;
+        } else {
+            self.core.wake(wake);
         }
-        self.core.wake(wake);
         drop(ended);
         record.publish();
         self.core.apply_rest(wake, rare);

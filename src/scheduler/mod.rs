@@ -11,12 +11,14 @@
 mod blocking;
 pub(crate) mod builder;
 pub(crate) mod handle;
+pub(crate) mod shield;
 pub(crate) mod spawn;
 
 use std::{borrow::Cow, fmt, future::Future, sync::Arc, time::Duration};
 
 use crate::{
     job::{
+        boxed::{box_large, box_large_closure},
         error::{JobError, SpawnError, TrySpawnError},
         info::JobInfo,
         options::Options,
@@ -24,7 +26,7 @@ use crate::{
     },
     report::{drain_report::DrainReport, stats::Stats},
     rules::{state::Outcome, step::Phase},
-    run::core::Core,
+    run::core::{Core, Mode},
     scheduler::{
         handle::{Job, JobContext},
         spawn::{JobBuilder, SpawnFuture, Value},
@@ -195,7 +197,7 @@ impl Scheduler {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.with_options(Options::default()).spawn(future)
+        box_large!(future: F => self.with_options(Options::default()).spawn_boxed(future))
     }
 
     /// Spawns a job if it can start or wait in the queue now.
@@ -213,7 +215,7 @@ impl Scheduler {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.with_options(Options::default()).try_spawn(future)
+        box_large!(future: F => self.with_options(Options::default()).try_spawn_boxed(future))
     }
 
     /// Spawns a job; waits at most `timeout` if the queue is full.
@@ -241,7 +243,9 @@ impl Scheduler {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.with_options(Options::default()).spawn_within(timeout, future)
+        let is_inline = self.core().mode == Mode::Inline;
+        box_large!(future: F => self.with_options(Options::default()).spawn_boxed(future))
+            .within(timeout, is_inline)
     }
 
     /// Spawns a job that can see its own cancellation, id and name.
@@ -283,7 +287,7 @@ impl Scheduler {
         C: FnOnce(JobContext) -> F + Send + 'static,
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        self.with_options(Options::default()).spawn_with(make)
+        box_large_closure!(make: C => self.with_options(Options::default()).spawn_with_boxed(make))
     }
 
     /// Spawns a blocking closure on one of the runtime's blocking threads.
@@ -307,7 +311,7 @@ impl Scheduler {
         C: FnOnce() -> R + Send + 'static,
         R: JobOutput + Send + 'static,
     {
-        self.with_options(Options::default()).spawn_blocking(closure)
+        box_large_closure!(closure: C => self.with_options(Options::default()).spawn_blocking_boxed(closure))
     }
 
     /// Runs a future to its end, even if the caller is dropped.
@@ -342,7 +346,7 @@ impl Scheduler {
     where
         F: Future<Output: JobOutput + Send + 'static> + Send + 'static,
     {
-        self.with_options(Options::default()).shield(future)
+        box_large!(future: F => self.with_options(Options::default()).shield_boxed(future)).run()
     }
 
     /// Begins a job with options, such as a name and a run timeout.

@@ -3,7 +3,7 @@ use std::{
     fmt,
     future::Future,
     marker::PhantomData,
-    panic::{Location, resume_unwind},
+    panic::Location,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::{
     job::{
         body::{AsResult, Body, Packed, PassThrough, Run, Stored, Unpacked, Work},
+        boxed::{GiveBack, box_large, box_large_closure, is_large},
         error::{JobError, SpawnError, TrySpawnError},
         options::{JobFlags, JobKind, Options},
         output::JobOutput,
@@ -33,8 +34,8 @@ use crate::{
     scheduler::{
         blocking::run_blocking,
         handle::{Job, JobContext},
+        shield::ShieldedWork,
     },
-    util::panics::{catch_panic, drop_contained},
 };
 
 /// The value of a job made of the future `F`.
@@ -134,6 +135,15 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
+        box_large!(future: F => self.spawn_boxed(future))
+    }
+
+    #[inline(always)]
+    #[track_caller]
+    pub(crate) fn spawn_boxed<F>(self, future: F) -> SpawnFuture<Value<F>>
+    where
+        F: Future<Output: JobOutput> + Send + 'static,
+    {
         let core = self.core;
         let (record, run) =
             self.pack(JobKind::Plain, |record| Run::<_, AsResult>::new(future, record));
@@ -150,12 +160,21 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     where
         F: Future<Output: JobOutput> + Send + 'static,
     {
+        box_large!(future: F => self.try_spawn_boxed(future))
+    }
+
+    #[inline(always)]
+    #[track_caller]
+    pub(crate) fn try_spawn_boxed<F, G>(self, future: G) -> Result<Job<Value<G>>, TrySpawnError<F>>
+    where
+        G: Future<Output: JobOutput> + GiveBack<F> + Send + 'static,
+    {
         let core = self.core;
         let (record, run) =
             self.pack(JobKind::Plain, |record| Run::<_, AsResult>::new(future, record));
         match admit_now(core, &record, run, Admit::Limited) {
             Ok(()) => Ok(Job::new(record, core.clone())),
-            Err(error) => Err(error.map(Run::into_future)),
+            Err(error) => Err(error.map(|run| run.into_future().give_back())),
         }
     }
 
@@ -168,6 +187,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     /// # Panics
     ///
     /// Like [`Scheduler::spawn_within`](crate::Scheduler::spawn_within).
+    #[doc(alias = "spawn_timeout")]
     #[track_caller]
     pub fn spawn_within<F>(
         self,
@@ -178,18 +198,33 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         F: Future<Output: JobOutput> + Send + 'static,
     {
         let is_inline = self.core.mode == Mode::Inline;
-        let spawn = self.spawn(future);
-        async move {
-            let deadline = Instant::now().checked_add(timeout);
-            // An inline scheduler has no wait for a permit: the time would be the job's own.
-            let deadline = deadline.filter(|_| !is_inline);
-            deadlines::timeout_at(deadline, spawn).await.unwrap_or(Err(SpawnError::TimedOut))
-        }
+        box_large!(future: F => self.spawn_boxed(future)).within(timeout, is_inline)
     }
 
     /// Like [`Scheduler::spawn_with`](crate::Scheduler::spawn_with).
     #[track_caller]
     pub fn spawn_with<C, F>(self, make: C) -> SpawnFuture<Value<F>>
+    where
+        C: FnOnce(JobContext) -> F + Send + 'static,
+        F: Future<Output: JobOutput> + Send + 'static,
+    {
+        box_large_closure!(make: C => self.spawn_with_boxed(make))
+    }
+
+    #[track_caller]
+    pub(crate) fn spawn_with_boxed<C, F>(self, make: C) -> SpawnFuture<Value<F>>
+    where
+        C: FnOnce(JobContext) -> F + Send + 'static,
+        F: Future<Output: JobOutput> + Send + 'static,
+    {
+        if const { is_large::<F>() } {
+            return self.spawn_with_small(|context| Box::pin(make(context)));
+        }
+        self.spawn_with_small(make)
+    }
+
+    #[track_caller]
+    fn spawn_with_small<C, F>(self, make: C) -> SpawnFuture<Value<F>>
     where
         C: FnOnce(JobContext) -> F + Send + 'static,
         F: Future<Output: JobOutput> + Send + 'static,
@@ -205,7 +240,16 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
 
     /// Like [`Scheduler::spawn_blocking`](crate::Scheduler::spawn_blocking).
     #[track_caller]
-    pub fn spawn_blocking<C, R>(mut self, closure: C) -> SpawnFuture<R::Value>
+    pub fn spawn_blocking<C, R>(self, closure: C) -> SpawnFuture<R::Value>
+    where
+        C: FnOnce() -> R + Send + 'static,
+        R: JobOutput + Send + 'static,
+    {
+        box_large_closure!(closure: C => self.spawn_blocking_boxed(closure))
+    }
+
+    #[track_caller]
+    pub(crate) fn spawn_blocking_boxed<C, R>(mut self, closure: C) -> SpawnFuture<R::Value>
     where
         C: FnOnce() -> R + Send + 'static,
         R: JobOutput + Send + 'static,
@@ -235,23 +279,18 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     where
         F: Future<Output: JobOutput + Send + 'static> + Send + 'static,
     {
+        box_large!(future: F => self.shield_boxed(future)).run()
+    }
+
+    #[track_caller]
+    pub(crate) fn shield_boxed<F>(self, future: F) -> ShieldedWork<F::Output>
+    where
+        F: Future<Output: JobOutput + Send + 'static> + Send + 'static,
+    {
         let core = self.core.clone();
         let (record, run) =
             self.pack(JobKind::Shielded, |record| Run::<_, PassThrough>::new(future, record));
-        async move {
-            core.bind_runtime().map_err(JobError::refused)?;
-            // If it is refused it is dropped after unlocking, since its `Drop` is user code.
-            let mut work = Some(run.into_work());
-            let mut take = || work.take().expect("admitted once");
-            let admitted = core.admit(Admit::Outside, &record, &mut take);
-            admitted.map_err(|refusal| JobError::refused(refusal.into()))?;
-            let mut shielded = Shielded(Job::new(record, core));
-            match shielded.0.wait().await.map_err(JobError::into_panic) {
-                Ok(output) => Ok(output),
-                Err(Ok(payload)) => resume_unwind(payload),
-                Err(Err(error)) => Err(error),
-            }
-        }
+        ShieldedWork { core, record, work: run.into_work(), output: PhantomData }
     }
 
     pub(crate) fn flags(mut self, flags: JobFlags) -> Self {
@@ -314,24 +353,6 @@ impl<S> fmt::Debug for JobBuilder<'_, S> {
     }
 }
 
-/// Waits for shielded work. If this is dropped first, a failure that is stored already is reported.
-struct Shielded<T: JobOutput + Send + 'static>(Job<T>);
-
-impl<T: JobOutput + Send + 'static> Drop for Shielded<T> {
-    fn drop(&mut self) {
-        let error = match self.0.take_result_if_unread() {
-            None => return,
-            Some(Err(error)) => error,
-            Some(Ok(output)) => match catch_panic(|| output.into_result()) {
-                Ok(Ok(value)) => return drop_contained(value),
-                Ok(Err(error)) => JobError::failed(error),
-                Err(payload) => JobError::panicked(payload),
-            },
-        };
-        self.0.report(error);
-    }
-}
-
 /// Spawns one job, and resolves to its handle.
 ///
 /// It waits if the queue is full. Made by [`Scheduler::spawn`](crate::Scheduler::spawn) and the other verbs
@@ -368,6 +389,21 @@ impl<T> SpawnFuture<T> {
             value: PhantomData,
             inline: None,
         }
+    }
+
+    /// Waits at most `timeout` for a permit or a place.
+    pub(crate) async fn within(
+        self,
+        timeout: Duration,
+        is_inline: bool,
+    ) -> Result<Job<T>, SpawnError>
+    where
+        T: Send + 'static,
+    {
+        let deadline = Instant::now().checked_add(timeout);
+        // An inline scheduler has no wait for a permit: the time would be the job's own.
+        let deadline = deadline.filter(|_| !is_inline);
+        deadlines::timeout_at(deadline, self).await.unwrap_or(Err(SpawnError::TimedOut))
     }
 
     /// Drops the work and gives back a grant, now and not only when this is dropped.

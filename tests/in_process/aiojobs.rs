@@ -661,7 +661,7 @@ async fn try_spawn_never_waits_and_gives_the_future_back() {
     assert!(running.is_active() && queued.is_pending());
     let refused = scheduler.try_spawn(async { 7 }).unwrap_err();
     assert!(refused.is_full() && !refused.is_closed());
-    assert_eq!(refused.into_inner().await, 7);
+    assert_eq!(refused.into_future().await, 7);
 }
 
 #[tokio::test]

@@ -13,4 +13,5 @@ mod support;
 mod deploys;
 mod examples;
 mod signals;
+mod stack;
 mod welcome_email;

@@ -89,11 +89,11 @@ async fn deferred_jobs_hold_running_places_where_there_is_no_queue() {
 
     let refused = open.jobs.after_response(async { 3 }).unwrap_err();
     assert!(matches!(refused, TrySpawnError::Full(_)));
-    assert_eq!(refused.into_inner().await, 3);
+    assert_eq!(refused.into_future().await, 3);
     let refused = open.jobs.after_success(async { 4 }).unwrap_err();
-    assert_eq!(refused.into_inner().await, 4);
+    assert_eq!(refused.into_future().await, 4);
     let refused = open.jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap_err();
-    assert_eq!(refused.into_inner()(COMPLETE).await, (COMPLETE,));
+    assert_eq!(refused.into_future()(COMPLETE).await, (COMPLETE,));
     assert!(matches!(scheduler.spawn(async {}).await, Err(SpawnError::Full)));
 
     drop(open.response);
@@ -109,9 +109,9 @@ async fn closed_scheduler_gives_deferred_jobs_back() {
     scheduler.close().await;
     let refused = open.jobs.after_response(async { 1 }).unwrap_err();
     assert!(matches!(refused, TrySpawnError::Closed(_)));
-    assert_eq!(refused.into_inner().await, 1);
+    assert_eq!(refused.into_future().await, 1);
     let refused = open.jobs.after_response_with(|_| async { 2 }).unwrap_err();
-    assert_eq!(refused.into_inner()(COMPLETE).await, 2);
+    assert_eq!(refused.into_future()(COMPLETE).await, 2);
 }
 
 #[test]

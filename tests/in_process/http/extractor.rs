@@ -190,16 +190,16 @@ fn every_spawn_error_is_a_response() {
     assert_unavailable(SpawnError::Full);
     assert_unavailable(SpawnError::TimedOut);
     assert_internal_error(SpawnError::NoRuntime);
-    assert_unavailable(TrySpawnError::Closed(pending::<()>()));
-    assert_unavailable(TrySpawnError::Full(pending::<()>()));
-    assert_internal_error(TrySpawnError::NoRuntime(pending::<()>()));
+    assert_unavailable(TrySpawnError::Closed(Box::new(pending::<()>())));
+    assert_unavailable(TrySpawnError::Full(Box::new(pending::<()>())));
+    assert_internal_error(TrySpawnError::NoRuntime(Box::new(pending::<()>())));
 }
 
 #[tokio::test]
 async fn response_to_a_refused_spawn_says_why() {
     let closed = text(SpawnError::Closed.into_response()).await;
     assert_eq!(closed, SpawnError::Closed.to_string());
-    let full = text(TrySpawnError::Full(()).into_response()).await;
+    let full = text(TrySpawnError::Full(Box::new(())).into_response()).await;
     assert_eq!(full, SpawnError::Full.to_string());
 }
 

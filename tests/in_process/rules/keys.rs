@@ -252,7 +252,7 @@ async fn with_no_queue_a_job_whose_key_is_at_its_limit_is_refused() {
     let job = || scheduler.job("test").concurrency_key("a");
     let refused = job().try_spawn(async { 7 }).unwrap_err();
     assert!(refused.is_full());
-    assert_eq!(refused.into_inner().await, 7);
+    assert_eq!(refused.into_future().await, 7);
     assert_eq!(job().spawn(async {}).await.unwrap_err(), SpawnError::Full);
     start_of(&scheduler, "b", async {}).await.unwrap();
 }
@@ -333,7 +333,7 @@ async fn refused_unique_job_comes_back_unrun() {
     let refused = scheduler.job("second").unique_key("u").try_spawn(async { 7 }).unwrap_err();
     assert!(!refused.is_full() && !refused.is_closed());
     assert_eq!(refused.to_string(), format!("job {} has the same unique key", first.id()));
-    assert_eq!(refused.into_inner().await, 7);
+    assert_eq!(refused.into_future().await, 7);
     scheduler.job("other").unique_key("v").try_spawn(async {}).unwrap().await.unwrap();
     scheduler.job("other").concurrency_key("u").try_spawn(async {}).unwrap().await.unwrap();
 }

@@ -67,7 +67,7 @@ fn spawning_without_a_runtime_is_an_error_that_names_the_cure() {
     for text in [error.to_string(), refused[0].to_string()] {
         assert!(text.contains("Scheduler::builder().runtime(handle)"), "{text}");
     }
-    assert_eq!(block_on(error.into_inner()), 7, "the future is given back");
+    assert_eq!(block_on(error.into_future()), 7, "the future is given back");
     let error = block_on(scheduler.shield(async {})).unwrap_err();
     let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref());
     assert_eq!(source, Some(&SpawnError::NoRuntime));

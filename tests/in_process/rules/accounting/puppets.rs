@@ -273,7 +273,7 @@ impl Real {
             }
             Err(refused) => {
                 let seen = if refused.is_closed() { Seen::Closed } else { Seen::Full };
-                assert_eq!(refused.into_inner().number, number, "the future comes back");
+                assert_eq!(refused.into_future().number, number, "the future comes back");
                 seen
             }
         }
