@@ -111,7 +111,8 @@ pub use scheduler::{
     Scheduler,
     builder::SchedulerBuilder,
     handle::{Job, JobContext},
-    spawn::{JobBuilder, SpawnFuture},
+    spawn::JobBuilder,
+    spawn_future::SpawnFuture,
 };
 #[cfg(feature = "shutdown")]
 pub use shutdown::{PhaseTimings, ServerOutcome, Shutdown, ShutdownReport, StopSignal};

@@ -20,7 +20,8 @@ use crate::{
     scheduler::{
         Scheduler,
         handle::{Job, JobContext},
-        spawn::{JobBuilder, SpawnFuture, Value},
+        spawn::{JobBuilder, Value},
+        spawn_future::SpawnFuture,
     },
     util::clock::Moment,
 };

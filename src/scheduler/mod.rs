@@ -6,13 +6,15 @@
 //! 2. `builder`: the settings, in code.
 //! 3. `spawn`: [`JobBuilder`], which makes a job and admits it.
 //! 4. `handle`: [`Job`], the handle of a job, and [`JobContext`], its view from the inside.
-//! 5. `blocking`: blocking closures as jobs.
+//! 5. `spawn_future`: the future of the spawn verbs that wait.
+//! 6. `shield` and `blocking`: shielded work, and blocking closures, as jobs.
 
 mod blocking;
 pub(crate) mod builder;
 pub(crate) mod handle;
 pub(crate) mod shield;
 pub(crate) mod spawn;
+pub(crate) mod spawn_future;
 
 use std::{borrow::Cow, fmt, future::Future, sync::Arc, time::Duration};
 
@@ -29,7 +31,8 @@ use crate::{
     run::core::{Core, Mode},
     scheduler::{
         handle::{Job, JobContext},
-        spawn::{JobBuilder, SpawnFuture, Value},
+        spawn::{JobBuilder, Value},
+        spawn_future::SpawnFuture,
     },
     util::{clock::Moment, panics::ignore_panic},
 };

@@ -147,7 +147,7 @@ fn leaving_spawner_makes_room_for_the_next_of_its_lane() {
     assert!(bench.keys.cancel_wait(first).is_none());
     assert_eq!(bench.call(false), Some((third, true)));
 
-    // Of a lane at its limit nobody could start, first or not.
+    // Of a lane at its limit no job could start, first or not.
     let [fourth, fifth] = [(); 2].map(|()| bench.join(Some(A)));
     assert!(bench.keys.cancel_wait(fourth).is_some());
     assert_eq!(bench.call(false), None);
