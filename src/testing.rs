@@ -54,7 +54,9 @@ impl Recorder {
             Box::new(move |failure| lock(&failures).push(failure))
         };
         let core = unlimited(Mode::Record, Some(hook));
-        core.queue().swap_limit(0);
+        let core = Arc::new(core);
+        let effects = core.queue().pause(Moment::now());
+        core.apply(effects);
         Self { scheduler: Scheduler::from_core(core), failures, ran: Mutex::default() }
     }
 
@@ -160,7 +162,7 @@ impl Default for Recorder {
 /// A job that waits for a later step of its spawner never ends.
 #[must_use]
 pub fn inline() -> Scheduler {
-    Scheduler::from_core(unlimited(Mode::Inline, None))
+    Scheduler::from_core(Arc::new(unlimited(Mode::Inline, None)))
 }
 
 /// Asserts that `scheduler` has no jobs.

@@ -19,23 +19,11 @@ pub(crate) struct Row<R, W> {
     pub(super) links: Links,
 }
 
-/// The neighbours of a row in its list. A job that is pending in [`Keys`](super::keys::Keys) is in no
-/// list; its links hold its turn.
+/// The neighbours of a row in its list. A pending job with a key is in no list.
 #[derive(Clone, Copy)]
 pub(super) struct Links {
     pub(super) previous: RowIndex,
     pub(super) next: RowIndex,
-}
-
-impl Links {
-    pub(super) fn turn(self) -> u64 {
-        u64::from(self.previous) << 32 | u64::from(self.next)
-    }
-
-    pub(super) fn from_turn(turn: u64) -> Self {
-        let half = |turn: u64| RowIndex::try_from(turn & u64::from(RowIndex::MAX)).expect("masked");
-        Self { previous: half(turn >> 32), next: half(turn) }
-    }
 }
 
 impl<R, W> Default for Row<R, W> {
@@ -65,7 +53,8 @@ impl<R, W> Row<R, W> {
     }
 }
 
-/// A job's state, and since when it is in that state, in one word. The range is 73 years.
+/// A job's state, and since when it is in that state, in one word. The range is 73 years. Of a pending
+/// job, the moment is its turn: no two jobs have the same.
 #[derive(Clone, Copy)]
 pub(super) struct Stamp(i64);
 

@@ -21,6 +21,7 @@ pub(crate) mod keys;
 pub(crate) mod ledger;
 pub(crate) mod line;
 pub(crate) mod queue;
+pub(crate) mod reservations;
 pub(crate) mod state;
 pub(crate) mod step;
 pub(crate) mod table;

@@ -4,9 +4,9 @@
 //! amount of work. It runs no user code and drops none: it returns [`Effects`], which the caller
 //! applies after unlocking. Of a `R` that is dropped under the lock, the caller has a clone.
 //!
-//! There are `limit` permits to run and `pending_limit` places to wait. An active job holds a permit, a
-//! pending job a place, and a spawner either of them from its grant to its admission. Shielded work and
-//! deferred jobs hold neither. A job with a concurrency key also runs only while it is *admitted* by its
+//! There are `limit` permits to run and `pending_limit` places to wait. An active job holds a permit, and
+//! so does a [reservation](super::reservations) until its job starts. A pending job holds a place, and a
+//! spawner either of them from its grant to its admission. Shielded work and deferred jobs hold neither. A job with a concurrency key also runs only while it is *admitted* by its
 //! key: see [`keys`](super::keys).
 //!
 //! `R` is the part of a job that the table keeps for the job's whole life. `W` is its work, which
@@ -14,19 +14,23 @@
 //!
 //! # Invariants
 //!
-//! 1. At most `limit` jobs run, shielded work not counted, and at most `limit_per_key` of one key.
+//! 1. At most `limit` permits are held, by active jobs and reservations, and at most `limit_per_key` jobs
+//!    of one key run. After a limit was lowered, nothing starts until that is so.
 //! 2. A job is admitted, and a spawner granted, only if a permit is free for it or at most
 //!    `pending_limit` jobs are pending with it. Deferred jobs, and those of spawners granted before,
 //!    become pending whatever the limits.
-//! 3. A job is pending only while `limit` jobs run, or while `limit_per_key` of its key are admitted.
-//!    A grant that is not used yet does not keep a pending job from starting.
+//! 3. A job is pending only while `limit` permits are held, while its key is at its limit, while the
+//!    queue is paused, or while a raised limit is carried out, which takes some steps. A grant that is
+//!    not used yet does not keep a pending job, or a reservation, from starting.
 //! 4. A spawner waits without a grant only while no permit is free and no place is left or, if its key
 //!    is at its limit, no place. No later spawner overtakes it, unless that one's job could start.
-//! 5. Of the pending jobs that may start, the longest pending one starts first. Waiting spawners are
-//!    granted in order too. A job that replaces a pending one keeps that one's turn.
+//! 5. Of the pending jobs that may start, and of the waiting reservations, the longest pending one is
+//!    first. Waiting spawners are granted in order too. A job that replaces a pending one keeps that
+//!    one's turn.
 //! 6. `Closed` is final: after it nothing is admitted, granted or started.
 //! 7. `accepted` = jobs in the table + the sum of the outcomes.
-//! 8. A draining queue closes in the step that leaves it idle.
+//! 8. A draining queue closes in the step that leaves it idle, or, while it is paused, in the step that
+//!    leaves no job active. Reservations do not count.
 //! 9. Once the shutdown is announced, a job that ends otherwise than completed or skipped is kept for
 //!    the drain report.
 //! 10. A deferred job is admitted exactly when another job with the same key would be, and
@@ -42,7 +46,8 @@ use crate::{
         dispatch::Dispatch,
         keys::{CalledSpawner, KeyName, Keys, Ticket},
         ledger::{Ledger, Totals},
-        line::{Line, Links, List, Row, Stamp},
+        line::{Line, List, Row, Stamp},
+        reservations::Reservations,
         state::{JobState, Outcome},
         step::{
             Admit, Advance, Effects, JobKey, JobMeta, Phase, RareEffects, Refusal, Stealable, Wake,
@@ -53,7 +58,11 @@ use crate::{
 };
 
 mod closing;
+mod steer;
 mod view;
+
+/// Jobs that one step starts, blocks or grants after a limit was changed.
+const JOBS_PER_STEP: usize = 64;
 
 /// `hot` comes first: it shares the lock's two cache lines, which every thread that takes the lock must
 /// fetch from the processor that held it last.
@@ -67,28 +76,34 @@ pub(crate) struct Queue<R, W> {
 #[repr(C)]
 struct Hot<R, W> {
     table: Table<Row<R, W>>,
-    /// The active jobs. Without a `limit_per_key`, the pending ones too.
+    /// The active jobs, and the pending ones without a key.
     line: Line,
-    /// Active jobs that hold a permit.
+    /// Permits that are held: by active jobs, and by reservations.
     running: u32,
+    /// A limit was raised, and jobs that may start are pending still.
+    raising: bool,
     dispatch: Dispatch,
+    /// 0 while paused.
     limit: usize,
     totals: Totals,
 }
 
 /// The fields that few jobs change.
 struct Cold<R> {
+    /// The limit to return to.
+    paused_limit: Option<usize>,
     pending_limit: usize,
     deferred_limit: usize,
     phase: Phase,
     /// In the order in which they were admitted.
     deferred: List,
     deferred_len: usize,
-    /// The pending jobs while there is a `limit_per_key`, and the line of waiting spawners.
+    /// The pending jobs with a key, and the line of waiting spawners.
     keys: Keys,
+    reservations: Reservations,
     /// Spawners that hold a permit or a place.
     grants: BTreeMap<Ticket, Grant>,
-    last_turn: u64,
+    last_turn: Moment,
     ledger: Ledger<R>,
 }
 
@@ -101,10 +116,11 @@ struct Grant {
 
 /// The turn of a replaced pending job, for the job that replaces it.
 struct Turn {
-    links: Links,
     stamp: Stamp,
     key: Option<KeyName>,
     key_admitted: bool,
+    /// The next job in the line, if the replaced one was in that.
+    line_next: Option<RowIndex>,
 }
 
 impl<R: JobMeta, W> Queue<R, W> {
@@ -119,19 +135,22 @@ impl<R: JobMeta, W> Queue<R, W> {
                 table: Table::new(),
                 line: Line::new(),
                 running: 0,
+                raising: false,
                 dispatch: Dispatch::new(),
                 limit: limit.unwrap_or(usize::MAX),
                 totals: Totals::default(),
             },
             cold: Cold {
+                paused_limit: None,
                 pending_limit: pending_limit.unwrap_or(usize::MAX),
                 deferred_limit: deferred_limit.unwrap_or(usize::MAX),
                 phase: Phase::Open,
                 deferred: List::new(),
                 deferred_len: 0,
                 keys: Keys::new(limit_per_key),
+                reservations: Reservations::default(),
                 grants: BTreeMap::new(),
-                last_turn: 0,
+                last_turn: Moment::NEVER,
                 ledger: Ledger::new(),
             },
         }
@@ -230,8 +249,9 @@ impl<R: JobMeta, W> Queue<R, W> {
         now: Moment,
     ) -> (Effects<R, W>, Option<Waker>) {
         let waker = self.cold.keys.cancel_wait(ticket);
-        if let Some(Grant { key, key_admitted: true }) = self.cold.grants.remove(&ticket) {
-            self.cold.keys.release(key.as_ref());
+        if let Some(Grant { key: Some(key), key_admitted: true }) = self.cold.grants.remove(&ticket)
+        {
+            self.cold.keys.release(&key);
         }
         (self.effects(now), waker)
     }
@@ -285,9 +305,9 @@ impl<R: JobMeta, W> Queue<R, W> {
     /// pending because of their keys.
     fn has_room_to_run(&self) -> bool {
         let granted = self.cold.grants.len();
-        let permits_and_places = self.hot.limit.saturating_add(self.cold.pending_limit);
-        self.running() + granted < self.hot.limit
-            || self.running() + granted + self.pending_count() < permits_and_places
+        let free = self.hot.limit.saturating_sub(self.running());
+        granted < free
+            || granted + self.pending_count() < free.saturating_add(self.cold.pending_limit)
     }
 
     /// Whether a job whose key is at its limit may be admitted.
@@ -310,28 +330,46 @@ impl<R: JobMeta, W> Queue<R, W> {
         index
     }
 
-    /// Starts the job if it may start, else makes it pending.
+    /// Whether a permit is free for a job or a reservation that comes now.
+    #[inline(always)]
+    fn has_free_permit(&self) -> bool {
+        self.running() < self.hot.limit && !self.hot.raising
+    }
+
+    fn next_turn(&mut self, now: Moment) -> Moment {
+        let turn = now.max(self.cold.last_turn.next());
+        self.cold.last_turn = turn;
+        turn
+    }
+
+    /// Starts the job if it may start, else makes it pending. With `key_admitted` its key counts it as
+    /// running already.
     #[inline(always)]
     fn enter(&mut self, index: RowIndex, key_admitted: bool, now: Moment) {
-        let may_run = self.running() < self.hot.limit;
-        let pending = Stamp::new(JobState::Pending, now);
-        if !self.cold.keys.are_limited() {
-            if may_run {
-                return self.start_with_permit(index, now);
-            }
-            self.hot.line.push_pending(&mut self.hot.table, index).stamp = pending;
-            return;
+        if self.hot.table[index].meta().key().is_some() {
+            return self.enter_with_key(index, key_admitted, now);
         }
-        let key = self.hot.table[index].meta().key().cloned();
-        let key_admitted = key_admitted || self.cold.keys.admit(key.as_ref());
-        if key_admitted && may_run {
+        if self.has_free_permit() {
             return self.start_with_permit(index, now);
         }
-        self.cold.last_turn += 1;
-        self.cold.keys.push(key.as_ref(), self.cold.last_turn, index, key_admitted);
-        let row = &mut self.hot.table[index];
-        row.links = Links::from_turn(self.cold.last_turn);
-        row.stamp = pending;
+        let pending = Stamp::new(JobState::Pending, self.next_turn(now));
+        self.hot.line.push_pending(&mut self.hot.table, index).stamp = pending;
+    }
+
+    fn enter_with_key(&mut self, index: RowIndex, key_admitted: bool, now: Moment) {
+        let Some(key) = self.hot.table[index].meta().key().cloned() else { return };
+        if self.has_free_permit() && self.starts_with_key(&key, key_admitted) {
+            return self.start_with_permit(index, now);
+        }
+        let turn = self.next_turn(now);
+        self.cold.keys.push(&key, turn, index, key_admitted);
+        self.hot.table[index].stamp = Stamp::new(JobState::Pending, turn);
+    }
+
+    /// Whether a job of this key may start, which the key then counts as running.
+    fn starts_with_key(&mut self, key: &KeyName, key_admitted: bool) -> bool {
+        let keys = &mut self.cold.keys;
+        if key_admitted { keys.is_within_limit(key) } else { keys.start_if_room(key) }
     }
 
     /// As [`enter`](Self::enter), in the turn of a replaced job if there is one.
@@ -346,22 +384,34 @@ impl<R: JobMeta, W> Queue<R, W> {
     #[cold]
     fn enter_in_turn(&mut self, index: RowIndex, turn: &Turn, granted_key: bool, now: Moment) {
         let (hot, keys) = (&mut self.hot, &mut self.cold.keys);
-        if !keys.are_limited() {
-            hot.line.insert_pending(&mut hot.table, index, turn.links.next).stamp = turn.stamp;
+        let key = hot.table[index].meta().key().cloned();
+        let since = turn.stamp.since();
+        let Some(key) = key else {
+            // Its place in the line, unless the replaced job was in none.
+            match turn.line_next {
+                Some(next) => {
+                    hot.line.insert_pending(&mut hot.table, index, next).stamp = turn.stamp
+                }
+                None => {
+                    keys.push_keyless(since, index);
+                    hot.table[index].stamp = turn.stamp;
+                }
+            }
+            return self.release_replaced(turn);
+        };
+        let inherits = turn.key_admitted && turn.key.as_ref() == Some(&key) && !granted_key;
+        if inherits {
+            // Nothing has been admitted in between, so the lane has room.
+            keys.push(&key, since, index, false);
+            hot.table[index].stamp = turn.stamp;
             return;
         }
-        let key = hot.table[index].meta().key().cloned();
-        let inherits = turn.key_admitted && turn.key == key && !granted_key;
-        if turn.key_admitted && !inherits {
-            keys.release(turn.key.as_ref());
-        }
-        let key_admitted = granted_key || inherits || keys.admit(key.as_ref());
-        if key_admitted && self.running() < self.hot.limit {
+        self.release_replaced(turn);
+        if self.has_free_permit() && self.starts_with_key(&key, granted_key) {
             return self.start_with_permit(index, now);
         }
-        self.cold.keys.push(key.as_ref(), turn.links.turn(), index, key_admitted);
-        let row = &mut self.hot.table[index];
-        (row.links, row.stamp) = (turn.links, turn.stamp);
+        self.cold.keys.push(&key, since, index, granted_key);
+        self.hot.table[index].stamp = turn.stamp;
     }
 
     /// Starts a job that is in no list. The job's own record is not touched: it is in another
@@ -449,8 +499,8 @@ impl<R: JobMeta, W> Queue<R, W> {
         meta.ended();
         if meta.needs_permit() {
             self.hot.running -= 1;
-            if self.cold.keys.are_limited() {
-                self.cold.keys.release(meta.key());
+            if let Some(key) = meta.key() {
+                self.cold.keys.release(key);
             }
         }
         self.record_end(&meta, outcome);
@@ -487,18 +537,28 @@ impl<R: JobMeta, W> Queue<R, W> {
         Some(((meta, work), turn))
     }
 
-    /// Takes a pending job out of its list, and leaves its key as admitted as it is.
+    /// Takes a pending job out of its list, and admits no other job of its key yet.
     fn take_turn(&mut self, index: RowIndex) -> Turn {
         let (hot, keys) = (&mut self.hot, &mut self.cold.keys);
         let row = &hot.table[index];
         let (links, stamp, key) = (row.links, row.stamp, row.meta().key().cloned());
-        let key_admitted = if keys.are_limited() {
-            keys.take(key.as_ref(), links.turn())
-        } else {
-            hot.line.remove_pending(&mut hot.table, index, links);
-            false
-        };
-        Turn { links, stamp, key, key_admitted }
+        let mut turn = Turn { stamp, key, key_admitted: false, line_next: None };
+        match &turn.key {
+            Some(key) => turn.key_admitted = keys.take(key, stamp.since()),
+            None if keys.take_keyless(stamp.since()) => {}
+            None => {
+                hot.line.remove_pending(&mut hot.table, index, links);
+                turn.line_next = Some(links.next);
+            }
+        }
+        turn
+    }
+
+    /// Admits the next job of the replaced job's key.
+    fn release_replaced(&mut self, turn: &Turn) {
+        if let Some(key) = turn.key.as_ref().filter(|_| turn.key_admitted) {
+            self.cold.keys.admit_next(key);
+        }
     }
 
     /// Removes an unstarted job from the table. The caller records its end.
@@ -511,10 +571,14 @@ impl<R: JobMeta, W> Queue<R, W> {
                 cold.deferred.unlink(&mut hot.table, links);
                 cold.deferred_len -= 1;
             }
-            JobState::Pending if cold.keys.are_limited() => {
-                cold.keys.remove(row.meta().key(), links.turn());
+            JobState::Pending => {
+                let turn = row.stamp.since();
+                match row.meta().key().cloned() {
+                    Some(key) => cold.keys.remove(&key, turn),
+                    None if cold.keys.take_keyless(turn) => {}
+                    None => hot.line.remove_pending(&mut hot.table, index, links),
+                }
             }
-            JobState::Pending => hot.line.remove_pending(&mut hot.table, index, links),
             JobState::Active | JobState::Finished => return None,
         }
         self.release_unstarted(index)
@@ -550,42 +614,95 @@ impl<R: JobMeta, W> Queue<R, W> {
     #[inline(always)]
     fn start_and_grant(&mut self, now: Moment) -> (bool, Option<Box<RareEffects<R, W>>>) {
         let open = self.cold.phase < Phase::Closed;
-        if open && self.running() < self.hot.limit {
-            self.start_next(now);
-        }
+        let reserved =
+            if open && self.running() < self.hot.limit { self.start_next(now) } else { None };
         let idle = self.is_idle();
-        let may_have_rare = idle || (open && self.cold.keys.has_waiting());
-        (idle, if may_have_rare { self.rare_effects(open, idle) } else { None })
+        let may_have_rare = idle
+            || reserved.is_some()
+            || self.hot.raising
+            || self.cold.paused_limit.is_some()
+            || (open && self.cold.keys.has_waiting());
+        (idle, if may_have_rare { self.rare_effects(open, idle, reserved) } else { None })
     }
 
     #[cold]
-    fn rare_effects(&mut self, open: bool, idle: bool) -> Option<Box<RareEffects<R, W>>> {
-        let wakers = if open { self.grant() } else { Vec::new() };
-        let has_closed = idle && self.cold.phase == Phase::Draining;
+    fn rare_effects(
+        &mut self,
+        open: bool,
+        idle: bool,
+        reserved: Option<Waker>,
+    ) -> Option<Box<RareEffects<R, W>>> {
+        let mut wakers = if open { self.grant() } else { Vec::new() };
+        wakers.extend(reserved);
+        let has_closed = self.cold.phase == Phase::Draining && self.is_drained();
         if has_closed {
             self.cold.phase = Phase::Closed; // 8
         }
         let surplus = if idle { self.hot.table.surplus() } else { Vec::new() };
-        let has_any = !wakers.is_empty() || !surplus.is_empty() || has_closed;
-        has_any.then(|| Box::new(RareEffects { wakers, surplus, has_closed, replaced: None }))
+        let is_unfinished = self.hot.raising && self.cold.phase < Phase::Closed;
+        let has_any = !wakers.is_empty() || !surplus.is_empty() || has_closed || is_unfinished;
+        let rare = RareEffects { wakers, surplus, has_closed, is_unfinished, replaced: None };
+        has_any.then(|| Box::new(rare))
     }
 
+    /// Starts the longest pending job that may start, or grants the reservation before it, whose waker
+    /// is returned.
     #[inline(always)]
-    fn start_next(&mut self, now: Moment) {
+    fn start_next(&mut self, now: Moment) -> Option<Waker> {
+        if self.cold.keys.has_admitted() || self.cold.reservations.has_waiting() {
+            return self.start_earliest(now);
+        }
         let hot = &mut self.hot;
         if let Some((index, row)) = hot.line.start_first(&mut hot.table) {
             row.stamp = Stamp::new(JobState::Active, now);
             hot.running += 1;
             hot.dispatch.push_ready(index);
-        } else if let Some((turn, index)) = self.cold.keys.first_admitted() {
-            self.cold.keys.start(turn);
-            self.start_with_permit(index, now);
         }
+        None
+    }
+
+    /// As [`start_next`](Self::start_next), where there are keys or reservations.
+    fn start_earliest(&mut self, now: Moment) -> Option<Waker> {
+        // After `limit_per_key` was lowered, admitted jobs may have to be blocked first.
+        for _ in 0..JOBS_PER_STEP {
+            let (hot, cold) = (&mut self.hot, &mut self.cold);
+            let in_line = hot.line.first_pending().map(|row| hot.table[row].stamp.since());
+            let keyed = cold.keys.first_admitted();
+            let reserved = cold.reservations.first();
+            let keyed_turn = keyed.map(|(turn, _)| turn);
+            let first = [in_line, keyed_turn, reserved].into_iter().flatten().min()?;
+            if Some(first) == reserved {
+                hot.running += 1;
+                return cold.reservations.grant_first();
+            }
+            if Some(first) == in_line {
+                let (index, row) = hot.line.start_first(&mut hot.table)?;
+                row.stamp = Stamp::new(JobState::Active, now);
+                hot.running += 1;
+                hot.dispatch.push_ready(index);
+                return None;
+            }
+            let (turn, index) = keyed?;
+            let starts = match hot.table[index].meta().key().cloned() {
+                Some(key) => cold.keys.start(&key, turn),
+                None => cold.keys.take_keyless(turn),
+            };
+            if starts {
+                self.start_with_permit(index, now);
+                return None;
+            }
+        }
+        self.hot.raising = true;
+        None
     }
 
     fn grant(&mut self) -> Vec<Waker> {
         let mut wakers = Vec::new();
         while self.cold.keys.has_waiting() && self.has_room_to_run() {
+            if wakers.len() >= JOBS_PER_STEP {
+                self.hot.raising = true;
+                break;
+            }
             let may_wait = self.has_room_to_wait();
             let Some(called) = self.cold.keys.call_next(may_wait) else { break };
             let CalledSpawner { ticket, key, key_admitted, waker } = called;
@@ -593,29 +710,6 @@ impl<R: JobMeta, W> Queue<R, W> {
             wakers.push(waker);
         }
         wakers
-    }
-
-    // Schedulers for tests of applications.
-
-    /// Replaces the limit, and nothing else. Returns the previous one.
-    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "for `testing` only"))]
-    pub(crate) fn swap_limit(&mut self, limit: usize) -> usize {
-        std::mem::replace(&mut self.hot.limit, limit)
-    }
-
-    /// Starts one job although the limit is 0. Returns it.
-    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "for `testing` only"))]
-    pub(crate) fn start_one(&mut self, now: Moment) -> Option<(R, Effects<R, W>)> {
-        if self.cold.phase == Phase::Closed {
-            return None; // 6
-        }
-        let first_admitted = || self.cold.keys.first_admitted().map(|(_, row)| row);
-        let first = self.hot.line.first_pending().or_else(first_admitted)?;
-        let meta = self.hot.table[first].meta().clone();
-        let limit = self.swap_limit(self.running() + 1);
-        let effects = self.effects(now);
-        self.swap_limit(limit);
-        Some((meta, effects))
     }
 }
 

@@ -117,11 +117,19 @@ pub(crate) struct RareEffects<R, W> {
     pub(crate) surplus: Vec<Chunk<Row<R, W>>>,
     /// This step has closed the queue (8).
     pub(crate) has_closed: bool,
+    /// A changed limit is not carried out yet: call [`Queue::go_on`](super::queue::Queue::go_on).
+    pub(crate) is_unfinished: bool,
 }
 
 impl<R, W> Default for RareEffects<R, W> {
     fn default() -> Self {
-        Self { wakers: Vec::new(), replaced: None, surplus: Vec::new(), has_closed: false }
+        Self {
+            wakers: Vec::new(),
+            replaced: None,
+            surplus: Vec::new(),
+            has_closed: false,
+            is_unfinished: false,
+        }
     }
 }
 
@@ -132,6 +140,17 @@ impl<R, W> Effects<R, W> {
         let rare = self.rare.map(|rare| *rare).unwrap_or_default();
         let rare = RareEffects { replaced: Some(replaced), ..rare };
         Self { rare: Some(Box::new(rare)), ..self }
+    }
+}
+
+impl<R, W> Effects<R, W> {
+    pub(super) fn with_wakers(self, wakers: Vec<Waker>) -> Self {
+        if wakers.is_empty() {
+            return self;
+        }
+        let mut rare = self.rare.unwrap_or_default();
+        rare.wakers.extend(wakers);
+        Self { rare: Some(rare), ..self }
     }
 }
 

@@ -3,7 +3,7 @@
 //! The queue decides, and the core applies: lock, one step of the queue, unlock, [`Core::apply`].
 
 use std::{
-    fmt, iter,
+    fmt, iter, mem,
     pin::pin,
     sync::{
         Arc, OnceLock,
@@ -28,6 +28,7 @@ use crate::{
     },
     run::{idle_runners::IdleRunners, runner::Runner},
     util::{
+        clock::Moment,
         panics::{notify, wake},
         sync::{CachePadded, Mutex, MutexGuard, lock},
     },
@@ -162,9 +163,9 @@ impl Core {
 
     #[cold]
     fn apply_rare(self: &Arc<Self>, rare: RareEffects<Arc<Record>, Work>) {
-        let RareEffects { wakers, replaced, mut surplus, has_closed } = rare;
+        let RareEffects { wakers, replaced, mut surplus, has_closed, is_unfinished } = rare;
         if has_closed {
-            self.idle_runners.0.shutdown();
+            self.close_now();
         }
         let piece = || {
             let rest = surplus.len().saturating_sub(CHUNKS_FREED_PER_TASK);
@@ -174,6 +175,23 @@ impl Core {
         wakers.into_iter().for_each(wake);
         if let Some((_, work)) = replaced {
             self.drop_unstarted(work, JobError::cancelled());
+        }
+        if is_unfinished {
+            self.go_on();
+        }
+    }
+
+    /// Carries a changed limit out, in bounded steps of the queue.
+    pub(super) fn go_on(self: &Arc<Self>) {
+        loop {
+            let now = Moment::now();
+            let mut effects = self.queue().go_on(now);
+            let rare = effects.rare.as_mut();
+            let is_unfinished = rare.is_some_and(|rare| mem::take(&mut rare.is_unfinished));
+            self.apply(effects);
+            if !is_unfinished {
+                return;
+            }
         }
     }
 

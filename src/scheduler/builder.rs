@@ -1,4 +1,4 @@
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::runtime::Handle;
 
@@ -150,7 +150,7 @@ impl SchedulerBuilder {
     #[must_use]
     pub fn build(self) -> Scheduler {
         let Self { config, span, on_failure, runtime } = self;
-        Scheduler::from_core(Core::new(config, Mode::Run, span, on_failure, runtime))
+        Scheduler::from_core(Arc::new(Core::new(config, Mode::Run, span, on_failure, runtime)))
     }
 }
 

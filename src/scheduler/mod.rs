@@ -155,8 +155,8 @@ impl Scheduler {
         Self::builder().build()
     }
 
-    pub(crate) fn from_core(core: Core) -> Self {
-        Self { handle: Arc::new(Handle { core: Arc::new(core) }) }
+    pub(crate) fn from_core(core: Arc<Core>) -> Self {
+        Self { handle: Arc::new(Handle { core }) }
     }
 
     pub(crate) fn with_options(&self, options: Options) -> JobBuilder<'_> {

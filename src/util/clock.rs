@@ -30,13 +30,18 @@ impl Moment {
         })
     }
 
+    /// The next moment.
+    pub(crate) fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
     pub(crate) fn instant(self) -> Instant {
         let first = *FIRST.get_or_init(Instant::now);
         let distance = Duration::from_nanos(self.0.unsigned_abs());
         if self.0 < 0 { first - distance } else { first + distance }
     }
 
-    pub(crate) fn from_nanos(nanos: i64) -> Self {
+    pub(crate) const fn from_nanos(nanos: i64) -> Self {
         Self(nanos)
     }
 

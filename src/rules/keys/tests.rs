@@ -6,7 +6,7 @@ const B: &str = "b";
 /// Keys, and a counter of turns.
 struct Bench {
     keys: Keys,
-    turn: u64,
+    turn: i64,
 }
 
 impl Bench {
@@ -14,24 +14,28 @@ impl Bench {
         Self { keys: Keys::new(Some(limit)), turn: 0 }
     }
 
-    /// A job arrives: it is admitted or becomes pending. Its turn is also its row.
+    /// A job arrives while permits are free: it runs or becomes pending. Its turn is also its row.
     fn arrive(&mut self, key: &str) -> bool {
-        let key = Arc::from(key);
-        let admitted = self.keys.admit(Some(&key));
-        if !admitted {
-            self.pend(&key, false);
+        let starts = self.keys.start_if_room(&key.into());
+        if !starts {
+            self.pend(key);
         }
-        admitted
+        starts
     }
 
-    fn pend(&mut self, key: &KeyName, admitted: bool) {
+    /// A job arrives while no permit is free.
+    fn pend(&mut self, key: &str) {
         self.turn += 1;
         let row = RowIndex::try_from(self.turn).expect("few");
-        self.keys.push(Some(key), self.turn, row, admitted);
+        self.keys.push(&key.into(), Moment::from_nanos(self.turn), row, false);
     }
 
     fn release(&mut self, key: &str) {
-        self.keys.release(Some(&key.into()));
+        self.keys.release(&key.into());
+    }
+
+    fn remove(&mut self, key: &str, turn: i64) {
+        self.keys.remove(&key.into(), Moment::from_nanos(turn));
     }
 
     fn join(&mut self, key: Option<&str>) -> Ticket {
@@ -42,12 +46,21 @@ impl Bench {
         self.keys.call_next(may_wait).map(|called| (called.ticket, called.key_admitted))
     }
 
-    /// The turns of the pending jobs that may start, in order.
-    fn start_all(&mut self) -> Vec<u64> {
+    fn first_admitted(&self) -> Option<i64> {
+        self.keys.first_admitted().map(|(turn, _)| turn.as_nanos())
+    }
+
+    /// Starts the pending jobs that may start. Returns their turns, in order.
+    fn start_all(&mut self, keys: &[&str]) -> Vec<i64> {
         let mut started = Vec::new();
-        while let Some((turn, _)) = self.keys.first_admitted() {
-            self.keys.start(turn);
-            started.push(turn);
+        while let Some(turn) = self.first_admitted() {
+            let moment = Moment::from_nanos(turn);
+            let of = keys.iter().find(|key| {
+                self.keys.lanes.get(**key).is_some_and(|lane| lane.admitted.contains(&moment))
+            });
+            if self.keys.start(&(*of.expect("a lane has it")).into(), moment) {
+                started.push(turn);
+            }
         }
         started
     }
@@ -64,9 +77,9 @@ fn no_more_than_the_limit_are_admitted() {
     assert_eq!([(); 3].map(|()| bench.arrive(A)), [true, true, false]);
     assert!(!bench.has_room(A));
     assert!(bench.arrive(B) && bench.has_room(B));
-    assert!(bench.keys.admit(None) && bench.keys.has_room(None));
+    assert!(bench.keys.has_room(None));
     bench.release(A);
-    assert!(!bench.has_room(A), "the one that was held is in");
+    assert!(!bench.has_room(A), "the blocked one is admitted");
     bench.release(A);
     assert!(bench.has_room(A));
 }
@@ -94,14 +107,14 @@ fn blocked_jobs_are_admitted_in_turn() {
         assert!(!bench.arrive(key));
     }
     assert_eq!(bench.keys.len(), 5);
-    assert!(bench.start_all().is_empty());
+    assert!(bench.start_all(&[A, B]).is_empty());
     bench.release(B);
-    assert_eq!(bench.start_all(), [2]);
-    assert_eq!(bench.keys.first(), Some(1));
-    bench.keys.remove(Some(&A.into()), 1);
+    assert_eq!(bench.start_all(&[A, B]), [2]);
+    assert_eq!(bench.keys.first().map(|(_, row)| row), Some(1));
+    bench.remove(A, 1);
     bench.release(A);
     bench.release(B);
-    assert_eq!(bench.start_all(), [3, 5], "the longest pending first");
+    assert_eq!(bench.start_all(&[A, B]), [3, 5], "the longest pending first");
     assert_eq!(bench.keys.len(), 1);
 }
 
@@ -109,14 +122,13 @@ fn blocked_jobs_are_admitted_in_turn() {
 #[test]
 fn leaving_pending_job_admits_the_next() {
     let mut bench = Bench::new(1);
-    assert!(bench.keys.admit(Some(&A.into())));
-    bench.pend(&A.into(), true);
-    assert!(!bench.arrive(A));
-    assert_eq!(bench.keys.first_admitted(), Some((1, 1)));
-    bench.keys.remove(Some(&A.into()), 1);
-    assert_eq!(bench.keys.first_admitted(), Some((2, 2)));
-    bench.keys.remove(Some(&A.into()), 2);
-    assert_eq!((bench.keys.first_admitted(), bench.keys.lane_count()), (None, 0));
+    bench.pend(A);
+    bench.pend(A);
+    assert_eq!(bench.first_admitted(), Some(1));
+    bench.remove(A, 1);
+    assert_eq!(bench.first_admitted(), Some(2));
+    bench.remove(A, 2);
+    assert_eq!((bench.first_admitted(), bench.keys.lane_count()), (None, 0));
 }
 
 /// Invariant 3.
@@ -127,7 +139,7 @@ fn eligible_spawners_are_called_past_the_others() {
     let [a, next_a, b, next_b, plain] =
         [Some(A), Some(A), Some(B), Some(B), None].map(|key| bench.join(key));
     assert_eq!(bench.call(false), Some((b, true)));
-    assert_eq!(bench.call(false), Some((plain, false)), "without a key there is no let-in");
+    assert_eq!(bench.call(false), Some((plain, false)), "without a key nothing is counted");
     assert_eq!(bench.call(false), None);
     bench.release(A);
     assert_eq!(bench.call(false), Some((a, true)));
@@ -164,7 +176,7 @@ fn empty_lane_is_forgotten() {
     assert_eq!(bench.keys.lane_count(), 2);
     bench.keys.cancel_wait(alone);
     assert_eq!(bench.keys.lane_count(), 1);
-    bench.keys.remove(Some(&A.into()), 1);
+    bench.remove(A, 1);
     bench.release(A);
     assert_eq!(bench.keys.lane_count(), 1, "a spawner waits");
     bench.keys.cancel_wait(waiting);
@@ -177,18 +189,51 @@ fn empty_lane_is_forgotten() {
     assert_eq!(bench.keys.lane_count(), 0);
 }
 
+/// Invariant 1: admitted jobs become blocked as they would start.
 #[test]
-fn without_a_limit_there_are_no_lanes() {
-    let mut keys = Keys::new(None);
-    let key = Some(&KeyName::from(A));
-    assert!(!keys.are_limited() && keys.admit(key) && keys.has_room(key));
-    keys.join(key, Waker::noop().clone());
-    assert_eq!(keys.lane_count(), 0);
-    assert!(matches!(
-        keys.call_next(false),
-        Some(CalledSpawner { key: None, key_admitted: false, .. })
-    ));
-    keys.release(key);
+fn lowered_limit_starts_nothing_until_it_fits() {
+    let mut bench = Bench::new(3);
+    assert!(bench.arrive(A) && bench.arrive(A));
+    bench.pend(A);
+    bench.pend(B);
+    bench.keys.set_limit(Some(1));
+    assert!(!bench.has_room(A) && !bench.has_room(B));
+    assert_eq!(bench.start_all(&[A, B]), [2]);
+    bench.release(A);
+    assert_eq!(bench.start_all(&[A, B]), [0; 0]);
+    bench.release(A);
+    assert_eq!(bench.start_all(&[A, B]), [1]);
+}
+
+/// Invariant 2: a raise goes on where it stopped.
+#[test]
+fn raised_limit_admits_blocked_jobs_in_steps() {
+    let mut bench = Bench::new(1);
+    for key in [A, B] {
+        (0..5).for_each(|_| bench.pend(key));
+    }
+    let waiting = bench.join(Some(A));
+    bench.keys.set_limit(None);
+    let mut steps = 0;
+    while bench.keys.is_raising() {
+        bench.keys.go_on_raising(3);
+        steps += 1;
+    }
+    assert_eq!(bench.start_all(&[A, B]), Vec::from_iter(1..=10));
+    assert!((3..9).contains(&steps), "{steps} steps");
+    assert_eq!(bench.call(false), Some((waiting, true)));
+}
+
+#[test]
+fn eligible_spawner_of_a_lowered_limit_is_passed_over() {
+    let mut bench = Bench::new(2);
+    assert!(bench.arrive(A));
+    let [of_key, plain] = [Some(A), None].map(|key| bench.join(key));
+    bench.keys.set_limit(Some(1));
+    assert_eq!(bench.call(false), Some((plain, false)));
+    assert_eq!(bench.call(false), None);
+    bench.release(A);
+    assert_eq!(bench.call(false), Some((of_key, true)));
 }
 
 #[test]
@@ -207,7 +252,7 @@ fn nothing_is_left_of_a_hot_key_among_a_million() {
     assert_eq!(bench.keys.lane_count(), 1);
     for turn in 1..=10_000 {
         bench.release("hot");
-        assert_eq!(bench.start_all(), [turn]);
+        assert_eq!(bench.start_all(&["hot"]), [turn]);
     }
     bench.release("hot");
     let Keys { lanes, admitted, blocked, waiting, eligible, .. } = &bench.keys;

@@ -22,7 +22,7 @@ impl<R: JobMeta, W> Queue<R, W> {
     pub(crate) fn drain(&mut self) {
         self.announce();
         if self.cold.phase == Phase::Announced {
-            self.cold.phase = if self.is_idle() { Phase::Closed } else { Phase::Draining };
+            self.cold.phase = if self.is_drained() { Phase::Closed } else { Phase::Draining };
         }
     }
 
@@ -31,22 +31,26 @@ impl<R: JobMeta, W> Queue<R, W> {
         self.cold.phase = Phase::Closed;
     }
 
-    /// After closing: removes up to `most` waiting spawners, to be woken.
+    /// After closing: removes up to `most` waiting spawners and reservations, to be woken.
     pub(crate) fn drain_waiting(&mut self, most: usize) -> Vec<Waker> {
-        self.cold.keys.drain_waiting(most)
+        let mut drained = self.cold.keys.drain_waiting(most);
+        drained.extend(self.cold.reservations.drain_waiting(most - drained.len()));
+        drained
     }
 
     /// After closing: removes up to `most` jobs that will never start, with their work.
     pub(crate) fn drain_unstarted(&mut self, most: usize) -> (Arc<Vec<R>>, Vec<W>) {
         let room = most.min(self.pending_count() + self.cold.deferred_len);
         let (mut jobs, mut all_work) = (Vec::with_capacity(room), Vec::with_capacity(room));
-        self.hot.line.drain_pending(&mut self.hot.table, most, |meta, work| {
-            meta.ended();
-            jobs.push(meta);
-            all_work.push(work);
-        });
+        if self.cold.keys.len() == 0 {
+            self.hot.line.drain_pending(&mut self.hot.table, most, |meta, work| {
+                meta.ended();
+                jobs.push(meta);
+                all_work.push(work);
+            });
+        }
         while jobs.len() < most {
-            let first = self.cold.keys.first().unwrap_or(self.cold.deferred.first);
+            let first = self.first_pending().unwrap_or(self.cold.deferred.first);
             let Some((meta, work)) = self.remove_unstarted(first) else { break };
             jobs.push(meta);
             all_work.push(work);

@@ -31,6 +31,33 @@ impl<R: JobMeta, W> Queue<R, W> {
         self.hot.table.is_empty() && (no_spawners || self.cold.phase == Phase::Closed)
     }
 
+    /// The row of the job that has been pending longest.
+    pub(super) fn first_pending(&self) -> Option<RowIndex> {
+        let in_line = self.hot.line.first_pending();
+        let in_line = in_line.map(|row| (self.hot.table[row].stamp.since(), row));
+        [in_line, self.cold.keys.first()].into_iter().flatten().min().map(|(_, row)| row)
+    }
+
+    /// Whether a draining queue has nothing to wait for: it is idle, or paused with no job active.
+    pub(super) fn is_drained(&self) -> bool {
+        self.is_idle() || (self.is_paused() && self.active_count() == 0)
+    }
+
+    /// Permits that are held by reservations.
+    pub(crate) fn reserved_count(&self) -> usize {
+        self.cold.reservations.held()
+    }
+
+    /// Grants that are not used yet, of spawners and reservations.
+    pub(crate) fn granted_count(&self) -> usize {
+        self.cold.grants.len() + self.cold.reservations.granted_count()
+    }
+
+    /// Active jobs that hold no permit.
+    pub(crate) fn outside_limit_count(&self) -> usize {
+        self.active_count() - (self.running() - self.reserved_count())
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.hot.table.len()
     }
@@ -58,7 +85,7 @@ impl<R: JobMeta, W> Queue<R, W> {
     }
 
     pub(crate) fn waiting_count(&self) -> usize {
-        self.cold.keys.waiting_count()
+        self.cold.keys.waiting_count() + self.cold.reservations.waiting_count()
     }
 
     pub(crate) fn totals(&self) -> Totals {
@@ -74,9 +101,8 @@ impl<R: JobMeta, W> Queue<R, W> {
     pub(crate) fn oldest(&self) -> [Option<Moment>; 3] {
         let Hot { table, line, .. } = &self.hot;
         let deferred = Some(self.cold.deferred.first).filter(|first| *first != NONE);
-        let pending = line.first_pending().or_else(|| self.cold.keys.first());
         let since = |row: Option<RowIndex>| row.map(|row| table[row].stamp.since());
-        [deferred, pending, line.first_active()].map(since)
+        [deferred, self.first_pending(), line.first_active()].map(since)
     }
 
     /// The jobs in up to `most` rows from `from` on, and the row to go on from.

@@ -10,7 +10,7 @@ use std::{
     task::Waker,
 };
 
-use super::*;
+use super::{steer::Reserve, *};
 use crate::rules::{ledger::Ended, state::JobId, step::UniqueKey};
 
 mod admission;
@@ -218,6 +218,10 @@ impl Bench {
                 self.replaced.push(work.take());
             }
             rare.wakers.into_iter().for_each(Waker::wake);
+            if rare.is_unfinished {
+                let effects = self.queue.go_on(self.now);
+                return self.apply(effects);
+            }
         }
         self.idle = effects.wake == Wake::IdleWaiters;
     }
@@ -272,6 +276,25 @@ impl Bench {
                 Waits(ticket)
             }
         }
+    }
+
+    /// Offers a job with a held permit.
+    fn use_permit(&mut self, names: Names) -> Answer {
+        let job = Job::new(Admit::Limited, names);
+        self.jobs.push(job.clone());
+        let number = self.jobs.len() - 1;
+        let result = self.queue.admit_reserved(job, || Task::new(number), self.now);
+        self.answer(result)
+    }
+
+    /// Ends all pending jobs.
+    fn clear(&mut self) -> Vec<usize> {
+        let by = self.queue.last_turn();
+        let (jobs, work) = self.queue.clear_pending(by, usize::MAX);
+        assert!(jobs.iter().all(|job| job.0.ended.get()));
+        let effects = self.queue.go_on(self.now);
+        self.apply(effects);
+        work.into_iter().map(Task::take).collect()
     }
 
     fn begin(&mut self, number: usize) {

@@ -3,7 +3,7 @@
 //! both must agree.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     env,
     hash::{BuildHasher, RandomState},
 };
@@ -32,6 +32,18 @@ enum Step {
     TakeWaiters(usize),
     TakeUnstarted(usize),
     TakeEnded,
+    Reserve,
+    TryReserve,
+    TakeReserved(usize),
+    CancelReserve(usize),
+    GiveBack(usize),
+    UsePermit(usize, Names),
+    SetLimit(Option<usize>),
+    SetPendingLimit(Option<usize>),
+    SetLimitPerKey(Option<usize>),
+    Pause,
+    Resume,
+    Clear,
 }
 
 fn outcome() -> impl Strategy<Value = Outcome> {
@@ -51,6 +63,10 @@ fn names() -> impl Strategy<Value = Names> {
         .prop_map(|(key, unique)| Names { key, unique })
 }
 
+fn limit() -> impl Strategy<Value = Option<usize>> {
+    prop::option::weighted(0.8, 1..4_usize)
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let any = any::<u8>().prop_map(usize::from);
     prop_oneof![
@@ -62,18 +78,44 @@ fn step() -> impl Strategy<Value = Step> {
         8 => any.clone().prop_map(Step::Ask),
         3 => any.clone().prop_map(Step::Leave),
         12 => (any.clone(), outcome()).prop_map(|(number, outcome)| Step::Finish(number, outcome)),
-        3 => (any, outcome()).prop_map(|(number, outcome)| Step::Remove(number, outcome)),
+        3 => (any.clone(), outcome()).prop_map(|(number, outcome)| Step::Remove(number, outcome)),
         1 => Just(Step::Announce),
         1 => Just(Step::Drain),
         1 => Just(Step::Close),
         2 => (0..3_usize).prop_map(Step::TakeWaiters),
         2 => (0..3_usize).prop_map(Step::TakeUnstarted),
         1 => Just(Step::TakeEnded),
+        4 => Just(Step::Reserve),
+        1 => Just(Step::TryReserve),
+        4 => any.clone().prop_map(Step::TakeReserved),
+        1 => any.clone().prop_map(Step::CancelReserve),
+        1 => any.clone().prop_map(Step::GiveBack),
+        3 => (any.clone(), names()).prop_map(|(at, names)| Step::UsePermit(at, names)),
+        2 => limit().prop_map(Step::SetLimit),
+        1 => prop::option::of(0..4_usize).prop_map(Step::SetPendingLimit),
+        2 => limit().prop_map(Step::SetLimitPerKey),
+        1 => Just(Step::Pause),
+        2 => Just(Step::Resume),
+        1 => Just(Step::Clear),
     ]
 }
 
+/// A reservation, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reservation(usize);
+
 /// The rules, over lists of job numbers.
 struct Model {
+    is_paused: bool,
+    /// The turns of all jobs that have been pending.
+    turns: BTreeMap<usize, usize>,
+    next_turn: usize,
+    reservations: usize,
+    /// With their turns.
+    reserving: Vec<(Reservation, usize)>,
+    /// Granted, and not yet taken.
+    reserved: Vec<Reservation>,
+    permits: Vec<Reservation>,
     limit: usize,
     pending_limit: usize,
     deferred_limit: usize,
@@ -113,12 +155,76 @@ impl Model {
         self.waiting_for_a_permit() < self.pending_limit // 2
     }
 
+    /// Permits that are held.
+    fn held(&self) -> usize {
+        self.running().len() + self.reserved.len() + self.permits.len()
+    }
+
+    fn free(&self) -> usize {
+        let limit = if self.is_paused { 0 } else { self.limit };
+        limit.saturating_sub(self.held())
+    }
+
     /// A permit is free, or the job may wait for one.
     fn may_run_or_wait(&self) -> bool {
-        let running = self.running().len();
-        let held = running + self.waiting_for_a_permit();
-        running + self.granted.len() < self.limit
-            || self.limit.checked_add(self.pending_limit).is_none_or(|all| held < all)
+        let places = self.free().saturating_add(self.pending_limit);
+        self.granted.len() < self.free() || self.waiting_for_a_permit() < places
+    }
+
+    fn running_of_key(&self, key: &str) -> usize {
+        let granted = self.granted.iter().filter(|number| self.admitted.contains(number));
+        let all = self.running().into_iter().chain(granted.copied());
+        all.filter(|number| self.names[*number].key == Some(key)).count()
+    }
+
+    /// The answer to a reservation, if a permit that is free but granted will do or not.
+    fn reserve(&mut self, takes_granted: bool) -> Result<Reservation, Refusal> {
+        let spoken_for = if takes_granted { 0 } else { self.granted.len() };
+        match self.phase {
+            Phase::Closed => Err(Refusal::Closed),
+            _ if spoken_for >= self.free() => Err(Refusal::Full),
+            _ => {
+                self.reservations += 1;
+                Ok(Reservation(self.reservations))
+            }
+        }
+    }
+
+    fn take_turn(&mut self) -> usize {
+        self.next_turn += 1;
+        self.next_turn
+    }
+
+    /// A job becomes pending, at the end of the line.
+    fn pend(&mut self, number: usize) {
+        let turn = self.take_turn();
+        self.turns.insert(number, turn);
+        self.pending.push(number);
+    }
+
+    /// The answer to a job with a permit, which it takes over.
+    fn use_permit(&mut self, number: usize, permit: Reservation) -> Answer {
+        let names = self.names[number];
+        match self.rival(names) {
+            _ if self.phase == Phase::Closed => Closed,
+            Some((rival, false)) => Duplicate(rival),
+            _ if !self.key_has_room(names) => Full,
+            rival => {
+                self.accepted += 1;
+                if let Some((rival, _)) = rival {
+                    self.end(rival, Outcome::Cancelled);
+                    self.replaced.push(rival);
+                }
+                self.permits.retain(|other| *other != permit);
+                if self.is_paused {
+                    self.pend(number);
+                } else {
+                    self.active.push(number);
+                    self.started.push(number);
+                }
+                Taken
+            }
+        }
     }
 
     fn of_key(&self, key: &str) -> usize {
@@ -169,7 +275,10 @@ impl Model {
             _ => None,
         };
         match how {
-            Admit::Limited => self.pending.insert(turn.unwrap_or(self.pending.len()), number),
+            Admit::Limited => match turn {
+                Some(at) => self.pending.insert(at, number),
+                None => self.pend(number),
+            },
             Admit::Deferred => self.deferred.push(number),
             Admit::Outside => {
                 self.outside.push(number);
@@ -192,6 +301,7 @@ impl Model {
         }
         if turn.is_some() {
             self.inherited.push((number, rival));
+            self.turns.insert(number, self.turns[&rival]);
         }
         self.end(rival, Outcome::Cancelled);
         self.replaced.push(rival);
@@ -235,7 +345,15 @@ impl Model {
     fn settle_one(&mut self) -> bool {
         let opens = |number: &&usize| self.key_has_room(self.names[**number]);
         let held = self.pending.iter().filter(|number| !self.admitted.contains(number));
-        let ready = self.pending.iter().find(|number| self.admitted.contains(number));
+        let ready = self.pending.iter().find(|number| self.admitted.contains(number)).copied();
+        let ready = ready.filter(|_| self.free() > 0);
+        let reserving = self.reserving.first().copied().filter(|_| self.free() > 0);
+        let is_reserved = reserving
+            .is_some_and(|(_, turn)| ready.is_none_or(|number| turn < self.turns[&number]));
+        let may_start = |number: usize| {
+            let key = self.names[number].key;
+            key.is_none_or(|key| self.running_of_key(key) < self.limit_per_key)
+        };
         let call = match self.may_run_or_wait() {
             true if self.may_wait() => self.waiting.first(),
             true => self.waiting.iter().find(opens),
@@ -243,7 +361,13 @@ impl Model {
         };
         if let Some(number) = held.copied().find(|number| opens(&number)) {
             self.admitted.push(number);
-        } else if let Some(&number) = ready.filter(|_| self.running().len() < self.limit) {
+        } else if let Some((reservation, _)) = reserving.filter(|_| is_reserved) {
+            self.reserving.remove(0);
+            self.reserved.push(reservation);
+        } else if let Some(number) = ready.filter(|number| !may_start(*number)) {
+            // `limit_per_key` was lowered.
+            self.admitted.retain(|other| *other != number);
+        } else if let Some(number) = ready {
             self.pending.retain(|other| *other != number);
             self.admitted.retain(|other| *other != number);
             self.active.push(number);
@@ -254,7 +378,9 @@ impl Model {
             }
             self.waiting.retain(|other| *other != number);
             self.granted.push(number);
-        } else if self.phase == Phase::Draining && self.idle() {
+        } else if self.phase == Phase::Draining
+            && (self.idle() || (self.is_paused && self.active.is_empty()))
+        {
             self.phase = Phase::Closed;
         } else {
             return false;
@@ -264,9 +390,9 @@ impl Model {
 
     /// The keys of which the queue must know something.
     fn lanes(&self) -> BTreeSet<&'static str> {
-        let (running, limited) = (self.running(), self.limit_per_key < usize::MAX);
+        let running = self.running();
         let all = [&running, &self.pending, &self.admitted, &self.waiting].into_iter().flatten();
-        all.filter_map(|number| self.names[*number].key).filter(|_| limited).collect()
+        all.filter_map(|number| self.names[*number].key).collect()
     }
 
     /// In the order in which a closed queue gives them up.
@@ -283,6 +409,13 @@ fn check(limits: [Option<usize>; 4], steps: Vec<Step>) {
     let mut bench = Bench::with_all(limits);
     let [limit, pending_limit, deferred_limit, limit_per_key] = limits;
     let mut model = Model {
+        is_paused: false,
+        turns: BTreeMap::new(),
+        next_turn: 0,
+        reservations: 0,
+        reserving: Vec::new(),
+        reserved: Vec::new(),
+        permits: Vec::new(),
         limit: limit.unwrap_or(usize::MAX),
         pending_limit: pending_limit.unwrap_or(usize::MAX),
         deferred_limit: deferred_limit.unwrap_or(usize::MAX),
@@ -305,11 +438,15 @@ fn check(limits: [Option<usize>; 4], steps: Vec<Step>) {
     };
     // Spawners that have joined the line and not left it, and the time of each job's last move.
     let mut spawners: Vec<(usize, Ticket, Arc<Bell>)> = Vec::new();
+    let mut reservers: Vec<(Reservation, Moment, Arc<Bell>)> = Vec::new();
     let mut since: Vec<(JobState, Moment)> = Vec::new();
-    let mut last_overflow = 0;
+    let (mut last_overflow, mut last_held) = (0, 0);
     for step in steps {
         bench.now = Moment::from_nanos(bench.now.as_nanos() + 1);
-        let may_overflow = matches!(step, Step::Begin(_) | Step::Ask(_));
+        let may_overflow = matches!(
+            step,
+            Step::Begin(_) | Step::Ask(_) | Step::SetPendingLimit(_) | Step::UsePermit(..)
+        );
         match step {
             Step::Offer(names)
             | Step::OfferOrWait(names)
@@ -342,7 +479,7 @@ fn check(limits: [Option<usize>; 4], steps: Vec<Step>) {
                 bench.begin(number);
                 if model.phase != Phase::Closed && model.deferred.contains(&number) {
                     model.deferred.retain(|other| *other != number);
-                    model.pending.push(number);
+                    model.pend(number);
                 }
             }
             Step::Ask(at) => {
@@ -408,8 +545,11 @@ fn check(limits: [Option<usize>; 4], steps: Vec<Step>) {
             }
             Step::TakeWaiters(most) if model.phase == Phase::Closed => {
                 let taken = bench.queue.drain_waiting(most);
-                assert_eq!(taken.len(), most.min(model.waiting.len()));
+                let waiting = model.waiting.len() + model.reserving.len();
+                assert_eq!(taken.len(), most.min(waiting));
                 taken.into_iter().for_each(Waker::wake);
+                let reserving = most.saturating_sub(model.waiting.len());
+                model.reserving.drain(..reserving.min(model.reserving.len()));
                 for number in model.waiting.drain(..most.min(model.waiting.len())) {
                     let spawner = spawners.iter().find(|spawner| spawner.0 == number);
                     assert!(spawner.is_some_and(|(_, _, bell)| granted(bell)), "in turn");
@@ -422,6 +562,111 @@ fn check(limits: [Option<usize>; 4], steps: Vec<Step>) {
                 expected.iter().for_each(|number| model.end(*number, Outcome::NeverStarted));
             }
             Step::TakeWaiters(_) | Step::TakeUnstarted(_) => continue,
+            Step::Reserve => {
+                let expected = model.reserve(true);
+                let bell = Arc::new(Bell::default());
+                match bench.queue.reserve(bell.clone().into(), bench.now) {
+                    Ok(Reserve::Held) => model.permits.extend(expected),
+                    Ok(Reserve::Waits(turn)) => {
+                        assert_eq!(expected, Err(Refusal::Full));
+                        model.reservations += 1;
+                        let (reservation, place) =
+                            (Reservation(model.reservations), model.take_turn());
+                        model.reserving.push((reservation, place));
+                        reservers.push((reservation, turn, bell));
+                    }
+                    Err(refusal) => assert_eq!(expected, Err(refusal)),
+                }
+            }
+            Step::TryReserve => {
+                let expected = model.reserve(false);
+                assert_eq!(bench.queue.try_reserve(), expected.map(|_| ()));
+                model.permits.extend(expected);
+            }
+            Step::TakeReserved(at) => {
+                let Some(at) = pick(&Vec::from_iter(0..reservers.len()), at) else { continue };
+                let (reservation, turn, _) = reservers[at];
+                let bell = Arc::new(Bell::default());
+                let taken = bench.queue.take_reserved(turn, bell.clone().into());
+                let is_granted = model.reserved.contains(&reservation);
+                match taken {
+                    Ok(_) => {
+                        assert!(!is_granted && model.phase != Phase::Closed);
+                        reservers[at].2 = bell;
+                        continue;
+                    }
+                    Err(taken) => {
+                        let expected = if is_granted { Ok(()) } else { Err(Refusal::Closed) };
+                        assert_eq!(taken, expected);
+                        model.reserved.retain(|other| *other != reservation);
+                        model.permits.extend(taken.map(|()| reservation));
+                        if taken.is_err() {
+                            assert_eq!(model.phase, Phase::Closed);
+                            let (effects, _) = bench.queue.cancel_reserve(turn, bench.now);
+                            bench.apply(effects);
+                            model.reserving.retain(|(other, _)| *other != reservation);
+                        }
+                        reservers.remove(at);
+                    }
+                }
+            }
+            Step::CancelReserve(at) => {
+                let Some(at) = pick(&Vec::from_iter(0..reservers.len()), at) else { continue };
+                let (reservation, turn, _) = reservers.remove(at);
+                let (effects, _) = bench.queue.cancel_reserve(turn, bench.now);
+                bench.apply(effects);
+                model.reserving.retain(|(other, _)| *other != reservation);
+                model.reserved.retain(|other| *other != reservation);
+            }
+            Step::GiveBack(at) => {
+                let Some(permit) = pick(&model.permits, at) else { continue };
+                let effects = bench.queue.give_back_permit(bench.now);
+                bench.apply(effects);
+                model.permits.retain(|other| *other != permit);
+            }
+            Step::UsePermit(at, names) => {
+                let Some(permit) = pick(&model.permits, at) else { continue };
+                let number = bench.jobs.len();
+                model.names.push(names);
+                let expected = model.use_permit(number, permit);
+                assert_eq!(bench.use_permit(names), expected);
+                if expected != Taken {
+                    let effects = bench.queue.give_back_permit(bench.now);
+                    bench.apply(effects);
+                    model.permits.retain(|other| *other != permit);
+                }
+            }
+            Step::SetLimit(limit) => {
+                model.limit = limit.unwrap_or(usize::MAX);
+                let effects = bench.queue.set_limit(limit, bench.now);
+                bench.apply(effects);
+            }
+            Step::SetPendingLimit(limit) => {
+                model.pending_limit = limit.unwrap_or(usize::MAX);
+                let effects = bench.queue.set_pending_limit(limit, bench.now);
+                bench.apply(effects);
+            }
+            Step::SetLimitPerKey(limit) => {
+                model.limit_per_key = limit.unwrap_or(usize::MAX);
+                let effects = bench.queue.set_limit_per_key(limit, bench.now);
+                bench.apply(effects);
+            }
+            Step::Pause => {
+                model.is_paused = true;
+                let effects = bench.queue.pause(bench.now);
+                bench.apply(effects);
+            }
+            Step::Resume => {
+                model.is_paused = false;
+                let effects = bench.queue.resume(bench.now);
+                bench.apply(effects);
+            }
+            Step::Clear => {
+                for number in model.pending.clone() {
+                    model.end(number, Outcome::Cancelled);
+                }
+                bench.clear();
+            }
             Step::TakeEnded => {
                 let id = |(number, outcome): (usize, Outcome)| (bench.jobs[number].id(), outcome);
                 let mut expected: Vec<_> = model.ended.drain(..).map(id).collect();
@@ -434,10 +679,9 @@ fn check(limits: [Option<usize>; 4], steps: Vec<Step>) {
         let queue = &bench.queue;
         assert_eq!(bench.started, model.started); // 3, 5, 6: when, in which order
         assert_eq!(bench.replaced, model.replaced); // 11
-        assert!(model.running().len() <= model.limit); // 1
-        for key in model.lanes() {
-            assert!(model.of_key(key) <= model.limit_per_key); // 1
-        }
+        // After a limit was lowered, nothing has started that does not fit: the model says when.
+        assert!(model.held() <= model.limit.max(last_held)); // 1
+        last_held = model.held();
         assert_eq!(
             queue.cold.keys.lane_count(),
             model.lanes().len(),
@@ -449,7 +693,10 @@ fn check(limits: [Option<usize>; 4], steps: Vec<Step>) {
         let overflow = queue.pending_count().saturating_sub(model.pending_limit);
         assert!(overflow <= last_overflow || may_overflow); // 2
         last_overflow = overflow;
-        assert_eq!(queue.waiting_count(), model.waiting.len()); // 4
+        assert_eq!(queue.waiting_count(), model.waiting.len() + model.reserving.len()); // 4
+        assert_eq!(queue.reserved_count(), model.reserved.len() + model.permits.len());
+        assert_eq!(queue.granted_count(), model.granted.len() + model.reserved.len());
+        assert_eq!(queue.outside_limit_count(), model.active.len() - model.running().len());
         assert_eq!((queue.phase(), queue.is_idle()), (model.phase, model.idle())); // 8
         assert_eq!(queue.totals().accepted, model.accepted);
         let ended: u64 = queue.totals().outcomes.iter().sum();
@@ -459,6 +706,9 @@ fn check(limits: [Option<usize>; 4], steps: Vec<Step>) {
             assert_eq!(queue.totals().of(outcome), expected as u64);
         }
         if model.phase != Phase::Closed {
+            for (reservation, _, bell) in &reservers {
+                assert_eq!(granted(bell), model.reserved.contains(reservation));
+            }
             for (number, _, bell) in &spawners {
                 assert_eq!(granted(bell), model.granted.contains(number), "woken once granted");
                 assert!(bell.rings() <= 1);
