@@ -139,7 +139,10 @@ pub use scheduler::{
     spawn::{JobBuilder, SpawnFuture},
 };
 #[cfg(feature = "shutdown")]
-pub use shutdown::{PhaseTimings, ServerOutcome, Shutdown, ShutdownReport, StopSignal};
+pub use shutdown::{
+    PhaseTimings, ServerOutcome, ServerOutput, Shutdown, ShutdownReport, StopSignal,
+    UnfinishedHooks,
+};
 
 /// The README's code, compiled.
 #[cfg(all(doctest, feature = "axum", feature = "shutdown"))]

@@ -34,8 +34,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tower_jobs::{
-    BoxError, JobOutput, Jobs, JobsLayer, Scheduler, ServerOutcome, Shutdown, ShutdownReport,
-    SpawnError, StopSignal, liveness, readiness,
+    BoxError, JobList, Jobs, JobsLayer, Scheduler, ServerOutcome, ServerOutput, Shutdown,
+    ShutdownReport, SpawnError, StopSignal, liveness, readiness,
 };
 use tracing_subscriber::{
     Layer, Registry,
@@ -239,9 +239,9 @@ async fn the_phases_share_one_deadline() {
         ([10_000, 0, 4_000], [0, 4_000, 6_000 - 20]),
         // The time that closing takes is left to the jobs.
         ([10_000, 0, 10_000], [0, 9_000 - 20, 1_000]),
-        ([10_000, 30_000, 30_000], [9_000 - 20, 0, 1_000]),
+        ([10_000, 9_999, 30_000], [9_000 - 20, 0, 1_000]),
         ([10_000, 6_000, 30_000], [6_000, 3_000 - 20, 1_000]),
-        ([0, 1_000, 1_000], [0, 0, 0]),
+        ([0, 0, 1_000], [0, 0, 0]),
     ] {
         let [grace, delay, connections] = settings.map(|ms| ms * MS);
         let scheduler = stubborn(SECOND).await;
@@ -281,7 +281,8 @@ async fn jobs_of_the_first_scheduler_may_spawn_jobs_of_the_next_to_the_last() {
     assert_eq!((report.jobs.completed, report.others[0].completed), (1, 2));
     assert_eq!(
         report.to_string(),
-        "server finished; drained in 2000 ms: 1 completed; drained in 5000 ms: 2 completed"
+        "server finished; since the signal: drained in 2000 ms: 1 completed; \
+         drained in 5000 ms: 2 completed; in all: 3 completed"
     );
     assert!(scheduler.is_closed() && mail.is_closed());
 }
@@ -296,12 +297,16 @@ async fn all_schedulers_are_closed_by_the_end_of_the_one_grace() {
         .and_scheduler(&mail)
         .grace(10 * SECOND)
         .connection_grace(10 * SECOND)
-        .on_unstarted(move |_| _ = counted.fetch_add(1, Ordering::Relaxed))
+        .unstarted_grace(SECOND)
+        .on_unstarted(async move |jobs| {
+            counted.fetch_add(u32::try_from(jobs.len()).unwrap(), Ordering::Relaxed);
+        })
         .serve(|_| pending::<()>())
         .await;
     // What the jobs that are told do not use of their 20 ms is nobody's.
-    assert_eq!(began.elapsed(), 10 * SECOND - LANDING, "{report}");
-    assert_eq!(report.phases.connections, 7 * SECOND - 2 * LANDING);
+    // Less the time for `on_unstarted`.
+    assert_eq!(began.elapsed(), 9 * SECOND - LANDING, "{report}");
+    assert_eq!(report.phases.connections, 6 * SECOND - 2 * LANDING);
     for jobs in [&report.jobs, &report.others[0]] {
         assert_eq!(names(&jobs.cancelled), ["endless"], "{report}");
         assert_eq!(names(&jobs.timed_out), ["deaf"], "{report}");
@@ -472,7 +477,7 @@ async fn a_handler_that_never_returns_is_left_behind() {
 }
 
 /// What is reported of a server that ends before anything else did, with a job of 20 s under way.
-async fn after<S: Future>(server: S) -> ShutdownReport<S::Output> {
+async fn after<S: Future<Output: ServerOutput>>(server: S) -> ShutdownReport<S::Output> {
     let scheduler = Scheduler::new();
     scheduler.spawn(sleep(20 * SECOND)).await.unwrap();
     let report = Shutdown::with_trigger(&scheduler, pending()).serve(|_| server).await;
@@ -560,22 +565,14 @@ async fn a_signal_before_the_server_is_up_ends_it_in_order() {
 #[tokio::test(start_paused = true)]
 async fn the_server_may_be_any_future_and_give_anything() {
     struct Connections(#[allow(dead_code, reason = "only its type matters")] usize);
-    impl JobOutput for Connections {
-        type Value = Self;
-        fn into_result(self) -> Result<Self, BoxError> {
-            Ok(self)
-        }
-        fn is_failure(&self) -> bool {
-            false
-        }
-    }
+    impl ServerOutput for Connections {}
     let scheduler = Scheduler::new();
     let report = at_once(&scheduler).serve(|_| ready(Connections(7))).await;
     assert!(report.is_clean());
 
-    // Not `Send`, nor `'static`, nor the output one of a job's: then whether it is clean is for
-    // the caller to say.
+    // Not `Send`, nor `'static`.
     struct Own<'a>(&'a str);
+    impl ServerOutput for Own<'_> {}
     let text = String::from("mine");
     let local = std::rc::Rc::new(());
     let report = at_once(&Scheduler::new())
@@ -665,6 +662,8 @@ async fn a_second_signal_stops_the_servers_tasks_and_closes_all_before_jobs_have
         });
         terminate().await;
         scheduler.shutting_down().await;
+        // Within a second it would be a repeat.
+        sleep(1100 * MS).await;
         terminate().await;
         pending::<()>().await;
     });
@@ -720,28 +719,82 @@ async fn a_job_that_never_yields_is_left_behind_where_there_is_another_thread() 
 // What is said of it.
 
 #[tokio::test(start_paused = true)]
-async fn on_unstarted_is_given_every_job_that_never_started_and_its_panic_is_contained() {
-    let scheduler = Scheduler::builder().limit(1).build();
-    scheduler.job("running").spawn(pending::<()>()).await.unwrap();
+async fn on_unstarted_is_called_once_with_all_unstarted_jobs_and_its_panic_is_contained() {
+    let schedulers = [(); 2].map(|()| Scheduler::builder().limit(1).build());
     let waiting: Vec<_> = (0..300).map(|n| format!("waiting {n}")).collect();
-    for name in &waiting {
-        scheduler.job(name.clone()).spawn(async {}).await.unwrap();
+    for scheduler in &schedulers {
+        scheduler.job("running").spawn(pending::<()>()).await.unwrap();
+    }
+    for (n, name) in waiting.iter().enumerate() {
+        schedulers[n / 200].job(name.clone()).spawn(async {}).await.unwrap();
     }
     let saved = Arc::new(Mutex::new(Vec::new()));
     let hook = {
         let saved = saved.clone();
-        move |job: tower_jobs::JobInfo| {
-            let count = {
-                let mut saved = saved.lock().unwrap();
-                saved.push(job.name.into_owned());
-                saved.len()
-            };
-            assert!(count % 2 == 1, "no room on the disk");
+        async move |jobs: JobList| {
+            // The timer is the runtime's, whose clock is paused.
+            sleep(SECOND).await;
+            saved
+                .lock()
+                .unwrap()
+                .push(names(&jobs).into_iter().map(str::to_owned).collect::<Vec<_>>());
+            panic!("no room on the disk");
         }
     };
-    let report = at_once(&scheduler).on_unstarted(hook).serve(async |stop| stop.await).await;
-    assert_eq!(*saved.lock().unwrap(), waiting);
-    assert_eq!(names(&report.jobs.never_started), waiting);
+    let [scheduler, mail] = &schedulers;
+    let shutdown = at_once(scheduler).and_scheduler(mail).on_unstarted(hook);
+    let report = shutdown.serve(async |stop| stop.await).await;
+    assert_eq!(*saved.lock().unwrap(), [waiting]);
+    assert!(!report.unfinished_hooks.on_unstarted, "{report}");
+}
+
+/// A hook that holds its thread until the test's end.
+fn holds(release: blocking::Receiver<()>) -> impl Fn() + Send + Sync + 'static {
+    let release = Mutex::new(release);
+    move || _ = release.lock().unwrap().recv()
+}
+
+#[tokio::test]
+async fn unfinished_hooks_are_counted_and_do_not_hold_up_the_end() {
+    let [(first, held), (second, held_too)] = [(); 2].map(|()| blocking::channel::<()>());
+    let (fails, stores) = (holds(held), holds(held_too));
+    let scheduler = Scheduler::builder().limit(1).on_failure(move |_| fails()).build();
+    drop(scheduler.spawn_with(async |_context| pending::<()>().await).await.unwrap());
+    drop(scheduler.spawn(async {}).await.unwrap());
+    let began = Instant::now();
+    let shutdown = at_once(&scheduler).grace(800 * MS).on_unstarted(async move |_| stores());
+    let report = within("the end", shutdown.serve(async |stop| stop.await)).await;
+    assert!(began.elapsed() < 10 * SECOND, "{report}");
+    let unfinished = report.unfinished_hooks;
+    assert_eq!((unfinished.on_failure, unfinished.on_unstarted), (1, true), "{report}");
+    let line = report.to_string();
+    assert!(line.contains("1 on_failure unfinished; on_unstarted unfinished"), "{line}");
+    drop((first, second));
+}
+
+#[tokio::test]
+async fn hooks_of_overdue_jobs_run_side_by_side() {
+    // All hooks meet in the barrier, so each needs the others to be called.
+    let barrier = std::sync::Barrier::new(13);
+    let (met, mut has_met) = mpsc::unbounded_channel();
+    let meet = move |_| {
+        barrier.wait();
+        met.send(()).unwrap();
+    };
+    let scheduler = Scheduler::builder().on_failure(meet).build();
+    let (release, _) = tokio::sync::broadcast::channel::<()>(1);
+    for _ in 0..13 {
+        let mut held = release.subscribe();
+        let job = scheduler.spawn_blocking(move || _ = held.blocking_recv());
+        drop(job.await.unwrap());
+    }
+    let serve = at_once(&scheduler).grace(2 * SECOND).serve(async |stop| stop.await);
+    let report = within("the end", serve).await;
+    assert_eq!(report.jobs.abandoned.len(), 13, "{report}");
+    drop(release);
+    for _ in 0..13 {
+        within("the hooks", has_met.recv()).await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -755,7 +808,9 @@ async fn the_report_is_one_line_and_serializes() {
         .await;
     let line = report.to_string();
     assert_eq!(line.lines().count(), 1, "{line}");
-    for part in ["server finished", "1 completed", "1 cancelled (job ", "\"endless\""] {
+    let error = r"server finished (two\nlines); since the signal: drained in ";
+    for part in [error, "1 completed", "1 cancelled (job ", "\"endless\"", "; in all: 1 completed"]
+    {
         assert!(line.contains(part), "no {part:?} in {line}");
     }
     let json = serde_json::to_value(&report).unwrap();
@@ -772,40 +827,42 @@ async fn the_report_is_one_line_and_serializes() {
     assert!(line.starts_with(begins), "{line}");
 }
 
-/// Panics whenever something is logged in this thread: its output has gone, say.
+/// Panics whenever a shutdown is logged: its output has gone, say.
 struct Broken {
-    thread: ThreadId,
     events: Arc<AtomicU32>,
+    /// The thread of `serve`, which must not log.
+    serves: ThreadId,
 }
 
 impl<S: tracing::Subscriber> Layer<S> for Broken {
     fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
-        if thread::current().id() == self.thread {
+        let here = thread::current();
+        assert_ne!(here.id(), self.serves);
+        if here.name().is_some_and(|name| name.starts_with("tower-jobs")) {
             self.events.fetch_add(1, Ordering::Relaxed);
-            panic!("nowhere to write to");
         }
+        panic!("nowhere to write to");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_log_that_panics_stops_no_shutdown() {
     let events = Arc::new(AtomicU32::new(0));
-    let broken = Broken { thread: thread::current().id(), events: events.clone() };
-    Registry::default().with(broken).init();
+    let broken = Broken { serves: thread::current().id(), events: events.clone() };
+    let _default = Registry::default().with(broken).set_default();
     let scheduler = Scheduler::builder().limit(1).build();
     scheduler.spawn(sleep(SECOND)).await.unwrap();
-    scheduler.spawn(async { panic!("at the wrong moment") }).await.unwrap().await.unwrap_err();
     for _ in 0..2 {
         scheduler.spawn(pending::<()>()).await.unwrap();
     }
     let report = at_once(&scheduler)
-        .grace(2 * SECOND)
-        .on_unstarted(|_| panic!("no room on the disk"))
+        .grace(4 * SECOND)
+        .on_unstarted(async |_| panic!("no room on the disk"))
         .serve(async |stop| stop.await)
         .await;
     let ended = (report.jobs.cancelled.len(), report.jobs.never_started.len());
     assert_eq!(ended, (1, 1), "{report}");
-    // It shuts down, drains, could not save a job, and is over.
+    // It shuts down, drains, could not store jobs, and is over.
     assert_eq!(events.load(Ordering::Relaxed), 4);
 }
 
@@ -813,7 +870,7 @@ async fn a_log_that_panics_stops_no_shutdown() {
 
 /// What `change` panics with.
 fn refusal(change: fn(Shutdown, Duration) -> Shutdown) -> String {
-    let shutdown = Shutdown::new(&Scheduler::new());
+    let shutdown = Shutdown::with_trigger(&Scheduler::new(), pending());
     let longest = Duration::from_secs(365 * 24 * 60 * 60);
     let shutdown = change(shutdown, longest);
     let change = std::panic::AssertUnwindSafe(|| change(shutdown, longest + MS));
@@ -826,6 +883,14 @@ fn times_longer_than_a_year_are_refused_by_name() {
     assert!(refusal(Shutdown::grace).starts_with("grace "));
     assert!(refusal(Shutdown::connection_grace).starts_with("connection_grace "));
     assert!(refusal(Shutdown::readiness_delay).starts_with("readiness_delay "));
+    assert!(refusal(Shutdown::unstarted_grace).starts_with("unstarted_grace "));
+}
+
+#[tokio::test]
+#[should_panic(expected = "set a shorter delay, or a grace")]
+async fn delay_as_long_as_the_grace_is_refused_with_the_cure() {
+    let shutdown = at_once(&Scheduler::new()).grace(SECOND).readiness_delay(SECOND);
+    drop(shutdown.serve(async |stop| stop.await).await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -57,7 +57,8 @@ pub struct Stats {
 /// Covers the time from the first [`start_draining`](crate::Scheduler::start_draining),
 /// [`wait_and_close`](crate::Scheduler::wait_and_close) or [`close`](crate::Scheduler::close) until
 /// no job was left to wait for, and names every job that ended otherwise than well in that time.
-/// `Display` is one line, with the first 250 of those that ended in the same way.
+/// `Display` is one line of at most 15 000 bytes. It has all counts, and names the first jobs of each
+/// outcome.
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -121,17 +122,20 @@ impl DrainReport {
     }
 }
 
-/// How many jobs of each outcome are shown, in some 20 KB: what collects the logs would cut up a line of
-/// all that may be pending, or drop it.
-const SHOWN: usize = 250;
+/// Log drivers cut lines at 16 384 bytes; the rest is for a timestamp and fields.
+pub(crate) const MAX_LINE: usize = 15_000;
+/// Room for the count of one outcome.
+const COUNT: usize = 60;
 
-impl fmt::Display for DrainReport {
-    /// `drained in 1200 ms: 41 completed, 1 failed (job 7 "welcome e-mail" of POST /signup (src/main.rs:12:5))`
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "drained in {} ms: {} completed", self.elapsed.as_millis(), self.completed)?;
+impl DrainReport {
+    /// The line of `Display`, which names jobs in up to about `most` bytes.
+    pub(crate) fn line(&self, most: usize) -> String {
+        let (elapsed, completed) = (self.elapsed.as_millis(), self.completed);
+        let mut line = format!("drained in {elapsed} ms: {completed} completed");
         if self.skipped > 0 {
-            write!(f, ", {} skipped", self.skipped)?;
+            line += &format!(", {} skipped", self.skipped);
         }
+        let mut left = self.unclean().filter(|(_, jobs)| !jobs.is_empty()).count();
         for (outcome, jobs) in self.unclean().filter(|(_, jobs)| !jobs.is_empty()) {
             let outcome = match outcome {
                 Outcome::Failed => "failed",
@@ -141,15 +145,38 @@ impl fmt::Display for DrainReport {
                 Outcome::NeverStarted => "never started",
                 _ => "abandoned",
             };
-            write!(f, ", {} {outcome} (", jobs.len())?;
-            for (n, job) in jobs.infos().take(SHOWN).enumerate() {
-                write!(f, "{}{job}", if n == 0 { "" } else { ", " })?;
-            }
-            if jobs.len() > SHOWN {
-                write!(f, ", and {} more", jobs.len() - SHOWN)?;
-            }
-            f.write_str(")")?;
+            // Each outcome has its share of the bytes, so a long list hides no other.
+            let share = most.saturating_sub(line.len() + left * COUNT) / left;
+            left -= 1;
+            line += &format!(", {} {outcome}", jobs.len());
+            line += &names(jobs, share);
         }
-        Ok(())
+        line
+    }
+}
+
+/// The first of the jobs, in parentheses; nothing if there is not room for one.
+fn names(jobs: &JobList, most: usize) -> String {
+    let mut names = String::new();
+    let mut shown = 0;
+    for job in jobs.infos() {
+        let name = job.to_string();
+        if names.len() + 2 + name.len() > most {
+            break;
+        }
+        names += if shown == 0 { " (" } else { ", " };
+        names += &name;
+        shown += 1;
+    }
+    if shown > 0 && shown < jobs.len() {
+        names += &format!(", and {} more", jobs.len() - shown);
+    }
+    names + if shown > 0 { ")" } else { "" }
+}
+
+impl fmt::Display for DrainReport {
+    /// `drained in 1200 ms: 41 completed, 1 failed (job 7 "welcome e-mail" of POST /signup (src/main.rs:12:5))`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.line(MAX_LINE))
     }
 }

@@ -62,8 +62,8 @@ impl Drained {
 /// ```
 #[derive(Clone, Default)]
 pub struct JobList {
-    /// None if there are no jobs.
-    of: Option<(Arc<Drained>, Outcome)>,
+    /// The parts of one report, or of several schedulers'.
+    parts: Vec<(Arc<Drained>, Outcome)>,
     len: usize,
     infos: OnceLock<Arc<Vec<JobInfo>>>,
 }
@@ -72,8 +72,19 @@ impl JobList {
     pub(crate) fn new(drained: &Arc<Drained>, outcome: Outcome) -> Self {
         match usize::try_from(drained.totals.of(outcome)).unwrap_or(usize::MAX) {
             0 => Self::default(),
-            len => Self { of: Some((drained.clone(), outcome)), len, infos: OnceLock::new() },
+            len => Self { parts: vec![(drained.clone(), outcome)], len, infos: OnceLock::new() },
         }
+    }
+
+    /// All jobs of these lists.
+    #[cfg(feature = "shutdown")]
+    pub(crate) fn merge<'a>(lists: impl Iterator<Item = &'a Self>) -> Self {
+        let mut merged = Self::default();
+        for list in lists {
+            merged.parts.extend(list.parts.iter().cloned());
+            merged.len += list.len;
+        }
+        merged
     }
 
     /// How many jobs there are.
@@ -88,7 +99,7 @@ impl JobList {
 
     /// One after the other: none is kept.
     pub(crate) fn infos(&self) -> impl Iterator<Item = JobInfo> {
-        self.of.iter().flat_map(|(drained, outcome)| drained.jobs(*outcome))
+        self.parts.iter().flat_map(|(drained, outcome)| drained.jobs(*outcome))
     }
 
     fn collect(&self) -> Vec<JobInfo> {

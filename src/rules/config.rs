@@ -99,7 +99,13 @@ pub(crate) fn run_timeout(value: Duration) -> Result<(), ConfigError> {
                 .into(),
         ));
     }
-    timeout("the job's timeout", value)
+    if value > MAX_TIMEOUT {
+        return Err(ConfigError(format!(
+            "the job's timeout is {value:?}, and the longest is 365 days: set how long the job may \
+             run, or leave the timeout out for none"
+        )));
+    }
+    Ok(())
 }
 
 /// A setting that makes no sense. The text names the setting, its value and the cure.

@@ -108,6 +108,12 @@ impl Core {
         let effects = self.queue().undefer(record.key(), now);
         self.apply(effects);
     }
+
+    /// Starts the deferred jobs whose responses are still open, as unfinished: the server has given up
+    /// their connections.
+    #[cfg(feature = "shutdown")]
+    #[expect(clippy::unused_self, reason = "not written yet")]
+    pub(crate) fn give_up_responses(&self) {}
 }
 
 fn take_work(work: &mut Option<Work>) -> Work {

@@ -10,7 +10,7 @@ use std::{
     mem,
     pin::pin,
     sync::{Condvar, Mutex, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Poll, Waker},
     thread,
     time::Duration,
 };
@@ -296,7 +296,9 @@ mod tests {
         let waker = Waker::from(std::sync::Arc::new(Unpark(thread::current())));
         let mut future = pin!(future);
         loop {
-            if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            if let Poll::Ready(output) =
+                future.as_mut().poll(&mut std::task::Context::from_waker(&waker))
+            {
                 return output;
             }
             thread::park();

@@ -1,4 +1,4 @@
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::runtime::Handle;
 
@@ -102,7 +102,7 @@ impl SchedulerBuilder {
     /// block. If it panics, that is logged, and nothing else happens.
     #[doc(alias = "exception_handler")]
     pub fn on_failure(mut self, hook: impl Fn(JobFailure) + Send + Sync + 'static) -> Self {
-        self.on_failure = Some(Box::new(hook));
+        self.on_failure = Some(Arc::new(hook));
         self
     }
 
