@@ -137,6 +137,8 @@ enum Kind {
     RunTimeout(Duration),
     WaitTimeout(Duration),
     CloseTimeout(Duration),
+    /// After this close timeout, or as the runtime went away.
+    Abandoned(Option<Duration>),
     Cancelled,
     Skipped,
     Refused(SpawnError),
@@ -169,6 +171,11 @@ impl JobError {
 
     pub(crate) fn close_timeout(after: Duration) -> Self {
         Self(Kind::CloseTimeout(after))
+    }
+
+    /// Error of a job whose code may still run.
+    pub(crate) fn abandoned(close_timeout: Option<Duration>) -> Self {
+        Self(Kind::Abandoned(close_timeout))
     }
 
     pub(crate) fn cancelled() -> Self {
@@ -221,12 +228,19 @@ impl JobError {
     /// A time ran out: the job's run timeout, the time given to
     /// [`wait_or_close`](crate::Job::wait_or_close), or the time to end after being told to.
     pub fn is_timeout(&self) -> bool {
-        matches!(self.0, Kind::RunTimeout(_) | Kind::WaitTimeout(_) | Kind::CloseTimeout(_))
+        matches!(self.0, Kind::RunTimeout(_) | Kind::WaitTimeout(_)) || self.is_close_timeout()
     }
 
     /// The job was told to end and did not within its close timeout.
     pub fn is_close_timeout(&self) -> bool {
-        matches!(self.0, Kind::CloseTimeout(_))
+        matches!(self.0, Kind::CloseTimeout(_) | Kind::Abandoned(Some(_)))
+    }
+
+    /// The job could not be ended, so its code may still run: it never awaits or blocks its thread.
+    ///
+    /// Also counts as a close timeout, unless the runtime went away.
+    pub fn is_abandoned(&self) -> bool {
+        matches!(self.0, Kind::Abandoned(_))
     }
 
     /// The panic's payload, for [`std::panic::resume_unwind`].
@@ -286,6 +300,13 @@ impl fmt::Display for JobError {
             }
             Kind::CloseTimeout(after) => {
                 write!(f, "the job was told to end and did not within {after:?}")
+            }
+            Kind::Abandoned(Some(after)) => write!(
+                f,
+                "the job was told to end and did not within {after:?}; its code may still run"
+            ),
+            Kind::Abandoned(None) => {
+                f.write_str("the runtime went away, and the job's code may still run")
             }
             Kind::Cancelled => f.write_str("the job was cancelled"),
             Kind::Skipped => f.write_str("the job was skipped: its response was not a success"),

@@ -101,8 +101,8 @@ pub(crate) fn run_timeout(value: Duration) -> Result<(), ConfigError> {
     }
     if value > MAX_TIMEOUT {
         return Err(ConfigError(format!(
-            "the job's timeout is {value:?}, and the longest is 365 days: set how long the job may \
-             run, or leave the timeout out for none"
+            "the job's timeout is {value:?}, and the longest is 365 days: set it to how long the job \
+             may run, or leave the timeout out for none"
         )));
     }
     Ok(())
