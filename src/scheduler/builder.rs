@@ -97,9 +97,10 @@ impl SchedulerBuilder {
     /// `tracing`, at level `ERROR` and of the target `tower_jobs`, with the job's id, name, request,
     /// location and error.
     ///
-    /// Called once for every such failure, in the job's span and before its place is given on, or
-    /// where the job's handle is dropped if that is held until after the failure. It should not
-    /// block. If it panics, that is logged, and nothing else happens.
+    /// Called once for each failure that no code awaits, in the job's span, while the job still holds its
+    /// permit. While the scheduler closes it is called on a plain thread inside the runtime, beside the
+    /// closing and beside other calls. If the job's handle is still held, it is called when that is
+    /// dropped. It should not block. If it panics, that is logged, and nothing else happens.
     #[doc(alias = "exception_handler")]
     pub fn on_failure(mut self, hook: impl Fn(JobFailure) + Send + Sync + 'static) -> Self {
         self.on_failure = Some(Arc::new(hook));

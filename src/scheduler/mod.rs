@@ -41,9 +41,10 @@ use crate::{
 ///   [`on_failure`](crate::SchedulerBuilder::on_failure).
 /// - Every accepted job is accounted for: at every moment [`stats`](Self::stats) adds up, and
 ///   closing tells what became of each.
-/// - `close` and `wait_and_close` come back in time, whatever jobs do, as long as a thread of the
-///   caller's runtime is free to run them: on a current-thread runtime a job that never awaits
-///   stops everything.
+/// - `close` and `wait_and_close` return in time, whatever jobs do, as long as one thread of the
+///   caller's runtime is free, also if a job blocks the thread that drives tokio's timers. On a
+///   current-thread runtime a job that never awaits stops everything. Run timeouts are timers of tokio,
+///   and late while their thread is blocked.
 ///
 /// # What it does not do
 ///
@@ -341,8 +342,8 @@ impl Scheduler {
 /// Closing.
 impl Scheduler {
     /// Resolves when no job runs or waits, and no spawner waits for a place. Closes nothing; jobs
-    /// may come again at once. Awaited by a job of this scheduler, it waits for that job, and so for
-    /// ever. (All that the jobs did has been done by then, but where there are several threads the
+    /// may come again at once. Do not await this inside a job of the same scheduler: it would wait for
+    /// itself. (All that the jobs did has been done by then, but where there are several threads the
     /// handle of the last may say so an instant later: await it.)
     ///
     /// # Cancel safety
@@ -355,8 +356,8 @@ impl Scheduler {
     /// Closes now, giving running jobs the close timeout to end.
     ///
     /// New jobs are refused from here on, and so are spawners that wait for a place. Pending jobs,
-    /// and those that wait for their response, are reported as never started, and dropped piece by
-    /// piece in a task, which may go on when this has returned. Running
+    /// and those that wait for their response, are reported as never started, and dropped on the
+    /// runtime's blocking pool, which may go on when this has returned. Running
     /// jobs are told to end: those of [`spawn_with`](Self::spawn_with) have
     /// [`close_timeout`](Self::close_timeout) to do so, all others are dropped at their next
     /// `await`. What has not ended at the deadline is dropped too, and has some 20 ms to be so; a
@@ -370,8 +371,8 @@ impl Scheduler {
     ///
     /// # Cancel safety
     ///
-    /// Once polled, the scheduler is closed and its jobs have been told. Dropped after that, it
-    /// does not see to it that they heed; calling `close` again does.
+    /// Once polled, it is carried through, although it is dropped, or awaited by one of the jobs. Call it
+    /// again for the report.
     pub async fn close(&self) -> DrainReport {
         self.core().close().await
     }
@@ -400,8 +401,8 @@ impl Scheduler {
     ///
     /// # Cancel safety
     ///
-    /// Once polled, the scheduler drains. Dropped after that, it goes on draining and closes when
-    /// idle, but no deadline ends it; calling `wait_and_close` or `close` again sets one.
+    /// Once polled, it is carried through with its deadline, although it is dropped. Call it again for
+    /// the report, or call [`close`](Self::close) for an earlier end.
     pub async fn wait_and_close(&self) -> DrainReport {
         self.wait_and_close_within(self.wait_timeout()).await
     }
