@@ -101,8 +101,8 @@ async fn main() -> ExitCode {
     match run(counts.clone()).await {
         Ok(report) => {
             println!("{}", json!(counts));
-            println!("{report}");
-            if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            report.print();
+            ExitCode::from(report)
         }
         Err(error) => {
             tracing::error!("{error}");

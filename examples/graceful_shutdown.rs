@@ -176,6 +176,8 @@ async fn run() -> Result<bool, BoxError> {
     let path = env::var("LOG").unwrap_or_else(|_| "jobs.log".into());
     let log = Log(Arc::new(OpenOptions::new().create(true).append(true).open(path)?));
     let scheduler = Scheduler::builder().limit(usize::try_from(number("LIMIT", 10)?)?).build();
+    // Signals are heard from here on, also while the program starts.
+    let shutdown = Shutdown::new(&scheduler);
     let app = Router::new()
         .route("/jobs", post(order))
         .route("/events", get(events))
@@ -189,11 +191,13 @@ async fn run() -> Result<bool, BoxError> {
     let listener = TcpListener::bind(addr).await?;
     let addr = listener.local_addr()?;
 
-    let report = Shutdown::new(&scheduler)
+    let report = shutdown
         .grace(Duration::from_millis(number("GRACE_MS", 25_000)?))
         .connection_grace(Duration::from_millis(number("CONNECTION_GRACE_MS", 10_000)?))
         .readiness_delay(Duration::from_millis(number("READINESS_DELAY_MS", 0)?))
-        .on_unstarted(move |job| log.line("unstarted", &job.name))
+        .on_unstarted(|jobs| async move {
+            jobs.iter().for_each(|job| log.line("unstarted", &job.name));
+        })
         .serve(|stop| {
             println!("listening on http://{addr}");
             axum::serve(listener, app).with_graceful_shutdown(stop).into_future()

@@ -73,8 +73,8 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(io::stderr).init();
     match run().await {
         Ok(report) => {
-            println!("{report}");
-            if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            report.print();
+            ExitCode::from(report)
         }
         Err(error) => {
             tracing::error!("{error}");

@@ -36,7 +36,7 @@
 //! let report = Shutdown::new(&scheduler) // with the feature `shutdown`
 //!     .serve(|stop| axum::serve(listener, app).with_graceful_shutdown(stop).into_future())
 //!     .await;
-//! println!("{report}"); // how the jobs ended, in one line
+//! report.print(); // the outcome of the jobs, in one line
 //! # Ok(()) }
 //! # }
 //! ```
@@ -62,7 +62,7 @@
 //! |---|---|---|
 //! | `axum` | yes | the [`Jobs`] extractor, spawn errors that are responses, and the handlers [`readiness`] and [`liveness`]; needs `axum-core` only |
 //! | `matched-path` | no | jobs are labelled with axum's matched path (`/users/{id}`) instead of the request's path; needs `axum` |
-//! | `shutdown` | no | [`Shutdown`]; needs tokio's `signal` |
+//! | `shutdown` | no | [`Shutdown`]; needs `signal-hook`, and on Windows tokio's `signal` |
 //! | `serde` | no | [`SchedulerConfig`] from configuration files; snapshots that serialize |
 //! | `testing` | no | the module `testing`: schedulers and checks for the tests of applications |
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -115,7 +115,10 @@ pub use scheduler::{
     spawn_future::SpawnFuture,
 };
 #[cfg(feature = "shutdown")]
-pub use shutdown::{PhaseTimings, ServerOutcome, Shutdown, ShutdownReport, StopSignal};
+pub use shutdown::{
+    PhaseTimings, ServerOutcome, ServerOutput, Shutdown, ShutdownReport, StopSignal,
+    UnfinishedHooks,
+};
 
 /// The README's code, compiled.
 #[cfg(all(doctest, feature = "axum", feature = "shutdown"))]

@@ -51,7 +51,7 @@ impl Recorder {
         let failures = Arc::new(Mutex::new(Vec::new()));
         let hook = {
             let failures = failures.clone();
-            Box::new(move |failure| lock(&failures).push(failure))
+            Arc::new(move |failure| lock(&failures).push(failure))
         };
         let core = unlimited(Mode::Record, Some(hook));
         let core = Arc::new(core);

@@ -164,6 +164,8 @@ enum ErrorKind {
     RunTimeout(Duration),
     WaitTimeout(Duration),
     CloseTimeout(Duration),
+    /// After this close timeout, or as the runtime went away.
+    Abandoned(Option<Duration>),
     Cancelled,
     Skipped,
     Refused(SpawnError),
@@ -197,6 +199,11 @@ impl JobError {
 
     pub(crate) fn close_timeout(after: Duration) -> Self {
         Self(ErrorKind::CloseTimeout(after))
+    }
+
+    /// Error of a job whose code may still run.
+    pub(crate) fn abandoned(close_timeout: Option<Duration>) -> Self {
+        Self(ErrorKind::Abandoned(close_timeout))
     }
 
     pub(crate) fn cancelled() -> Self {
@@ -258,17 +265,22 @@ impl JobError {
     /// The timeouts are: the job's run timeout, the timeout of
     /// [`wait_or_close`](crate::Job::wait_or_close), and the close timeout.
     pub fn is_timeout(&self) -> bool {
-        matches!(
-            self.0,
-            ErrorKind::RunTimeout(_) | ErrorKind::WaitTimeout(_) | ErrorKind::CloseTimeout(_)
-        )
+        matches!(self.0, ErrorKind::RunTimeout(_) | ErrorKind::WaitTimeout(_))
+            || self.is_close_timeout()
     }
 
     /// Returns whether the job exceeded its close timeout.
     ///
     /// The close timeout starts when the job is asked to end.
     pub fn is_close_timeout(&self) -> bool {
-        matches!(self.0, ErrorKind::CloseTimeout(_))
+        matches!(self.0, ErrorKind::CloseTimeout(_) | ErrorKind::Abandoned(Some(_)))
+    }
+
+    /// The job could not be ended, so its code may still run: it never awaits or blocks its thread.
+    ///
+    /// Also counts as a close timeout, unless the runtime went away.
+    pub fn is_abandoned(&self) -> bool {
+        matches!(self.0, ErrorKind::Abandoned(_))
     }
 
     /// Returns the payload of the panic, for [`std::panic::resume_unwind`].
@@ -331,6 +343,13 @@ impl fmt::Display for JobError {
             }
             ErrorKind::CloseTimeout(after) => {
                 write!(f, "the job was told to end and did not within {after:?}")
+            }
+            ErrorKind::Abandoned(Some(after)) => write!(
+                f,
+                "the job did not end within {after:?} after it was asked to; its code may still run"
+            ),
+            ErrorKind::Abandoned(None) => {
+                f.write_str("the runtime went away, and the job's code may still run")
             }
             ErrorKind::Cancelled => f.write_str("the job was cancelled"),
             ErrorKind::Skipped => {

@@ -15,7 +15,8 @@ use crate::{
 /// when no job is left to wait for. It counts the jobs that were completed or skipped in that time, and
 /// lists every other job that ended in it.
 ///
-/// `Display` writes one line, with at most the first 250 jobs of each outcome.
+/// `Display` writes one line of at most 15 000 bytes. It has all counts, and names the first jobs of each
+/// outcome.
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -81,17 +82,20 @@ impl DrainReport {
     }
 }
 
-/// Maximum number of jobs of each outcome in `Display`, which take about 20 KB. Log collectors split or
-/// drop the line that all pending jobs could make.
-const MAX_JOBS_SHOWN: usize = 250;
+/// Log drivers cut lines at 16 384 bytes; the rest is for a timestamp and fields.
+pub(crate) const MAX_LINE: usize = 15_000;
+/// Room for the count of one outcome.
+const COUNT: usize = 60;
 
-impl fmt::Display for DrainReport {
-    /// Formats as `drained in 1200 ms: 41 completed, 1 failed (job 7 "welcome e-mail" of POST /signup (src/main.rs:12:5))`
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "drained in {} ms: {} completed", self.elapsed.as_millis(), self.completed)?;
+impl DrainReport {
+    /// The line of `Display`, which names jobs in up to about `most` bytes.
+    pub(crate) fn line(&self, most: usize) -> String {
+        let (elapsed, completed) = (self.elapsed.as_millis(), self.completed);
+        let mut line = format!("drained in {elapsed} ms: {completed} completed");
         if self.skipped > 0 {
-            write!(f, ", {} skipped", self.skipped)?;
+            line += &format!(", {} skipped", self.skipped);
         }
+        let mut left = self.unclean().filter(|(_, jobs)| !jobs.is_empty()).count();
         for (outcome, jobs) in self.unclean().filter(|(_, jobs)| !jobs.is_empty()) {
             let outcome = match outcome {
                 Outcome::Failed => "failed",
@@ -101,15 +105,38 @@ impl fmt::Display for DrainReport {
                 Outcome::NeverStarted => "never started",
                 _ => "abandoned",
             };
-            write!(f, ", {} {outcome} (", jobs.len())?;
-            for (n, job) in jobs.infos().take(MAX_JOBS_SHOWN).enumerate() {
-                write!(f, "{}{job}", if n == 0 { "" } else { ", " })?;
-            }
-            if jobs.len() > MAX_JOBS_SHOWN {
-                write!(f, ", and {} more", jobs.len() - MAX_JOBS_SHOWN)?;
-            }
-            f.write_str(")")?;
+            // Each outcome has its share of the bytes, so a long list hides no other.
+            let share = most.saturating_sub(line.len() + left * COUNT) / left;
+            left -= 1;
+            line += &format!(", {} {outcome}", jobs.len());
+            line += &names(jobs, share);
         }
-        Ok(())
+        line
+    }
+}
+
+/// The first of the jobs, in parentheses; nothing if there is not room for one.
+fn names(jobs: &JobList, most: usize) -> String {
+    let mut names = String::new();
+    let mut shown = 0;
+    for job in jobs.infos() {
+        let name = job.to_string();
+        if names.len() + 2 + name.len() > most {
+            break;
+        }
+        names += if shown == 0 { " (" } else { ", " };
+        names += &name;
+        shown += 1;
+    }
+    if shown > 0 && shown < jobs.len() {
+        names += &format!(", and {} more", jobs.len() - shown);
+    }
+    names + if shown > 0 { ")" } else { "" }
+}
+
+impl fmt::Display for DrainReport {
+    /// `drained in 1200 ms: 41 completed, 1 failed (job 7 "welcome e-mail" of POST /signup (src/main.rs:12:5))`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.line(MAX_LINE))
     }
 }

@@ -72,8 +72,8 @@ impl Drained {
 /// ```
 #[derive(Clone, Default)]
 pub struct JobList {
-    /// `None` if there are no jobs.
-    source: Option<(Arc<Drained>, Outcome)>,
+    /// The parts of one report, or of several schedulers'.
+    parts: Vec<(Arc<Drained>, Outcome)>,
     len: usize,
     infos: OnceLock<Arc<Vec<JobInfo>>>,
 }
@@ -82,8 +82,19 @@ impl JobList {
     pub(crate) fn new(drained: &Arc<Drained>, outcome: Outcome) -> Self {
         match usize::try_from(drained.totals.of(outcome)).unwrap_or(usize::MAX) {
             0 => Self::default(),
-            len => Self { source: Some((drained.clone(), outcome)), len, infos: OnceLock::new() },
+            len => Self { parts: vec![(drained.clone(), outcome)], len, infos: OnceLock::new() },
         }
+    }
+
+    /// All jobs of these lists.
+    #[cfg(feature = "shutdown")]
+    pub(crate) fn merge<'a>(lists: impl Iterator<Item = &'a Self>) -> Self {
+        let mut merged = Self::default();
+        for list in lists {
+            merged.parts.extend(list.parts.iter().cloned());
+            merged.len += list.len;
+        }
+        merged
     }
 
     /// Returns the number of jobs.
@@ -98,7 +109,7 @@ impl JobList {
 
     /// Makes the infos one at a time, and keeps none.
     pub(crate) fn infos(&self) -> impl Iterator<Item = JobInfo> {
-        self.source.iter().flat_map(|(drained, outcome)| drained.jobs(*outcome))
+        self.parts.iter().flat_map(|(drained, outcome)| drained.jobs(*outcome))
     }
 
     fn collect(&self) -> Vec<JobInfo> {

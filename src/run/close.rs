@@ -20,7 +20,7 @@ use crate::{
     run::{core::Core, deadlines},
     util::{
         clock::Moment,
-        panics::{drop_contained, notify, wake},
+        panics::{drop_contained, ignore_panic, notify, wake},
     },
 };
 
@@ -28,6 +28,35 @@ use crate::{
 const JOBS_PER_LOCK: usize = 128;
 /// Time for aborted futures to be dropped, before their jobs count as abandoned.
 const ABORT_GRACE: Duration = Duration::from_millis(20);
+/// Time for the hooks that the end of the closing calls.
+pub(crate) const HOOK_GRACE: Duration = Duration::from_millis(20);
+
+/// The steps of a close.
+#[derive(Clone, Copy)]
+struct Plan {
+    /// Drains first; `Some(None)` is without a deadline.
+    drain_until: Option<Option<Instant>>,
+    /// The moment by which all is over; `None` leaves jobs the whole `close_timeout`.
+    close_by: Option<Instant>,
+}
+
+/// Hands a close over to a task when its caller is dropped: given up, or itself one of the jobs.
+struct Carrier {
+    core: Arc<Core>,
+    plan: Plan,
+    is_over: bool,
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        // A runtime that is gone has closed the scheduler.
+        if let Some(runtime) = self.core.runtime().filter(|_| !self.is_over) {
+            let (core, plan) = (self.core.clone(), self.plan);
+            // The task ends by the plan's deadlines.
+            drop(runtime.spawn(async move { core.carry_out(plan).await }));
+        }
+    }
+}
 
 impl Core {
     pub(crate) fn start_draining(&self) {
@@ -46,16 +75,15 @@ impl Core {
     }
 
     pub(crate) async fn wait_and_close(self: &Arc<Self>, timeout: Duration) -> DrainReport {
-        let deadline = Instant::now().checked_add(timeout);
-        self.drain_until(deadline).await;
-        self.close().await
+        let drain_until = Some(Instant::now().checked_add(timeout));
+        self.carry_through(Plan { drain_until, close_by: None }).await
     }
 
     /// As [`wait_and_close`](Self::wait_and_close), and returns by `deadline`.
     #[cfg(feature = "shutdown")]
     pub(crate) async fn wait_and_close_by(self: &Arc<Self>, deadline: Instant) -> DrainReport {
-        self.drain_until(Some(self.latest_close(deadline))).await;
-        self.close_by(deadline).await
+        let drain_until = Some(Some(self.latest_close(deadline)));
+        self.carry_through(Plan { drain_until, close_by: Some(deadline) }).await
     }
 
     /// The latest moment to begin closing so that it is over by `deadline`; in the past if it cannot be.
@@ -73,12 +101,35 @@ impl Core {
     }
 
     pub(crate) async fn close(self: &Arc<Self>) -> DrainReport {
-        self.close_after(self.config.close_timeout).await
+        self.carry_through(Plan { drain_until: None, close_by: None }).await
     }
 
     /// As [`close`](Self::close), and returns by `deadline`.
     #[cfg(feature = "shutdown")]
     pub(crate) async fn close_by(self: &Arc<Self>, deadline: Instant) -> DrainReport {
+        self.carry_through(Plan { drain_until: None, close_by: Some(deadline) }).await
+    }
+
+    /// Carries out the plan, although the caller may be dropped.
+    async fn carry_through(self: &Arc<Self>, plan: Plan) -> DrainReport {
+        let mut carrier = Carrier { core: self.clone(), plan, is_over: false };
+        let report = self.carry_out(plan).await;
+        carrier.is_over = true;
+        report
+    }
+
+    async fn carry_out(self: &Arc<Self>, plan: Plan) -> DrainReport {
+        if let Some(deadline) = plan.drain_until {
+            self.drain_until(deadline).await;
+        }
+        let Some(deadline) = plan.close_by else {
+            let report = self.close_after(self.config.close_timeout).await;
+            let deadline = self.close_deadline.get().copied().unwrap_or_else(Instant::now);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let hooks = self.hooks.all_ended();
+            drop(deadlines::real_timeout(left.max(HOOK_GRACE), hooks).await);
+            return report;
+        };
         let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(ABORT_GRACE);
         self.close_after(left.min(self.config.close_timeout)).await
     }
@@ -125,7 +176,16 @@ impl Core {
         }
         self.shutdown_idle_runners();
         self.notify_idle();
-        self.drop_in_background(unstarted);
+        self.drop_on_blocking_pool(unstarted);
+    }
+
+    /// Drops these, one after the other, where they hold up no worker: their `Drop` may block.
+    fn drop_on_blocking_pool<T: Send + 'static>(&self, values: Vec<T>) {
+        if let Some(runtime) = self.runtime().filter(|_| !values.is_empty()) {
+            let dropping = move || values.into_iter().for_each(drop);
+            // Panics if the system has no thread left. A runtime that is gone drops them here.
+            ignore_panic(|| drop(runtime.spawn_blocking(dropping)));
+        }
     }
 
     /// Whether the queue was idle at some moment before `deadline`.
@@ -154,15 +214,15 @@ impl Core {
             drop(effects);
             // A job that has ended in this very moment keeps its result.
             if still_runs {
-                let error = JobError::close_timeout(self.config.close_timeout);
+                let error = JobError::abandoned(Some(self.config.close_timeout));
                 let previous = record.result().store_error(error);
-                self.drop_in_background(previous.into_iter().map(Contained::new).collect());
+                self.drop_on_blocking_pool(previous.into_iter().map(Contained::new).collect());
                 self.report_unobserved(&record, record.result().take_unobserved());
                 record.publish();
             }
             // The work of a ready job that no runner has taken.
             let work = work.map(|work| UnstartedPage(vec![work]));
-            self.drop_in_background(work.into_iter().collect());
+            self.drop_on_blocking_pool(work.into_iter().collect());
         });
         self.notify_idle();
     }

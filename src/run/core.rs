@@ -26,7 +26,7 @@ use crate::{
         queue::Queue,
         step::{Effects, RareEffects, Stealable, Wake},
     },
-    run::{idle_runners::IdleRunners, runner::Runner},
+    run::{hooks::Hooks, idle_runners::IdleRunners, runner::Runner},
     util::{
         clock::Moment,
         panics::{notify, wake},
@@ -38,7 +38,7 @@ use crate::{
 /// longer in all, since the allocator then mixes them with the futures being dropped.
 const CHUNKS_FREED_PER_TASK: usize = 32;
 
-pub(crate) type FailureHook = Box<dyn Fn(JobFailure) + Send + Sync>;
+pub(crate) type FailureHook = Arc<dyn Fn(JobFailure) + Send + Sync>;
 pub(crate) type JobQueue = Queue<Arc<Record>, Work>;
 
 /// How the schedulers of the module `testing` differ from others.
@@ -66,6 +66,7 @@ pub(crate) struct Core {
     runtime: OnceLock<Handle>,
     pub(crate) span: SpanLink,
     pub(super) on_failure: Option<FailureHook>,
+    pub(crate) hooks: Hooks,
     /// The moment of the first drain or close.
     pub(super) drain_began: OnceLock<Instant>,
     pub(super) close_deadline: OnceLock<Instant>,
@@ -99,6 +100,7 @@ impl Core {
             runtime: runtime.map(OnceLock::from).unwrap_or_default(),
             span,
             on_failure,
+            hooks: Hooks::default(),
             drain_began: OnceLock::new(),
             close_deadline: OnceLock::new(),
             drained: OnceLock::new(),

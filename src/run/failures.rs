@@ -1,9 +1,11 @@
 //! Reporting failures that no code awaits.
 
+use tokio::runtime::Handle;
+
 use crate::{
     job::{error::JobError, record::Record},
     report::failure::JobFailure,
-    run::core::Core,
+    run::core::{Core, FailureHook},
     util::{
         clock::Moment,
         one_line::OneLine,
@@ -20,34 +22,48 @@ impl Core {
         }
     }
 
-    /// Calls `on_failure`, or logs the failure.
+    /// Calls `on_failure`, or logs the failure. While the scheduler closes, a plain thread does so: neither
+    /// may hold up the closing.
     #[cold]
     pub(crate) fn report(&self, record: &Record, error: JobError) {
-        let info = || record.info(self.state(record), Moment::now());
-        let failure = JobFailure { job: info(), error };
-        // The hook is user code, and so is the error: showing or dropping it may panic.
-        let reported = match &self.on_failure {
-            Some(hook) => catch_panic(|| hook(failure)),
-            None => {
-                let logged = catch_panic(|| log_failure(&failure));
-                drop_contained(failure);
-                logged
-            }
-        };
-        let Err(payload) = reported else { return };
-        let (job, error) = (info(), JobError::panicked(payload));
-        ignore_panic(|| {
-            let error = OneLine(&error);
-            tracing::error!(
-                target: "tower_jobs",
-                %job,
-                %error,
-                "on_failure, or the error it was called with, panicked"
-            );
-        });
-        if let Ok(payload) = error.into_panic() {
-            forget_panic(payload);
+        let job = record.info(self.state(record), Moment::now());
+        let (hook, runtime) = (self.on_failure.clone(), self.runtime().cloned());
+        let failure = JobFailure { job, error };
+        let is_closing = self.close_deadline.get().is_some() && self.drained.get().is_none();
+        if is_closing {
+            self.hooks.run(runtime, move || report_to(hook.as_ref(), failure));
+        } else {
+            let is_outside = Handle::try_current().is_err();
+            let _runtime = runtime.as_ref().filter(|_| is_outside).map(Handle::enter);
+            report_to(hook.as_ref(), failure);
         }
+    }
+}
+
+fn report_to(hook: Option<&FailureHook>, failure: JobFailure) {
+    let job = failure.job.clone();
+    // The hook is user code, and so is the error: showing or dropping it may panic.
+    let reported = match hook {
+        Some(hook) => catch_panic(|| hook(failure)),
+        None => {
+            let logged = catch_panic(|| log_failure(&failure));
+            drop_contained(failure);
+            logged
+        }
+    };
+    let Err(payload) = reported else { return };
+    let error = JobError::panicked(payload);
+    ignore_panic(|| {
+        let error = OneLine(&error);
+        tracing::error!(
+            target: "tower_jobs",
+            %job,
+            %error,
+            "on_failure, or the error it was called with, panicked"
+        );
+    });
+    if let Ok(payload) = error.into_panic() {
+        forget_panic(payload);
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod close;
 pub(crate) mod core;
 pub(crate) mod deadlines;
 pub(crate) mod deferred;
-pub(crate) mod failures;
+mod failures;
+pub(crate) mod hooks;
 pub(crate) mod idle_runners;
 pub(crate) mod runner;

@@ -106,11 +106,12 @@ impl SchedulerBuilder {
     /// name, request, location and error.
     ///
     /// Called once for each failure that no code awaits, in the job's span, while the job still holds its
-    /// permit. If the job's handle is still held then, the hook is called when the handle is dropped. It
-    /// should not block. If it panics, the panic is logged, and has no other effect.
+    /// permit. While the scheduler closes, the hook is called on a plain thread inside the runtime, beside the
+    /// closing and beside other calls. If the job's handle is still held, the hook is called when the handle
+    /// is dropped. It should not block. If it panics, the panic is logged, and has no other effect.
     #[doc(alias = "exception_handler")]
     pub fn on_failure(mut self, hook: impl Fn(JobFailure) + Send + Sync + 'static) -> Self {
-        self.on_failure = Some(Box::new(hook));
+        self.on_failure = Some(Arc::new(hook));
         self
     }
 

@@ -54,9 +54,10 @@ use crate::{
 ///   [`on_failure`](crate::SchedulerBuilder::on_failure).
 /// - Every accepted job is accounted for: at every moment the counts of [`stats`](Self::stats) add up,
 ///   and the report of closing says how each job ended.
-/// - `close` and `wait_and_close` return by their deadline, whatever jobs do, while a thread of the
-///   caller's runtime is free to run them. On a current-thread runtime a job that never awaits stops
-///   everything.
+/// - `close` and `wait_and_close` return by their deadline, whatever jobs do, while one thread of the
+///   caller's runtime is free, also if a job blocks the thread that drives tokio's timers. On a
+///   current-thread runtime a job that never awaits stops everything. Run timeouts are timers of tokio, and
+///   late while the thread that drives these is blocked.
 ///
 /// # What it does not do
 ///
@@ -389,7 +390,7 @@ impl Scheduler {
     ///
     /// - New jobs are refused from here on, and so are the jobs of waiting spawners.
     /// - Pending jobs, and jobs that wait for their response, are reported as never started. Their futures
-    ///   are dropped in a background task, which may go on after this has returned.
+    ///   are dropped on the runtime's blocking pool, which may go on after this has returned.
     /// - Running jobs of [`spawn_with`](Self::spawn_with) are cancelled, and have
     ///   [`close_timeout`](Self::close_timeout) to end. All other running jobs are aborted: their futures
     ///   are dropped at their next `await`.
@@ -404,8 +405,8 @@ impl Scheduler {
     ///
     /// # Cancel safety
     ///
-    /// The first poll closes the scheduler, and cancels or aborts its jobs. Dropped after that, it no
-    /// longer enforces the deadline; another call of `close` does.
+    /// Once polled, it is carried through, although it is dropped, or awaited by one of the jobs. Call it
+    /// again for the report.
     pub async fn close(&self) -> DrainReport {
         self.core().close().await
     }
@@ -436,9 +437,8 @@ impl Scheduler {
     ///
     /// # Cancel safety
     ///
-    /// From the first poll on, the scheduler drains. If this is dropped after that, the scheduler goes on
-    /// draining and closes when idle, but without a deadline; another call of `wait_and_close` or `close`
-    /// sets one.
+    /// Once polled, it is carried through with its deadline, although it is dropped. Call it again for
+    /// the report, or call [`close`](Self::close) for an earlier end.
     pub async fn wait_and_close(&self) -> DrainReport {
         self.wait_and_close_within(self.wait_timeout()).await
     }

@@ -63,6 +63,8 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     /// time counts from when a thread begins it. On a runtime without a timer (`enable_time`) the job
     /// panics when it first waits.
     ///
+    /// It is a timer of tokio: while a job blocks the thread that drives those, it is late.
+    ///
     /// # Panics
     ///
     /// If `timeout` is zero, or longer than 365 days.

@@ -423,7 +423,7 @@ async fn sigterm_with_nothing_to_do_ends_the_program_at_once() {
 }
 
 #[tokio::test]
-async fn second_sigterm_closes_now_and_a_third_changes_nothing() {
+async fn later_sigterm_closes_now_and_its_repeat_changes_nothing() {
     for runtime in ["current_thread", "multi_thread"] {
         let name = format!("deploys-second-{runtime}");
         let (program, address) = listening(&name, &[("RUNTIME", runtime.into())]).await;
@@ -434,8 +434,11 @@ async fn second_sigterm_closes_now_and_a_third_changes_nothing() {
         let response = stream.begin(request).await.unwrap();
         program.terminate().await;
         program.stderr.line_with("shutting down").await;
+        // Within a second it would be a repeat.
+        sleep(Duration::from_millis(1_100)).await;
         program.terminate().await;
         program.stderr.line_with("closing now").await;
+        // This one is within a second of the last.
         program.try_terminate().await;
         let ended = program.ended().await;
         drop(response);

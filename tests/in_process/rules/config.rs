@@ -37,6 +37,8 @@ fn timeouts_beyond_a_year_are_refused() {
         assert_refused(|| Scheduler::builder().wait_timeout(long), &parts("wait_timeout is"));
         let scheduler = Scheduler::new();
         assert_refused(|| drop(scheduler.job("x").timeout(long)), &parts("the job's timeout is"));
+        let cure = ["how long the job may run", "leave the timeout out"];
+        assert_refused(|| drop(scheduler.job("x").timeout(long)), &cure);
         let mut config = SchedulerConfig::default();
         config.wait_timeout = long;
         assert_refused(|| Scheduler::builder().config(config), &parts("wait_timeout is"));

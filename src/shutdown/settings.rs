@@ -1,0 +1,180 @@
+//! The settings of a shutdown.
+
+use std::{fmt, future::Future, time::Duration};
+
+use crate::{report::job_list::JobList, rules::config, scheduler::Scheduler, shutdown::Shutdown};
+
+/// Settings.
+impl Shutdown {
+    /// Hears this signal too, such as `SIGHUP` or `SIGQUIT`, by its number.
+    ///
+    /// # Panics
+    ///
+    /// If the signal cannot be handled, as `SIGKILL`; or with [`with_trigger`](Self::with_trigger), which
+    /// hears none.
+    #[cfg(unix)]
+    #[track_caller]
+    pub fn signal(self, signal: i32) -> Self {
+        let Some(listener) = self.trigger.listener() else {
+            panic!(
+                "a Shutdown with a trigger hears no signals: use Shutdown::new for signal {signal}"
+            );
+        };
+        if let Err(error) = listener.add_signal(signal) {
+            panic!("cannot hear signal {signal}: {error}; use one that can be handled");
+        }
+        self
+    }
+
+    /// Whether a signal that has no meaning any more ends the process, as it would without a handler.
+    /// Defaults to `true`.
+    ///
+    /// With `false` such signals are ignored. Say so if the application handles signals by itself after
+    /// [`serve`](Self::serve).
+    pub fn late_signals_end_process(self, ends_process: bool) -> Self {
+        if let Some(listener) = self.trigger.listener() {
+            listener.set_ends_process(ends_process);
+        }
+        self
+    }
+
+    /// Also drains this scheduler, after those given before it, so their jobs can spawn jobs on it until
+    /// they end.
+    ///
+    /// Its shutdown is announced at the signal too. All share the one [`grace`](Self::grace): each has the
+    /// rest of it, less the `close_timeout` and 20 ms of each scheduler after it. Connections have that
+    /// much less.
+    ///
+    /// ```
+    /// # use tower_jobs::{Scheduler, Shutdown};
+    /// let (scheduler, mail) = (Scheduler::new(), Scheduler::builder().limit(5).build());
+    /// let shutdown = Shutdown::new(&scheduler).and_scheduler(&mail);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If it has been given before.
+    #[doc(alias = "also")]
+    #[track_caller]
+    pub fn and_scheduler(mut self, scheduler: &Scheduler) -> Self {
+        let is_known = self.schedulers.iter().any(|known| known.is_same(scheduler));
+        assert!(!is_known, "a Shutdown ends each scheduler once: {scheduler:?} was given before");
+        self.schedulers.push(scheduler.clone());
+        self
+    }
+
+    /// Time for all of the shutdown, counted from the signal. Defaults to 25 s: Kubernetes kills after 30.
+    ///
+    /// The scheduler's `close_timeout` is taken off first. If that leaves nothing, the server is dropped
+    /// and jobs are cancelled at the signal.
+    ///
+    /// # Panics
+    ///
+    /// If it is longer than 365 days.
+    #[track_caller]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = accept("grace", grace);
+        if let Some(listener) = self.trigger.listener() {
+            listener.set_grace(grace);
+        }
+        self
+    }
+
+    /// Time for connections to finish after the server has stopped accepting. Defaults to 10 s.
+    ///
+    /// It ends with the grace, less the scheduler's `close_timeout` and 20 ms, which are the jobs' own.
+    ///
+    /// # Panics
+    ///
+    /// If it is longer than 365 days.
+    #[track_caller]
+    pub fn connection_grace(mut self, grace: Duration) -> Self {
+        self.connection_grace = accept("connection_grace", grace);
+        self
+    }
+
+    /// Time for which the server goes on accepting after the signal, so that load balancers can notice.
+    /// Defaults to none. It is part of the grace, and must be shorter.
+    ///
+    /// # Panics
+    ///
+    /// If it is longer than 365 days.
+    #[track_caller]
+    pub fn readiness_delay(mut self, delay: Duration) -> Self {
+        self.readiness_delay = accept("readiness_delay", delay);
+        self
+    }
+
+    /// Called at the end with the jobs that never started, so that you can store them elsewhere.
+    ///
+    /// Called once, with the jobs of all schedulers, if there are any. It runs on a plain thread, by the
+    /// runtime's `block_on`, so it may block, and may await sockets and timers of the runtime. It has
+    /// [`unstarted_grace`](Self::unstarted_grace); if it has not returned by then, it runs on, and
+    /// [`ShutdownReport::unfinished_hooks`] says so. Its panic is logged.
+    ///
+    /// ```
+    /// # use tower_jobs::{JobList, Scheduler, Shutdown};
+    /// # async fn store(job: &tower_jobs::JobInfo) {}
+    /// # let scheduler = Scheduler::new();
+    /// # let shutdown = Shutdown::with_trigger(&scheduler, async {});
+    /// shutdown.on_unstarted(|jobs: JobList| async move {
+    ///     for job in &jobs {
+    ///         store(job).await;
+    ///     }
+    /// });
+    /// ```
+    pub fn on_unstarted<F>(mut self, hook: impl FnOnce(JobList) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.on_unstarted = Some(Box::new(|jobs| Box::pin(hook(jobs))));
+        self
+    }
+
+    /// Time for [`on_unstarted`](Self::on_unstarted), taken off the jobs' time. Defaults to 2 s if there
+    /// is such a hook. At most half the grace is taken.
+    ///
+    /// # Panics
+    ///
+    /// If it is longer than 365 days.
+    #[track_caller]
+    pub fn unstarted_grace(mut self, grace: Duration) -> Self {
+        self.unstarted_grace = accept("unstarted_grace", grace);
+        self
+    }
+
+    pub(super) fn refuse_long_delay(&self) {
+        let (delay, grace) = (self.readiness_delay, self.grace);
+        assert!(
+            delay.is_zero() || delay < grace,
+            "readiness_delay is {delay:?}, and the grace {grace:?}: set a shorter delay, or a grace that \
+             also has time for connections and jobs"
+        );
+    }
+
+    pub(super) fn used_unstarted_grace(&self) -> Duration {
+        match self.on_unstarted {
+            Some(_) => self.unstarted_grace.min(self.grace / 2),
+            None => Duration::ZERO,
+        }
+    }
+}
+
+#[track_caller]
+fn accept(setting: &str, value: Duration) -> Duration {
+    if let Err(error) = config::timeout(setting, value) {
+        panic!("{error}");
+    }
+    value
+}
+
+impl fmt::Debug for Shutdown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shutdown")
+            .field("schedulers", &self.schedulers)
+            .field("grace", &self.grace)
+            .field("connection_grace", &self.connection_grace)
+            .field("readiness_delay", &self.readiness_delay)
+            .finish_non_exhaustive()
+    }
+}
