@@ -99,20 +99,28 @@ pub use crate::http::{
 pub use job::{
     error::{BoxError, JobError, SpawnError, TrySpawnError},
     info::JobInfo,
+    options::JobKind,
     output::JobOutput,
     span::SpanLink,
 };
-pub use report::{drain_report::DrainReport, failure::JobFailure, job_list::JobList, stats::Stats};
+pub use report::{
+    drain_report::DrainReport,
+    failure::JobFailure,
+    job_list::JobList,
+    stats::{Refusals, Stats},
+};
 pub use rules::{
     config::{ConfigError, SchedulerConfig},
-    state::{JobId, JobState, Outcome},
+    state::{JobId, JobState, Outcome, ParseJobIdError},
 };
 pub use scheduler::{
     Scheduler,
     builder::SchedulerBuilder,
     handle::{Job, JobContext},
+    permit::Permit,
     spawn::JobBuilder,
     spawn_future::SpawnFuture,
+    weak::WeakScheduler,
 };
 #[cfg(feature = "shutdown")]
 pub use shutdown::{

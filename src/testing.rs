@@ -7,10 +7,10 @@
 use std::{fmt::Write, mem, panic::resume_unwind, sync::Arc, thread};
 
 use crate::{
-    job::{info::JobInfo, span::SpanLink},
+    job::info::JobInfo,
     report::failure::JobFailure,
     rules::{config::SchedulerConfig, state::JobState},
-    run::core::{Core, FailureHook, Mode},
+    run::core::{Core, FailureHook, Mode, Setup},
     scheduler::Scheduler,
     util::{
         clock::Moment,
@@ -205,7 +205,7 @@ impl Drop for LeakCheck {
 /// Makes a core without limits.
 fn unlimited(mode: Mode, on_failure: Option<FailureHook>) -> Core {
     let config = SchedulerConfig { limit: None, pending_limit: None, ..SchedulerConfig::default() };
-    Core::new(config, mode, SpanLink::default(), on_failure, None)
+    Core::new(config, mode, Setup { on_failure, ..Setup::default() })
 }
 
 /// Formats one job a line.

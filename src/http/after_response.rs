@@ -123,7 +123,7 @@ impl JobBuilder<'_, RequestScope> {
         let (record, run) = self
             .flags(flags)
             .pack(JobKind::Plain, |record| Run::<_, AsResult>::new(future, record));
-        admit_now(core, &record, run, Admit::Deferred)
+        admit_now(core, &record, run, Some(Admit::Deferred))
             .map_err(|error| error.map(|run| give_back(run.into_future())))?;
         request.defer(&record, starts_after);
         Ok(Job::new(record, core.clone()))

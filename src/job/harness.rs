@@ -1,6 +1,7 @@
 //! A job that a runner polls: its future, its record and its span, taken apart once.
 
 use std::{
+    mem,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
@@ -25,6 +26,8 @@ pub(crate) struct ActiveJob {
     span: Option<JobSpan>,
     /// The runner's waker is in the record.
     is_parked: bool,
+    /// It has been polled, or is about to be.
+    has_begun: bool,
 }
 
 /// The end of an active job. Its future has been dropped and its result is stored.
@@ -38,11 +41,16 @@ impl ActiveJob {
     #[inline(always)]
     pub(crate) fn new(mut work: Work) -> Self {
         let (record, span) = work.as_mut().unpack();
-        Self { record, work: Some(work), span, is_parked: false }
+        Self { record, work: Some(work), span, is_parked: false, has_begun: false }
     }
 
     pub(crate) fn record(&self) -> &Arc<Record> {
         &self.record
+    }
+
+    /// Returns true once: before the first poll.
+    pub(crate) fn begins(&mut self) -> bool {
+        !mem::replace(&mut self.has_begun, true)
     }
 
     /// Closes the job's span, and returns its record.
@@ -58,7 +66,7 @@ impl ActiveJob {
     /// Polls the job once. `close_timeout` is for the error of a job that did not end in time.
     #[inline(always)]
     pub(crate) fn poll(&mut self, close_timeout: Duration, cx: &mut Context<'_>) -> Poll<Ended> {
-        let Self { record, work, span, is_parked } = self;
+        let Self { record, work, span, is_parked, .. } = self;
         let _entered = Entered::new(span.as_ref());
         // A blocking job sees for itself that it must stop.
         if record.must_stop() && record.kind() != JobKind::Blocking {

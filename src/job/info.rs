@@ -51,6 +51,15 @@ fn serialize_display<S: serde::Serializer>(
     serializer.collect_str(value)
 }
 
+/// Serializes a duration as seconds.
+#[cfg(feature = "serde")]
+pub(crate) fn serialize_seconds<S: serde::Serializer>(
+    value: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(value.as_secs_f64())
+}
+
 impl fmt::Display for JobInfo {
     /// Formats as `job 7 "welcome e-mail" of POST /signup (src/main.rs:12:5)`, in one line: control
     /// characters are escaped.

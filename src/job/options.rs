@@ -5,15 +5,18 @@ use std::{borrow::Cow, fmt, panic::Location, sync::Arc, time::Duration};
 use crate::{job::group::GroupOwner, rules::step::UniqueKey};
 
 /// How a job runs, and how it ends when it is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum JobKind {
-    /// Its future is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum JobKind {
+    /// A future, which is dropped when the job is closed.
     Plain,
-    /// It is cancelled, and its future is dropped if it does not end in time.
+    /// A future of `spawn_with`, which is cancelled, and dropped if it does not end in time.
     Cooperative,
-    /// It cannot be stopped once a thread has [claimed](super::record::Record::claim_blocking) it.
+    /// A closure of `spawn_blocking`, which cannot be stopped once a thread has begun it.
     Blocking,
-    /// As plain, outside all limits.
+    /// Shielded or atomic work, outside all limits.
     Shielded,
 }
 

@@ -6,6 +6,7 @@
 
 use std::{
     borrow::Cow,
+    fmt,
     future::pending,
     panic::Location,
     pin::pin,
@@ -75,6 +76,20 @@ pub(crate) struct ColdPart {
     /// Wakes the task that polls the job.
     runner: Mutex<Option<Waker>>,
     pub(super) output: Mutex<Output>,
+    times: Times,
+}
+
+/// Moments that are kept only for observers; [`Moment::NEVER`] until then.
+struct Times {
+    queued: AtomicI64,
+    started: AtomicI64,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        let never = || AtomicI64::new(Moment::NEVER.as_nanos());
+        Self { queued: never(), started: never() }
+    }
 }
 
 impl Record {
@@ -141,12 +156,21 @@ impl Record {
         self.group.as_ref().map(|owner| owner.label())
     }
 
+    pub(crate) fn location(&self) -> &'static Location<'static> {
+        self.location
+    }
+
+    pub(crate) fn name_str(&self) -> &str {
+        let given = self.extras.as_ref().and_then(|extras| extras.name.as_deref());
+        given.unwrap_or_else(|| name_of(self.location))
+    }
+
     pub(crate) fn name(&self) -> Cow<'static, str> {
         let given = self.extras.as_ref().and_then(|extras| extras.name.clone());
         given.unwrap_or_else(|| Cow::Borrowed(name_of(self.location)))
     }
 
-    fn concurrency_key(&self) -> Option<&Arc<str>> {
+    pub(crate) fn concurrency_key(&self) -> Option<&Arc<str>> {
         self.extras.as_ref()?.key.as_ref()
     }
 
@@ -167,6 +191,35 @@ impl Record {
 
     fn cold(&self) -> &ColdPart {
         self.cold.get_or_init(Box::default)
+    }
+}
+
+/// Times, for observers.
+impl Record {
+    /// Makes room for the times.
+    pub(crate) fn keep_times(&self) {
+        self.cold();
+    }
+
+    /// The job starts. Returns the time for which it was queued.
+    pub(crate) fn set_started(&self, now: Moment) -> Duration {
+        self.cold().times.started.store(now.as_nanos(), Ordering::Relaxed);
+        now.since(self.queued_at())
+    }
+
+    fn queued_at(&self) -> Moment {
+        let moment = |at: &AtomicI64| Moment::from_nanos(at.load(Ordering::Relaxed));
+        let queued = self.cold.get().map_or(Moment::NEVER, |cold| moment(&cold.times.queued));
+        if queued == Moment::NEVER { moment(&self.accepted_at) } else { queued }
+    }
+
+    /// The times from being queued to the start, and from there to the end.
+    pub(crate) fn times_until(&self, end: Moment) -> (Duration, Duration) {
+        let started = &self.cold().times.started;
+        match Moment::from_nanos(started.load(Ordering::Relaxed)) {
+            Moment::NEVER => (end.since(self.queued_at()), Duration::ZERO),
+            started => (started.since(self.queued_at()), end.since(started)),
+        }
     }
 }
 
@@ -288,6 +341,12 @@ impl Record {
     }
 }
 
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Record").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
 impl JobMeta for Arc<Record> {
     fn id(&self) -> JobId {
         self.id
@@ -312,6 +371,12 @@ impl JobMeta for Arc<Record> {
         }
     }
 
+    fn undeferred(&self, now: Moment) {
+        if let Some(cold) = self.cold.get() {
+            cold.times.queued.store(now.as_nanos(), Ordering::Relaxed);
+        }
+    }
+
     fn placed(&self, row: RowIndex) {
         self.row.store(row, Ordering::Relaxed);
     }
@@ -332,7 +397,7 @@ mod tests {
         // With the two counts of its `Arc`. Most allocators serve up to about 120 bytes several times as
         // fast as more.
         assert_eq!(size_of::<Record>() + 16, 88);
-        assert!(size_of::<ColdPart>() <= 120, "{}", size_of::<ColdPart>());
+        assert!(size_of::<ColdPart>() <= 136, "{}", size_of::<ColdPart>());
     }
 }
 

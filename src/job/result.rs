@@ -250,6 +250,24 @@ impl ResultCell<'_> {
         })
     }
 
+    /// Takes the failure out to lend it to observers. The caller [puts it back](Self::put_back) before it
+    /// publishes the result.
+    pub(crate) fn lend_failure(self) -> Option<JobError> {
+        if !self.has_any(STORED) {
+            return None;
+        }
+        self.with_output(Output::take_failure)
+    }
+
+    /// Puts a lent failure back. If the handle went meanwhile it found nothing, and the failure is to be
+    /// reported: see [`take_unobserved`](Self::take_unobserved).
+    pub(crate) fn put_back(self, failure: JobError) {
+        self.with_output(|output| {
+            debug_assert!(output.result.is_none(), "nothing is stored while a failure is lent");
+            output.result = Some(Err(failure));
+        });
+    }
+
     pub(crate) fn take_failure(self) -> Option<JobError> {
         self.with_output(Output::take_failure)
     }

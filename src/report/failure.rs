@@ -23,17 +23,7 @@ pub struct JobFailure {
 impl JobFailure {
     /// Formats the error and its causes, in one line.
     pub(crate) fn chain(&self) -> String {
-        let mut chain = self.error.to_string();
-        let mut cause = self.error.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            // Skips a cause that the text above already ends with, as many errors do.
-            if !text.is_empty() && !chain.ends_with(&format!(": {text}")) {
-                chain = format!("{chain}: {text}");
-            }
-            cause = error.source();
-        }
-        OneLine(chain).to_string()
+        chain(&self.error)
     }
 }
 
@@ -42,4 +32,19 @@ impl fmt::Display for JobFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.job, self.chain())
     }
+}
+
+/// Formats an error and its causes, in one line.
+pub(crate) fn chain(error: &JobError) -> String {
+    let mut chain = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Skips a cause that the text above already ends with, as many errors do.
+        if !text.is_empty() && !chain.ends_with(&format!(": {text}")) {
+            chain = format!("{chain}: {text}");
+        }
+        cause = error.source();
+    }
+    OneLine(chain).to_string()
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::report::observer::RefusalReason;
+
 /// Counts a scheduler's jobs by state and outcome, at one moment.
 ///
 /// This equation holds in every snapshot:
@@ -40,12 +42,70 @@ pub struct Stats {
     pub never_started: u64,
     /// Number of jobs still running when the scheduler stopped waiting for them.
     pub abandoned: u64,
-    /// Number of spawners that wait for a place in the queue. Their jobs are not accepted yet.
+    /// Number of spawners and reservations that wait. Their jobs are not accepted yet.
     pub waiting_spawners: u64,
+    /// Number of permits that are reserved without a job.
+    pub reserved: u64,
+    /// Number of grants that are not used yet: of spawners, and of reservations.
+    pub granted: u64,
+    /// Number of active jobs outside the limit: shielded and atomic work.
+    pub outside_limit: u64,
+    /// Number of refused jobs, by reason.
+    pub refused: Refusals,
     /// Time since the longest deferred job was deferred.
     pub oldest_deferred: Option<Duration>,
     /// Time that the job at the head of the queue has waited.
     pub oldest_pending: Option<Duration>,
     /// Time that the longest-running job has run.
     pub oldest_active: Option<Duration>,
+}
+
+/// Counts the jobs that were refused since the scheduler was made, by reason.
+///
+/// See [`RefusalReason`] for the reasons.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Refusals {
+    /// No permit was free, and the queue was full.
+    pub pending_full: u64,
+    /// `deferred_limit` jobs were deferred.
+    pub deferred_full: u64,
+    /// No permit or place became free within the timeout.
+    pub timed_out: u64,
+    /// The scheduler was closed.
+    pub closed: u64,
+    /// The scheduler had no runtime.
+    pub no_runtime: u64,
+    /// An unfinished job had the same unique key.
+    pub duplicate: u64,
+    /// The spawn future was dropped while it waited.
+    pub dropped: u64,
+}
+
+impl Refusals {
+    /// From the counts in the order of [`RefusalReason::ALL`].
+    pub(crate) fn from_counts(counts: [u64; RefusalReason::ALL.len()]) -> Self {
+        let [pending_full, deferred_full, timed_out, closed, no_runtime, duplicate, dropped] =
+            counts;
+        Self { pending_full, deferred_full, timed_out, closed, no_runtime, duplicate, dropped }
+    }
+
+    /// Returns the number for one reason.
+    pub fn of(&self, reason: RefusalReason) -> u64 {
+        match reason {
+            RefusalReason::PendingFull => self.pending_full,
+            RefusalReason::DeferredFull => self.deferred_full,
+            RefusalReason::TimedOut => self.timed_out,
+            RefusalReason::Closed => self.closed,
+            RefusalReason::NoRuntime => self.no_runtime,
+            RefusalReason::Duplicate => self.duplicate,
+            RefusalReason::Dropped => self.dropped,
+        }
+    }
+
+    /// Returns the number for all reasons together.
+    pub fn total(&self) -> u64 {
+        RefusalReason::ALL.into_iter().map(|reason| self.of(reason)).sum()
+    }
 }

@@ -54,6 +54,11 @@ pub struct SchedulerConfig {
     /// `None` is unlimited, and 0 is invalid. Defaults to `None`.
     #[cfg_attr(feature = "serde", serde(with = "fields::count"))]
     pub limit_per_key: Option<usize>,
+    /// Run timeout of jobs that have none of their own.
+    ///
+    /// `None` is no timeout, and zero is invalid. Defaults to `None`; at most 365 days.
+    #[cfg_attr(feature = "serde", serde(with = "fields::optional_duration"))]
+    pub job_timeout: Option<Duration>,
     /// Maximum time for a job to end after it is asked to.
     ///
     /// At most 365 days. Defaults to 100 ms.
@@ -74,6 +79,7 @@ impl Default for SchedulerConfig {
             deferred_limit: Some(10_000),
             deferred_timeout: None,
             limit_per_key: None,
+            job_timeout: None,
             close_timeout: Duration::from_millis(100),
             wait_timeout: Duration::from_secs(60),
         }
@@ -100,6 +106,9 @@ impl SchedulerConfig {
             deferred_timeout(after)?;
         }
         limit("limit_per_key", self.limit_per_key)?;
+        if let Some(timeout) = self.job_timeout {
+            job_timeout(timeout)?;
+        }
         timeout("close_timeout", self.close_timeout)?;
         timeout("wait_timeout", self.wait_timeout)
     }
@@ -155,17 +164,25 @@ pub(crate) fn timeout(field: &str, value: Duration) -> Result<(), ConfigError> {
 
 /// Checks a job's run timeout, which must not be 0 or exceed [`MAX_TIMEOUT`].
 pub(crate) fn run_timeout(value: Duration) -> Result<(), ConfigError> {
+    timeout_of_jobs("the job's timeout", value)
+}
+
+/// Checks the run timeout of jobs that have none of their own.
+pub(crate) fn job_timeout(value: Duration) -> Result<(), ConfigError> {
+    timeout_of_jobs("job_timeout", value)
+}
+
+fn timeout_of_jobs(setting: &str, value: Duration) -> Result<(), ConfigError> {
     if value.is_zero() {
-        return Err(ConfigError(
-            "the job's timeout is 0, so the job would fail before it ran: set a longer timeout, or \
-             leave the timeout out"
-                .into(),
-        ));
+        return Err(ConfigError(format!(
+            "{setting} is 0, so the job would fail before it ran: set a longer timeout, or leave the \
+             timeout out"
+        )));
     }
     if value > MAX_TIMEOUT {
         return Err(ConfigError(format!(
-            "the job's timeout is {value:?}, and the longest is 365 days: set how long it may run, \
-             or leave the timeout out"
+            "{setting} is {value:?}, and the longest is 365 days: set how long it may run, or leave \
+             the timeout out"
         )));
     }
     Ok(())
@@ -207,6 +224,8 @@ mod fields {
         deferred_timeout: Option<Duration>,
         #[serde(deserialize_with = "limit_per_key")]
         limit_per_key: Option<usize>,
+        #[serde(deserialize_with = "job_timeout")]
+        job_timeout: Option<Duration>,
         #[serde(deserialize_with = "close_timeout")]
         close_timeout: Duration,
         #[serde(deserialize_with = "wait_timeout")]
@@ -230,6 +249,7 @@ mod fields {
         deferred_limit: Option<usize> = count;
         deferred_timeout: Option<Duration> = optional_duration;
         limit_per_key: Option<usize> = count;
+        job_timeout: Option<Duration> = optional_duration;
         close_timeout: Duration = duration;
         wait_timeout: Duration = duration;
     }
@@ -242,6 +262,7 @@ mod fields {
                 deferred_limit,
                 deferred_timeout,
                 limit_per_key,
+                job_timeout,
                 close_timeout,
                 wait_timeout,
             } = SchedulerConfig::default();
@@ -251,6 +272,7 @@ mod fields {
                 deferred_limit,
                 deferred_timeout,
                 limit_per_key,
+                job_timeout,
                 close_timeout,
                 wait_timeout,
             }
@@ -267,6 +289,7 @@ mod fields {
                 deferred_limit,
                 deferred_timeout,
                 limit_per_key,
+                job_timeout,
                 close_timeout,
                 wait_timeout,
             } = fields;
@@ -276,6 +299,7 @@ mod fields {
                 deferred_limit,
                 deferred_timeout,
                 limit_per_key,
+                job_timeout,
                 close_timeout,
                 wait_timeout,
             };

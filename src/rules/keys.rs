@@ -324,6 +324,10 @@ impl Keys {
 
     // The limit.
 
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     pub(crate) fn set_limit(&mut self, limit: Option<usize>) {
         let limit = limit.unwrap_or(usize::MAX);
         if limit > self.limit {

@@ -58,7 +58,7 @@ use crate::{
 };
 
 mod closing;
-mod steer;
+pub(crate) mod steer;
 mod view;
 
 /// Jobs that one step starts, blocks or grants after a limit was changed.
@@ -199,7 +199,9 @@ impl<R: JobMeta, W> Queue<R, W> {
         if self.cold.phase == Phase::Closed || self.state(job) != JobState::Deferred {
             return self.effects(now);
         }
-        let links = self.hot.table[job.row].links;
+        let row = &self.hot.table[job.row];
+        row.meta().undeferred(now);
+        let links = row.links;
         self.cold.deferred.unlink(&mut self.hot.table, links);
         self.cold.deferred_len -= 1;
         self.enter(job.row, false, now);

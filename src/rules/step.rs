@@ -28,6 +28,8 @@ pub(crate) trait JobMeta: Clone {
     fn unique(&self) -> Option<&UniqueKey>;
     /// The job is accepted.
     fn accepted(&self, now: Moment);
+    /// The job is no longer deferred.
+    fn undeferred(&self, now: Moment);
     /// The job is in this row of the table until it ends.
     fn placed(&self, row: RowIndex);
     /// The job has left the table.

@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     job::{body::Work, error::SpawnError, record::Record},
+    report::observer::RefusalReason,
     rules::{
         keys::Ticket,
         step::{Admit, Refusal},
@@ -36,9 +37,10 @@ impl Core {
     ) -> Result<(), Refusal> {
         let now = Moment::now();
         // Cloned before locking: the reference count may be in another processor's cache.
-        let record = record.clone();
-        let admitted = self.queue().admit(how, record, work, now);
+        let meta = record.clone();
+        let admitted = self.queue().admit(how, meta, work, now);
         self.apply(admitted?);
+        self.observe_accepted(record);
         Ok(())
     }
 
@@ -66,6 +68,7 @@ impl Core {
         let effects = admitted?;
         *ticket = None;
         self.apply(effects);
+        self.observe_accepted(record);
         Poll::Ready(Ok(()))
     }
 
@@ -78,20 +81,31 @@ impl Core {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), SpawnError>> {
         let admitted = self.admit_inline(Admit::Limited, record, || take_work(work));
-        if admitted != Err(Refusal::Full) || self.config.pending_limit == Some(0) {
+        if admitted != Err(Refusal::Full) {
             return Poll::Ready(admitted.map_err(SpawnError::from));
         }
         // Cloning a waker may be user code, so it is cloned before locking.
         let (waker, meta, now) = (cx.waker().clone(), record.clone(), Moment::now());
         let mut queue = self.queue();
         let admitted = queue.admit(Admit::Limited, meta, || take_work(work), now);
-        if let Err(Refusal::Full) = admitted {
+        if admitted.as_ref().is_err_and(|refusal| *refusal == Refusal::Full) {
+            if queue.pending_limit() == 0 {
+                return Poll::Ready(Err(SpawnError::Full));
+            }
             *ticket = Some(queue.wait(record, waker));
             return Poll::Pending;
         }
         drop(queue);
         self.apply(admitted?);
+        self.observe_accepted(record);
         Poll::Ready(Ok(()))
+    }
+
+    #[inline(always)]
+    pub(super) fn observe_accepted(&self, record: &Arc<Record>) {
+        if !self.observers.is_empty() {
+            self.observers.accepted(record);
+        }
     }
 
     /// Takes a spawner out of the line.
@@ -114,6 +128,17 @@ impl From<Refusal> for SpawnError {
             Refusal::DeferredFull => Self::DeferredFull,
             Refusal::Closed => Self::Closed,
             Refusal::Duplicate(id) => Self::Duplicate(id),
+        }
+    }
+}
+
+impl From<Refusal> for RefusalReason {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Full => Self::PendingFull,
+            Refusal::DeferredFull => Self::DeferredFull,
+            Refusal::Closed => Self::Closed,
+            Refusal::Duplicate(_) => Self::Duplicate,
         }
     }
 }

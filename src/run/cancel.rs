@@ -39,19 +39,23 @@ impl Core {
     /// Ends a job that has not started. Returns whether it had not.
     pub(crate) fn remove_unstarted(self: &Arc<Self>, record: &Arc<Record>) -> bool {
         let (key, now) = (record.key(), Moment::now());
+        let _unseen = self.observers.begin_end();
         let removed = self.queue().remove(key, Outcome::Cancelled, now);
         let Some((work, effects)) = removed else { return false };
         self.apply(effects);
-        self.drop_unstarted(work, JobError::cancelled());
+        self.drop_unstarted(work, Outcome::Cancelled, JobError::cancelled());
         true
     }
 
     /// Ends a job that was removed from the queue. Its future is user code that may block, and need its
     /// runtime as it is dropped, so a task of the runtime drops it.
-    pub(super) fn drop_unstarted(&self, mut work: Work, error: JobError) {
+    pub(super) fn drop_unstarted(&self, mut work: Work, outcome: Outcome, error: JobError) {
         let (record, span) = work.as_mut().unpack();
         record.forget_deferred();
         drop_contained(record.result().store_error(error));
+        if !self.observers.is_empty() {
+            self.observers.ended(&record, outcome, None);
+        }
         record.publish();
         if let Some(runtime) = self.runtime() {
             drop(runtime.spawn(async move {

@@ -17,10 +17,11 @@ use crate::{
         state::{JobState, Outcome},
         step::{Phase, Wake},
     },
-    run::{core::Core, deadlines},
+    run::{core::Core, deadlines, observers::UnseenEnd},
     util::{
         clock::Moment,
         panics::{drop_contained, ignore_panic, notify, wake},
+        sync::lock,
     },
 };
 
@@ -60,9 +61,28 @@ impl Drop for Carrier {
 
 impl Core {
     pub(crate) fn start_draining(&self) {
-        self.drain_began.get_or_init(Instant::now);
+        let mut is_first = false;
+        self.drain_began.get_or_init(|| {
+            is_first = true;
+            Instant::now()
+        });
         self.queue().announce();
         notify(&self.shutdown_started);
+        if is_first && !self.observers.is_empty() {
+            let (observers, deadline) = (self.observers.clone(), self.deadline());
+            self.hooks.run(self.runtime().cloned(), move || observers.draining(deadline));
+        }
+    }
+
+    /// The deadline of the drain, once it has one.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        *lock(&self.deadline)
+    }
+
+    /// Sets the deadline of the drain, unless it has an earlier one.
+    pub(crate) fn set_deadline(&self, deadline: Instant) {
+        let mut current = lock(&self.deadline);
+        *current = Some(current.map_or(deadline, |current| current.min(deadline)));
     }
 
     /// Resolves when the shutdown has been announced.
@@ -93,11 +113,23 @@ impl Core {
         deadline.checked_sub(closing).unwrap_or_else(Instant::now)
     }
 
-    async fn drain_until(&self, deadline: Option<Instant>) {
+    async fn drain_until(self: &Arc<Self>, deadline: Option<Instant>) {
+        if let Some(deadline) = deadline {
+            self.set_deadline(deadline);
+        }
         self.start_draining();
-        self.queue().drain();
+        if self.begin_drain() == Phase::Closed {
+            // Idle, or paused with nothing active.
+            self.close_now();
+        }
         // Whether the queue is idle or the time is over, the rest is closed next.
         self.idle_by(deadline).await;
+    }
+
+    fn begin_drain(&self) -> Phase {
+        let mut queue = self.queue();
+        queue.drain();
+        queue.phase()
     }
 
     pub(crate) async fn close(self: &Arc<Self>) -> DrainReport {
@@ -135,8 +167,9 @@ impl Core {
     }
 
     async fn close_after(self: &Arc<Self>, close_timeout: Duration) -> DrainReport {
-        self.start_draining();
         let own = Instant::now() + close_timeout;
+        self.set_deadline(own);
+        self.start_draining();
         // A later caller does not postpone the deadline, and a caller with less time does not wait for it.
         let deadline = own.min(*self.close_deadline.get_or_init(|| own));
         self.close_now();
@@ -151,7 +184,12 @@ impl Core {
                 self.abandon();
             }
         }
-        DrainReport::new(self.drained.get_or_init(|| Arc::new(self.account())))
+        let report = DrainReport::new(self.drained.get_or_init(|| Arc::new(self.account())));
+        if !self.observers.is_empty() {
+            let (observers, report) = (self.observers.clone(), report.clone());
+            self.hooks.run(self.runtime().cloned(), move || observers.closed(&report));
+        }
+        report
     }
 
     /// Refuses all spawners, and ends the jobs that have not started.
@@ -165,7 +203,8 @@ impl Core {
             }
             waiting.into_iter().for_each(wake);
         }
-        let mut unstarted = Vec::new();
+        let (mut unstarted, mut pages) = (Vec::new(), Vec::new());
+        let unseen = self.observers.begin_end();
         loop {
             let (jobs, work) = self.queue().drain_unstarted(JOBS_PER_LOCK);
             if jobs.is_empty() {
@@ -173,6 +212,17 @@ impl Core {
             }
             jobs.iter().for_each(|record| record.publish_cancelled());
             unstarted.push(UnstartedPage(work));
+            if !self.observers.is_empty() {
+                pages.push(jobs);
+            }
+        }
+        if !pages.is_empty() {
+            let observers = self.observers.clone();
+            self.hooks.run(self.runtime().cloned(), move || {
+                let ended = |record| observers.ended(record, Outcome::NeverStarted, None);
+                pages.iter().flat_map(|page| page.iter()).for_each(ended);
+                drop(unseen);
+            });
         }
         self.shutdown_idle_runners();
         self.notify_idle();
@@ -205,6 +255,7 @@ impl Core {
     fn abandon(&self) {
         self.for_each_job(|(record, _)| {
             let (key, now) = (record.key(), Moment::now());
+            let unseen = self.observers.begin_end();
             let mut queue = self.queue();
             let still_runs = queue.state(key) == JobState::Active;
             let (effects, _meta, work) = queue.finish(key, Outcome::Abandoned, now);
@@ -217,14 +268,31 @@ impl Core {
                 let error = JobError::abandoned(Some(self.config.close_timeout));
                 let previous = record.result().store_error(error);
                 self.drop_on_blocking_pool(previous.into_iter().map(Contained::new).collect());
-                self.report_unobserved(&record, record.result().take_unobserved());
-                record.publish();
+                self.end_abandoned(record.clone(), unseen);
             }
             // The work of a ready job that no runner has taken.
             let work = work.map(|work| UnstartedPage(vec![work]));
             self.drop_on_blocking_pool(work.into_iter().collect());
         });
         self.notify_idle();
+    }
+
+    /// Reports the failure of an abandoned job. Observers see it first, on a plain thread, and the handle
+    /// gets it after them.
+    fn end_abandoned(&self, record: Arc<Record>, unseen: UnseenEnd) {
+        if self.observers.is_empty() {
+            self.report_unobserved(&record, record.result().take_unobserved());
+            return record.publish();
+        }
+        let (observers, close_timeout) = (self.observers.clone(), self.config.close_timeout);
+        let unobserved = record.result().take_unobserved();
+        self.report_unobserved(&record, unobserved);
+        record.publish();
+        self.hooks.run(self.runtime().cloned(), move || {
+            let error = JobError::abandoned(Some(close_timeout));
+            observers.ended(&record, Outcome::Abandoned, Some(&error));
+            drop(unseen);
+        });
     }
 
     fn account(&self) -> Drained {

@@ -7,7 +7,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -20,13 +20,19 @@ use crate::{
         record::Record,
         span::SpanLink,
     },
-    report::{failure::JobFailure, job_list::Drained},
+    report::{
+        failure::JobFailure,
+        job_list::Drained,
+        memory::Memory,
+        observer::{Observer, RefusalReason},
+    },
     rules::{
         config::SchedulerConfig,
         queue::Queue,
+        state::Outcome,
         step::{Effects, RareEffects, Stealable, Wake},
     },
-    run::{hooks::Hooks, idle_runners::IdleRunners, runner::Runner},
+    run::{hooks::Hooks, idle_runners::IdleRunners, observers::Observers, runner::Runner},
     util::{
         clock::Moment,
         panics::{notify, wake},
@@ -40,6 +46,7 @@ const CHUNKS_FREED_PER_TASK: usize = 32;
 
 pub(crate) type FailureHook = Arc<dyn Fn(JobFailure) + Send + Sync>;
 pub(crate) type JobQueue = Queue<Arc<Record>, Work>;
+pub(crate) type JobEffects = Effects<Arc<Record>, Work>;
 
 /// How the schedulers of the module `testing` differ from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,10 +60,22 @@ pub(crate) enum Mode {
     Inline,
 }
 
+/// The settings that are no plain data.
+#[derive(Default)]
+pub(crate) struct Setup {
+    pub(crate) span: SpanLink,
+    pub(crate) on_failure: Option<FailureHook>,
+    pub(crate) runtime: Option<Handle>,
+    pub(crate) observers: Vec<Arc<dyn Observer>>,
+    pub(crate) remember: usize,
+    pub(crate) name: Option<Arc<str>>,
+}
+
 /// The state that all handles of one scheduler share.
 pub(crate) struct Core {
     pub(crate) config: SchedulerConfig,
     pub(crate) mode: Mode,
+    pub(crate) name: Option<Arc<str>>,
     queue: CachePadded<Mutex<JobQueue>>,
     pub(super) idle_runners: CachePadded<IdleRunners>,
     /// Notified by each step that leaves the queue idle, while a task waits for that.
@@ -71,19 +90,21 @@ pub(crate) struct Core {
     pub(super) drain_began: OnceLock<Instant>,
     pub(super) close_deadline: OnceLock<Instant>,
     pub(super) drained: OnceLock<Arc<Drained>>,
+    pub(crate) observers: Observers,
+    pub(crate) memory: Option<Arc<Memory>>,
+    refused: [AtomicU64; RefusalReason::ALL.len()],
+    /// The deadline of the drain, if it has one.
+    pub(super) deadline: Mutex<Option<Instant>>,
     pub(super) gives_up_responses: AtomicBool,
     /// A task watches `deferred_timeout`.
     pub(super) watches_deferred: AtomicBool,
 }
 
 impl Core {
-    pub(crate) fn new(
-        config: SchedulerConfig,
-        mode: Mode,
-        span: SpanLink,
-        on_failure: Option<FailureHook>,
-        runtime: Option<Handle>,
-    ) -> Self {
+    pub(crate) fn new(config: SchedulerConfig, mode: Mode, setup: Setup) -> Self {
+        let Setup { span, on_failure, runtime, mut observers, remember, name } = setup;
+        let memory = (remember > 0).then(|| Arc::new(Memory::new(remember)));
+        observers.extend(memory.clone().map(|memory| memory as Arc<dyn Observer>));
         let SchedulerConfig { limit, pending_limit, deferred_limit, limit_per_key, .. } = config;
         let mut queue = Queue::new(limit, pending_limit, deferred_limit, limit_per_key);
         if let Some(runtime) = &runtime {
@@ -92,6 +113,7 @@ impl Core {
         Self {
             config,
             mode,
+            name: name.clone(),
             queue: CachePadded(Mutex::new(queue)),
             idle_runners: CachePadded(IdleRunners::new()),
             idle: Notify::new(),
@@ -104,6 +126,10 @@ impl Core {
             drain_began: OnceLock::new(),
             close_deadline: OnceLock::new(),
             drained: OnceLock::new(),
+            observers: Observers::new(observers, name),
+            memory,
+            refused: Default::default(),
+            deadline: Mutex::new(None),
             gives_up_responses: AtomicBool::new(false),
             watches_deferred: AtomicBool::new(false),
         }
@@ -112,6 +138,18 @@ impl Core {
     #[inline(always)]
     pub(crate) fn queue(&self) -> MutexGuard<'_, JobQueue> {
         lock(&self.queue.0)
+    }
+
+    /// Counts a refusal, and tells the observers.
+    #[cold]
+    pub(crate) fn refuse(&self, reason: RefusalReason, record: &Record) {
+        self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.observers.refused(reason, record.name_str());
+    }
+
+    /// The number of refusals for each of [`RefusalReason::ALL`].
+    pub(crate) fn refusals(&self) -> [u64; RefusalReason::ALL.len()] {
+        self.refused.each_ref().map(|count| count.load(Ordering::Relaxed))
     }
 
     // The runtime.
@@ -176,7 +214,7 @@ impl Core {
         self.drop_in_background(iter::from_fn(piece).collect());
         wakers.into_iter().for_each(wake);
         if let Some((_, work)) = replaced {
-            self.drop_unstarted(work, JobError::cancelled());
+            self.drop_unstarted(work, Outcome::Cancelled, JobError::cancelled());
         }
         if is_unfinished {
             self.go_on();

@@ -12,7 +12,10 @@
 //! 6. `failures`: reports failures that no handle awaits.
 //! 7. `cancel`: closes, aborts or replaces single jobs.
 //! 8. `close`: `close` and `wait_and_close`.
-//! 9. `deadlines`: timeouts, inside a runtime or outside any.
+//! 9. `hooks`: plain threads for hooks beside closing.
+//! 10. `observers`: calls the observers.
+//! 11. `steer`: limits, pausing, reservations, and single jobs by id.
+//! 12. `deadlines`: timeouts, inside a runtime or outside any.
 
 pub(crate) mod admission;
 pub(crate) mod cancel;
@@ -23,4 +26,6 @@ pub(crate) mod deferred;
 mod failures;
 pub(crate) mod hooks;
 pub(crate) mod idle_runners;
+pub(crate) mod observers;
 pub(crate) mod runner;
+pub(crate) mod steer;

@@ -9,8 +9,14 @@ use std::{
 };
 
 use crate::{
-    job::harness::{ActiveJob, Ended},
-    rules::step::{Advance, Stealable, Wake},
+    job::{
+        error::JobError,
+        harness::{ActiveJob, Ended},
+    },
+    rules::{
+        state::Outcome,
+        step::{Advance, Stealable, Wake},
+    },
     run::{core::Core, idle_runners::ParkKey},
     util::clock::Moment,
 };
@@ -58,7 +64,12 @@ impl Runner {
             return None;
         }
         match &mut self.state {
-            State::HasJob(job) => Some(job),
+            State::HasJob(job) => {
+                if !self.core.observers.is_empty() && job.begins() {
+                    self.core.observers.started(job.record());
+                }
+                Some(job)
+            }
             _ => None,
         }
     }
@@ -97,11 +108,16 @@ impl Runner {
     fn advance(&mut self, ended: Ended, cx: &mut Context<'_>) {
         let State::HasJob(job) = mem::replace(&mut self.state, State::Done) else { return };
         let Ended { outcome, unobserved } = ended;
-        if let Some(error) = unobserved {
-            job.in_span(|| self.core.report(job.record(), error));
+        let observed = !self.core.observers.is_empty();
+        let mut held_back = None;
+        match unobserved {
+            // Observers see the error first, once the queue has counted the end.
+            Some(error) if observed => held_back = Some(error),
+            Some(error) => job.in_span(|| self.core.report(job.record(), error)),
+            None => {}
         }
-        let record = job.into_record();
-        let (key, was_rolling, now) = (record.key(), self.is_rolling, Moment::now());
+        let (key, was_rolling, now) = (job.record().key(), self.is_rolling, Moment::now());
+        let unseen = self.core.observers.begin_end();
         let step = self.core.queue().advance(key, outcome, was_rolling, now);
         let Advance { wake, rare, ended, next } = step;
         // Before any waker, which is user code: the next job and the other runners.
@@ -112,7 +128,11 @@ impl Runner {
         } else {
             self.core.wake(wake);
         }
-        drop(ended);
+        if observed {
+            self.core.observe_end(&job, outcome, ended.is_some(), held_back);
+        }
+        let record = job.into_record();
+        drop((ended, unseen));
         record.publish();
         self.core.apply_rest(wake, rare);
         if self.is_rolling {
@@ -184,10 +204,34 @@ impl Core {
     fn end_lost(self: &Arc<Self>, mut job: ActiveJob) {
         let ended = job.poll_blocking_once(self.config.close_timeout);
         let Ended { outcome, unobserved } = ended.unwrap_or_else(|| job.drop_active());
-        job.in_span(|| self.report_unobserved(job.record(), unobserved));
-        let record = job.into_record();
-        let (effects, _meta, _work) = self.queue().finish(record.key(), outcome, Moment::now());
-        record.publish();
+        let (key, now) = (job.record().key(), Moment::now());
+        let _unseen = self.observers.begin_end();
+        let (effects, meta, _work) = self.queue().finish(key, outcome, now);
+        if self.observers.is_empty() {
+            job.in_span(|| self.report_unobserved(job.record(), unobserved));
+        } else {
+            self.observe_end(&job, outcome, meta.is_some(), unobserved);
+        }
+        job.into_record().publish();
         self.apply(effects);
+    }
+
+    /// Shows the end of a job to the observers, if the queue has counted it just now. Then reports its
+    /// failure, if its handle is gone.
+    #[cold]
+    fn observe_end(
+        &self,
+        job: &ActiveJob,
+        outcome: Outcome,
+        is_counted: bool,
+        unobserved: Option<JobError>,
+    ) {
+        let record = job.record();
+        if is_counted {
+            self.observers.ended(record, outcome, unobserved.as_ref());
+        }
+        // The handle may have gone while the failure was lent.
+        let unobserved = unobserved.or_else(|| record.result().take_unobserved());
+        job.in_span(|| self.report_unobserved(record, unobserved));
     }
 }

@@ -4,9 +4,9 @@ use tokio::runtime::Handle;
 
 use crate::{
     job::span::SpanLink,
-    report::failure::JobFailure,
+    report::{failure::JobFailure, observer::Observer},
     rules::config::{self, ConfigError, SchedulerConfig},
-    run::core::{Core, FailureHook, Mode},
+    run::core::{Core, Mode, Setup},
     scheduler::Scheduler,
 };
 
@@ -18,9 +18,7 @@ use crate::{
 #[must_use = "a builder builds nothing until `build` is called"]
 pub struct SchedulerBuilder {
     config: SchedulerConfig,
-    span: SpanLink,
-    on_failure: Option<FailureHook>,
-    runtime: Option<Handle>,
+    setup: Setup,
 }
 
 impl Scheduler {
@@ -111,7 +109,47 @@ impl SchedulerBuilder {
     /// is dropped. It should not block. If it panics, the panic is logged, and has no other effect.
     #[doc(alias = "exception_handler")]
     pub fn on_failure(mut self, hook: impl Fn(JobFailure) + Send + Sync + 'static) -> Self {
-        self.on_failure = Some(Arc::new(hook));
+        self.setup.on_failure = Some(Arc::new(hook));
+        self
+    }
+
+    /// Sets the scheduler's name, for reports, metrics and observers.
+    ///
+    /// Defaults to none.
+    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.setup.name = Some(name.into());
+        self
+    }
+
+    /// Sets the run timeout of jobs that have none of their own.
+    ///
+    /// `None` = no timeout. Defaults to `None`. It does not apply to shielded and atomic work, whose output
+    /// belongs to its caller. See [`JobBuilder::timeout`](crate::JobBuilder::timeout) for its effect.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero, or longer than 365 days.
+    #[track_caller]
+    pub fn job_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.config.job_timeout = timeout.into();
+        accept(self.config.job_timeout.map_or(Ok(()), config::job_timeout));
+        self
+    }
+
+    /// Adds an [`Observer`]: its calls follow each job from its acceptance to its end.
+    ///
+    /// Several are called in the order in which they were added. Without one, a job costs nothing for it.
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.setup.observers.push(Arc::new(observer));
+        self
+    }
+
+    /// Remembers the last `jobs` that ended, for [`Scheduler::get`].
+    ///
+    /// Defaults to 0. One takes some 300 bytes, and its error text. All unfinished jobs are then found by
+    /// an index, too.
+    pub fn remember(mut self, jobs: usize) -> Self {
+        self.setup.remember = jobs;
         self
     }
 
@@ -119,7 +157,7 @@ impl SchedulerBuilder {
     ///
     /// Defaults to the one in which the first job is spawned.
     pub fn runtime(mut self, runtime: Handle) -> Self {
-        self.runtime = Some(runtime);
+        self.setup.runtime = Some(runtime);
         self
     }
 
@@ -128,7 +166,7 @@ impl SchedulerBuilder {
     /// That is the span in which the job is spawned, such as its request's. Defaults to
     /// [`SpanLink::FollowsFrom`].
     pub fn span(mut self, link: SpanLink) -> Self {
-        self.span = link;
+        self.setup.span = link;
         self
     }
 
@@ -150,8 +188,7 @@ impl SchedulerBuilder {
     /// Makes the scheduler.
     #[must_use]
     pub fn build(self) -> Scheduler {
-        let Self { config, span, on_failure, runtime } = self;
-        Scheduler::from_core(Arc::new(Core::new(config, Mode::Run, span, on_failure, runtime)))
+        Scheduler::from_core(Arc::new(Core::new(self.config, Mode::Run, self.setup)))
     }
 }
 
@@ -166,7 +203,9 @@ impl fmt::Debug for SchedulerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SchedulerBuilder")
             .field("config", &self.config)
-            .field("span", &self.span)
+            .field("name", &self.setup.name)
+            .field("span", &self.setup.span)
+            .field("remember", &self.setup.remember)
             .finish_non_exhaustive()
     }
 }

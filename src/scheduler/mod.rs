@@ -8,15 +8,23 @@
 //! 4. `handle`: [`Job`], the handle of a job, and [`JobContext`], its view from the inside.
 //! 5. `spawn_future`: the future of the spawn verbs that wait.
 //! 6. `shield` and `blocking`: shielded work, and blocking closures, as jobs.
+//! 7. `permit`: permits that are reserved before there is a job.
+//! 8. `steer`: changing limits, pausing, and single jobs by id.
+//! 9. `weak`: a handle that does not keep the scheduler open.
 
 mod blocking;
 pub(crate) mod builder;
 pub(crate) mod handle;
+pub(crate) mod permit;
 pub(crate) mod shield;
 pub(crate) mod spawn;
 pub(crate) mod spawn_future;
+mod steer;
+pub(crate) mod weak;
 
 use std::{borrow::Cow, fmt, future::Future, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
 
 use crate::{
     job::{
@@ -26,7 +34,10 @@ use crate::{
         options::Options,
         output::JobOutput,
     },
-    report::{drain_report::DrainReport, stats::Stats},
+    report::{
+        drain_report::DrainReport,
+        stats::{Refusals, Stats},
+    },
     rules::{state::Outcome, step::Phase},
     run::core::{Core, Mode},
     scheduler::{
@@ -125,7 +136,7 @@ pub struct Scheduler {
 }
 
 /// The part that the clones of a scheduler share. Jobs do not hold it.
-struct Handle {
+pub(crate) struct Handle {
     core: Arc<Core>,
 }
 
@@ -486,12 +497,45 @@ impl Scheduler {
 
     /// Returns the maximum number of jobs that run at once; `None` = any number.
     pub fn limit(&self) -> Option<usize> {
-        self.core().config.limit
+        limit_of(self.core().queue().limit())
     }
 
     /// Returns the maximum number of waiting jobs; `None` = any number, 0 = no queue.
     pub fn pending_limit(&self) -> Option<usize> {
-        self.core().config.pending_limit
+        limit_of(self.core().queue().pending_limit())
+    }
+
+    /// Returns the maximum number of deferred jobs; `None` = any number.
+    pub fn deferred_limit(&self) -> Option<usize> {
+        self.core().config.deferred_limit
+    }
+
+    /// Returns the maximum time that a job is deferred, if there is one.
+    pub fn deferred_timeout(&self) -> Option<Duration> {
+        self.core().config.deferred_timeout
+    }
+
+    /// Returns the maximum number of jobs of one key that run at once; `None` = any number.
+    pub fn limit_per_key(&self) -> Option<usize> {
+        limit_of(self.core().queue().limit_per_key())
+    }
+
+    /// Returns the run timeout of jobs that have none of their own.
+    pub fn job_timeout(&self) -> Option<Duration> {
+        self.core().config.job_timeout
+    }
+
+    /// Returns the scheduler's name, if it was given one.
+    pub fn name(&self) -> Option<&str> {
+        self.core().name.as_deref()
+    }
+
+    /// Returns the deadline of the drain, once it has one.
+    ///
+    /// [`wait_and_close`](Self::wait_and_close) and [`close`](Self::close) set it when they begin, and
+    /// [`Shutdown`](crate::Shutdown) sets it at the signal.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.core().deadline()
     }
 
     /// Returns the maximum time for a job to end once it is closed.
@@ -560,6 +604,10 @@ impl Scheduler {
             never_started: totals.of(Outcome::NeverStarted),
             abandoned: totals.of(Outcome::Abandoned),
             waiting_spawners: queue.waiting_count() as u64,
+            reserved: queue.reserved_count() as u64,
+            granted: queue.granted_count() as u64,
+            outside_limit: queue.outside_limit_count() as u64,
+            refused: Refusals::from_counts(self.core().refusals()),
             oldest_deferred: deferred.map(|since| now.since(since)),
             oldest_pending: pending.map(|since| now.since(since)),
             oldest_active: active.map(|since| now.since(since)),
@@ -574,6 +622,11 @@ impl Scheduler {
     pub fn locks() -> (u64, u64) {
         crate::util::sync::counting::counts()
     }
+}
+
+/// The limit as users set it.
+fn limit_of(limit: usize) -> Option<usize> {
+    Some(limit).filter(|limit| *limit < usize::MAX)
 }
 
 impl Default for Scheduler {

@@ -4,6 +4,7 @@ use std::{marker::PhantomData, panic::resume_unwind, sync::Arc};
 
 use crate::{
     job::{body::Work, error::JobError, output::JobOutput, record::Record},
+    report::observer::RefusalReason,
     rules::step::Admit,
     run::core::Core,
     scheduler::handle::Job,
@@ -22,12 +23,18 @@ impl<T: JobOutput + Send + 'static> ShieldedWork<T> {
     /// Runs the work as a job, and passes its output through.
     pub(crate) async fn run(self) -> Result<T, JobError> {
         let Self { core, record, work, .. } = self;
-        core.bind_runtime().map_err(JobError::refused)?;
+        if let Err(error) = core.bind_runtime() {
+            core.refuse(RefusalReason::NoRuntime, &record);
+            return Err(JobError::refused(error));
+        }
         // If it is refused it is dropped after unlocking, since its `Drop` is user code.
         let mut work = Some(work);
         let mut take = || work.take().expect("admitted once");
         let admitted = core.admit(Admit::Outside, &record, &mut take);
-        admitted.map_err(|refusal| JobError::refused(refusal.into()))?;
+        if let Err(refusal) = admitted {
+            core.refuse(refusal.into(), &record);
+            return Err(JobError::refused(refusal.into()));
+        }
         let mut shielded = Shielded(Job::new(record, core));
         match shielded.0.wait().await.map_err(JobError::into_panic) {
             Ok(output) => Ok(output),

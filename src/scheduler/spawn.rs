@@ -13,6 +13,7 @@ use crate::{
         record::Record,
         span::JobSpan,
     },
+    report::observer::RefusalReason,
     rules::{
         config,
         step::{Admit, Refusal, UniqueKey},
@@ -159,10 +160,23 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     where
         G: Future<Output: JobOutput> + GiveBack<F> + Send + 'static,
     {
+        self.try_spawn_as(Some(Admit::Limited), future)
+    }
+
+    #[inline(always)]
+    #[track_caller]
+    pub(super) fn try_spawn_as<F, G>(
+        self,
+        how: Option<Admit>,
+        future: G,
+    ) -> Result<Job<Value<G>>, TrySpawnError<F>>
+    where
+        G: Future<Output: JobOutput> + GiveBack<F> + Send + 'static,
+    {
         let core = self.core;
         let (record, run) =
             self.pack(JobKind::Plain, |record| Run::<_, AsResult>::new(future, record));
-        match admit_now(core, &record, run, Admit::Limited) {
+        match admit_now(core, &record, run, how) {
             Ok(()) => Ok(Job::new(record, core.clone())),
             Err(error) => Err(error.map(|run| run.into_future().give_back())),
         }
@@ -239,13 +253,13 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     }
 
     #[track_caller]
-    pub(crate) fn spawn_blocking_boxed<C, R>(mut self, closure: C) -> SpawnFuture<R::Value>
+    pub(crate) fn spawn_blocking_boxed<C, R>(self, closure: C) -> SpawnFuture<R::Value>
     where
         C: FnOnce() -> R + Send + 'static,
         R: JobOutput + Send + 'static,
     {
         let core = self.core;
-        let timeout = self.options.timeout.take();
+        let timeout = self.timeout_for(JobKind::Blocking);
         let (record, span) = self.open(JobKind::Blocking);
         let run = run_blocking(closure, record.clone(), timeout, span.clone());
         let packed = Packed::new(|| Run::<_, Stored>::new(run, &record), None, span);
@@ -296,10 +310,17 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         kind: JobKind,
         body: impl FnOnce(&Arc<Record>) -> B,
     ) -> (Arc<Record>, Packed<B>) {
-        let timeout = self.options.timeout;
+        let timeout = self.timeout_for(kind);
         let (record, span) = self.open(kind);
         let packed = Packed::new(|| body(&record), timeout, span);
         (record, packed)
+    }
+
+    /// The job's run timeout: its own, else the scheduler's, unless its output belongs to a caller.
+    #[inline(always)]
+    fn timeout_for(&self, kind: JobKind) -> Option<Duration> {
+        let default = self.core.config.job_timeout.filter(|_| kind != JobKind::Shielded);
+        self.options.timeout.or(default)
     }
 
     /// Makes the job's record and span. Takes the options apart, since copying them costs more.
@@ -314,19 +335,26 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     }
 }
 
-/// Admits the job without waiting, or gives it back.
+/// Admits the job without waiting, or gives it back. `None` admits it with a held permit.
 pub(crate) fn admit_now<B: Body + 'static>(
     core: &Arc<Core>,
     record: &Arc<Record>,
     body: Packed<B>,
-    how: Admit,
+    how: Option<Admit>,
 ) -> Result<(), TrySpawnError<B>> {
     if core.bind_runtime().is_err() {
+        core.refuse(RefusalReason::NoRuntime, record);
         return Err(TrySpawnError::NoRuntime(body.into_body()));
     }
     let mut body = Some(body);
     let mut take = || body.take().expect("admitted once").into_work();
-    let admitted = core.admit(how, record, &mut take);
+    let admitted = match how {
+        Some(how) => core.admit(how, record, &mut take),
+        None => core.admit_reserved(record, &mut take),
+    };
+    if let Err(refusal) = admitted {
+        core.refuse(refusal.into(), record);
+    }
     match (admitted, body.map(Packed::into_body)) {
         (Ok(()), _) => Ok(()),
         (Err(Refusal::Full), Some(body)) => Err(TrySpawnError::Full(body)),

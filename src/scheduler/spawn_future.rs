@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     job::{body::Work, error::SpawnError, record::Record},
+    report::observer::RefusalReason,
     rules::keys::Ticket,
     run::{
         core::{Core, Mode},
@@ -62,7 +63,7 @@ impl<T> SpawnFuture<T> {
 
     /// Waits at most `timeout` for a permit or a place.
     pub(crate) async fn within(
-        self,
+        mut self,
         timeout: Duration,
         is_inline: bool,
     ) -> Result<Job<T>, SpawnError>
@@ -72,15 +73,23 @@ impl<T> SpawnFuture<T> {
         let deadline = Instant::now().checked_add(timeout);
         // An inline scheduler has no wait for a permit: the time would be the job's own.
         let deadline = deadline.filter(|_| !is_inline);
-        deadlines::timeout_at(deadline, self).await.unwrap_or(Err(SpawnError::TimedOut))
+        match deadlines::timeout_at(deadline, &mut self).await {
+            Ok(spawned) => spawned,
+            Err(deadlines::Elapsed) => {
+                self.give_up(RefusalReason::TimedOut);
+                Err(SpawnError::TimedOut)
+            }
+        }
     }
 
     /// Drops the work and gives back a grant, now and not only when this is dropped.
     #[cold]
-    fn give_up(&mut self) {
+    fn give_up(&mut self, reason: RefusalReason) {
         self.leave();
         self.work = None;
-        self.target = None;
+        if let Some(Target { core, record }) = self.target.take() {
+            core.refuse(reason, &record);
+        }
     }
 
     fn leave(&mut self) {
@@ -102,7 +111,7 @@ impl<T: Send + 'static> Future for SpawnFuture<T> {
             this.target.as_ref().expect("a spawn is not polled after it has resolved");
         let admitted = ready!(core.poll_admit(record, &mut this.work, &mut this.ticket, cx));
         if let Err(error) = admitted {
-            this.give_up();
+            this.give_up(RefusalReason::from(&error));
             return Poll::Ready(Err(error));
         }
         let Target { core, record } = this.target.take().expect("polled just now");
@@ -129,7 +138,9 @@ impl<T: Send + 'static> SpawnFuture<T> {
 
 impl<T> Drop for SpawnFuture<T> {
     fn drop(&mut self) {
-        self.leave();
+        if self.ticket.is_some() {
+            self.give_up(RefusalReason::Dropped);
+        }
     }
 }
 

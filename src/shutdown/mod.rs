@@ -277,7 +277,10 @@ impl Shutdown {
         let ends = ends(&schedulers, deadline - unstarted_grace);
         // The time that closing takes is the jobs', however long the server takes.
         let before_closing = schedulers[0].core().latest_close(ends[0]);
-        schedulers.iter().for_each(Scheduler::start_draining);
+        for (scheduler, end) in schedulers.iter().zip(&ends) {
+            scheduler.core().set_deadline(*end);
+            scheduler.start_draining();
+        }
         let jobs = || schedulers.iter().map(Scheduler::len).sum::<usize>();
         let (log, count) = (Log::start(), jobs());
         log.line(move || {

@@ -15,6 +15,18 @@ use crate::{
 };
 
 impl<R: JobMeta, W> Queue<R, W> {
+    pub(crate) fn limit(&self) -> usize {
+        self.cold.paused_limit.unwrap_or(self.hot.limit)
+    }
+
+    pub(crate) fn pending_limit(&self) -> usize {
+        self.cold.pending_limit
+    }
+
+    pub(crate) fn limit_per_key(&self) -> usize {
+        self.cold.keys.limit()
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         self.cold.phase
     }

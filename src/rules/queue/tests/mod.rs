@@ -99,6 +99,10 @@ impl JobMeta for Job {
         assert!(!self.0.accepted.replace(true), "accepted once");
     }
 
+    fn undeferred(&self, _: Moment) {
+        assert!(self.0.accepted.get() && !self.0.ended.get(), "while it is deferred");
+    }
+
     fn placed(&self, row: RowIndex) {
         assert!(self.0.accepted.get() && self.row() == NONE, "placed once");
         self.0.row.set(row);

@@ -1,0 +1,167 @@
+//! Steering a scheduler while it runs: limits, pausing, reservations, and single jobs by id.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use crate::{
+    job::{
+        body::Work,
+        error::{JobError, SpawnError},
+        record::Record,
+    },
+    rules::{
+        config::{self, ConfigError},
+        queue::steer::Reserve,
+        state::{JobId, JobState, Outcome},
+        step::Refusal,
+    },
+    run::core::{Core, JobEffects, JobQueue},
+    util::clock::Moment,
+};
+
+/// Jobs that are cleared under one hold of the lock.
+const JOBS_PER_LOCK: usize = 128;
+
+impl Core {
+    /// Takes one step of the queue, and applies its effects.
+    fn steer(self: &Arc<Self>, step: impl FnOnce(&mut JobQueue, Moment) -> JobEffects) {
+        let now = Moment::now();
+        let effects = step(&mut self.queue(), now);
+        self.apply(effects);
+    }
+
+    pub(crate) fn set_limit(self: &Arc<Self>, limit: Option<usize>) -> Result<(), ConfigError> {
+        config::limit("limit", limit)?;
+        self.steer(|queue, now| queue.set_limit(limit, now));
+        Ok(())
+    }
+
+    pub(crate) fn set_pending_limit(self: &Arc<Self>, limit: Option<usize>) {
+        self.steer(|queue, now| queue.set_pending_limit(limit, now));
+    }
+
+    pub(crate) fn set_limit_per_key(
+        self: &Arc<Self>,
+        limit: Option<usize>,
+    ) -> Result<(), ConfigError> {
+        config::limit("limit_per_key", limit)?;
+        self.steer(|queue, now| queue.set_limit_per_key(limit, now));
+        Ok(())
+    }
+
+    pub(crate) fn pause(self: &Arc<Self>) {
+        self.steer(JobQueue::pause);
+    }
+
+    pub(crate) fn resume(self: &Arc<Self>) {
+        self.steer(JobQueue::resume);
+    }
+
+    /// Ends the jobs that are pending now. Returns how many.
+    pub(crate) fn clear(self: &Arc<Self>) -> usize {
+        let by = self.queue().last_turn();
+        let mut count = 0;
+        loop {
+            let unseen = self.observers.begin_end();
+            let (jobs, work) = self.queue().clear_pending(by, JOBS_PER_LOCK);
+            if jobs.is_empty() {
+                break;
+            }
+            count += jobs.len();
+            let end = |work| self.drop_unstarted(work, Outcome::Cancelled, JobError::cancelled());
+            work.into_iter().for_each(end);
+            drop(unseen);
+            // Their places go to waiting spawners, and the queue may be idle.
+            self.steer(JobQueue::go_on);
+        }
+        count
+    }
+
+    /// Finds an unfinished job. With a memory it is looked up, else looked for in bounded steps.
+    pub(crate) fn find(&self, id: JobId) -> Option<(Arc<Record>, JobState)> {
+        let with_state = |record: Arc<Record>| (self.state(&record), record);
+        let found = match &self.memory {
+            Some(memory) => memory.live(id).map(with_state),
+            None => None,
+        };
+        let is_live = |(state, _): &(JobState, Arc<Record>)| *state != JobState::Finished;
+        if let Some((state, record)) = found.filter(is_live) {
+            return Some((record, state));
+        }
+        if !id.is_of_this_process() {
+            return None;
+        }
+        let mut found = None;
+        self.for_each_job(|(record, state)| {
+            if record.id() == id {
+                found = Some((record, state));
+            }
+        });
+        found
+    }
+
+    // Reservations.
+
+    pub(crate) fn try_reserve(self: &Arc<Self>) -> Result<(), SpawnError> {
+        self.bind_runtime()?;
+        self.queue().try_reserve().map_err(SpawnError::from)
+    }
+
+    /// Waits for a permit. `turn` is that of the reservation, once it waits.
+    pub(crate) fn poll_reserve(
+        self: &Arc<Self>,
+        turn: &mut Option<Moment>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), SpawnError>> {
+        self.bind_runtime()?;
+        let (waker, now) = (cx.waker().clone(), Moment::now());
+        let mut queue = self.queue();
+        match *turn {
+            None => match queue.reserve(waker, now) {
+                Ok(Reserve::Held) => Poll::Ready(Ok(())),
+                Ok(Reserve::Waits(waits)) => {
+                    *turn = Some(waits);
+                    Poll::Pending
+                }
+                Err(refusal) => Poll::Ready(Err(refusal.into())),
+            },
+            Some(waits) => match queue.take_reserved(waits, waker) {
+                Ok(previous) => {
+                    drop(queue);
+                    drop(previous);
+                    Poll::Pending
+                }
+                Err(taken) => {
+                    *turn = None;
+                    Poll::Ready(taken.map_err(SpawnError::from))
+                }
+            },
+        }
+    }
+
+    pub(crate) fn cancel_reserve(self: &Arc<Self>, turn: Moment) {
+        let now = Moment::now();
+        let (effects, waker) = self.queue().cancel_reserve(turn, now);
+        drop(waker);
+        self.apply(effects);
+    }
+
+    pub(crate) fn give_back_permit(self: &Arc<Self>) {
+        self.steer(JobQueue::give_back_permit);
+    }
+
+    /// Admits a job with a held permit. A refusal leaves the permit held.
+    pub(crate) fn admit_reserved(
+        self: &Arc<Self>,
+        record: &Arc<Record>,
+        work: &mut dyn FnMut() -> Work,
+    ) -> Result<(), Refusal> {
+        let (meta, now) = (record.clone(), Moment::now());
+        let admitted = self.queue().admit_reserved(meta, work, now);
+        self.apply(admitted?);
+        self.observe_accepted(record);
+        Ok(())
+    }
+}
