@@ -392,7 +392,7 @@ impl<R: JobMeta, W> Queue<R, W> {
             // Its place in the line, unless the replaced job was in none.
             match turn.line_next {
                 Some(next) => {
-                    hot.line.insert_pending(&mut hot.table, index, next).stamp = turn.stamp
+                    hot.line.insert_pending(&mut hot.table, index, next).stamp = turn.stamp;
                 }
                 None => {
                     keys.push_keyless(since, index);
