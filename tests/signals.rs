@@ -79,7 +79,7 @@ mod program {
                 drop(job.await.unwrap());
             }
             if has("driver") {
-                block_driver().await;
+                tokio::spawn(block_driver(scheduler.clone()));
             }
             if has("backlog") {
                 for _ in 0..10_000 {
@@ -88,12 +88,11 @@ mod program {
             }
             let serve = |stop: tower_jobs::StopSignal| {
                 eprintln!("serving");
-                let told = stop.clone();
-                tokio::spawn(async {
-                    told.await;
+                async {
+                    // In the task of `serve`: another would make an idle worker drive the timers.
+                    stop.await;
                     eprintln!("stopping");
-                });
-                stop
+                }
             };
             if has("ends") {
                 shutdown.serve(|_| async {}).await
@@ -110,15 +109,14 @@ mod program {
         ExitCode::from(report)
     }
 
-    /// Blocks the worker that drives the runtime's timers and I/O.
-    async fn block_driver() {
-        let (blocks, blocked) = tokio::sync::oneshot::channel();
-        tokio::spawn(async {
-            sleep(20 * MS).await;
-            blocks.send(()).unwrap();
+    /// Blocks the worker that drives the runtime's timers and I/O: the one that has been woken by a timer.
+    async fn block_driver(scheduler: Scheduler) {
+        sleep(200 * MS).await;
+        let blocks = scheduler.shield(async {
+            eprintln!("blocking");
             thread::sleep(60_000 * MS);
         });
-        blocked.await.unwrap();
+        drop(blocks.await);
     }
 }
 
@@ -284,7 +282,7 @@ mod cases {
     fn driver_is_blocked() {
         for _ in 0..5 {
             let program = start("short driver long");
-            program.wait_for("serving");
+            program.wait_for("blocking");
             let signalled = Instant::now();
             program.signal("-TERM");
             program.wait_for("stopping");
@@ -292,11 +290,12 @@ mod cases {
             assert!(signalled.elapsed() < SHORT + TOLERANCE, "{:?}", signalled.elapsed());
             assert_eq!(status.code(), Some(1), "{printed}");
             assert!(printed.contains("1 cancelled"), "{printed}");
+            assert!(printed.contains("1 abandoned"), "{printed}");
         }
     }
 
     fn stdout_is_full() {
-        for words in ["logs short long", "logs short blocking backlog", "short blocking driver"] {
+        for words in ["logs short long", "logs short blocking backlog", "short blocking"] {
             let (read, mut write) = UnixStream::pair().unwrap();
             write.set_nonblocking(true).unwrap();
             while write.write(&[b'.'; 4096]).is_ok() {}

@@ -484,8 +484,8 @@ fn deferred_job_unbegun_when_its_runtime_goes_is_cancelled() {
 }
 
 #[tokio::test]
-async fn waiter_for_idle_is_woken_by_a_close_that_takes_the_last_deferred_job() {
-    let scheduler = scheduler(1, 1);
+async fn close_that_takes_the_last_deferred_job_wakes_wait_idle() {
+    let scheduler = limited(1, 1);
     let open = respond(&scheduler).await;
     drop(open.jobs.after_response(async {}).unwrap());
     let mut waits = poll_by_hand(scheduler.wait_idle());

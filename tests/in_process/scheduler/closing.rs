@@ -15,7 +15,8 @@ use tokio::{
 };
 use tokio_test::{assert_pending, assert_ready, task};
 use tower_jobs::{
-    DrainReport, JobContext, Outcome, Scheduler, SchedulerBuilder, SpawnError, TrySpawnError,
+    DrainReport, JobContext, JobFailure, Outcome, Scheduler, SchedulerBuilder, SpawnError,
+    TrySpawnError,
 };
 
 use crate::support::{
@@ -327,6 +328,89 @@ async fn job_may_close_its_own_scheduler() {
         .unwrap();
     assert!(job.await.unwrap_err().is_close_timeout());
     assert_eq!(scheduler.close().await.timed_out.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_is_carried_through_without_its_caller() {
+    for caller in ["job", "given up", "given up while it waits"] {
+        let scheduler = paused_times().build();
+        let deaf = scheduler.spawn_with(async |_context| pending::<()>().await).await.unwrap();
+        turn().await;
+        let (began, own) = (Instant::now(), scheduler.clone());
+        let took = match caller {
+            "job" => {
+                let closes = async move { drop(own.close().await) };
+                assert!(scheduler.spawn(closes).await.unwrap().await.unwrap_err().is_cancelled());
+                SECOND
+            }
+            "given up" => {
+                assert!(timeout(SECOND / 2, scheduler.close()).await.is_err());
+                SECOND
+            }
+            _ => {
+                assert!(timeout(SECOND / 2, scheduler.wait_and_close()).await.is_err());
+                11 * SECOND
+            }
+        };
+        let deaf = timeout(PLENTY, deaf).await.unwrap();
+        assert!(deaf.unwrap_err().is_close_timeout(), "{caller}");
+        assert_eq!(began.elapsed(), took, "{caller}");
+        assert!(scheduler.is_closed());
+    }
+}
+
+#[tokio::test]
+async fn slow_drops_of_unstarted_jobs_do_not_hold_up_a_close() {
+    let (release, released) = threads::channel::<()>();
+    let released = Arc::new(Mutex::new(released));
+    let scheduler = short_times().limit(1).build();
+    drop(scheduler.spawn(pending::<()>()).await.unwrap());
+    for _ in 0..300 {
+        let released = released.clone();
+        let drops = OnDrop(move || wait_for(&released.lock().expect("no panic")));
+        drop(scheduler.spawn(holding(drops)).await.unwrap());
+    }
+    // A drop in this thread would wait for its release, which comes after the close.
+    let report = timeout(PLENTY / 2, scheduler.close()).await.unwrap();
+    assert_eq!(report.never_started.len(), 300);
+    drop(release);
+}
+
+#[tokio::test]
+async fn waiter_for_idle_is_woken_by_an_abandon() {
+    let scheduler = short_times().build();
+    let (release, released) = threads::channel::<()>();
+    let (begun, begins) = oneshot::channel();
+    let blocks = move || {
+        begun.send(()).expect("heard");
+        wait_for(&released);
+    };
+    let job = scheduler.spawn_blocking(blocks).await.unwrap();
+    begins.await.unwrap();
+    let waiting = scheduler.clone();
+    let waits = tokio::spawn(async move { waiting.wait_idle().await });
+    turn().await;
+    let report = timeout(PLENTY / 2, scheduler.close()).await.unwrap();
+    assert_eq!(report.abandoned.len(), 1);
+    timeout(PLENTY / 2, waits).await.unwrap().unwrap();
+    assert!(job.await.unwrap_err().is_abandoned());
+    drop(release);
+}
+
+#[tokio::test(start_paused = true)]
+async fn overdue_job_that_panics_in_its_drop_is_reported_once() {
+    let failures = Arc::new(Mutex::new(Vec::new()));
+    let reported = failures.clone();
+    let hook = move |failure: JobFailure| {
+        reported.lock().expect("no panic").push(failure.error.is_panic());
+    };
+    let scheduler = paused_times().on_failure(hook).build();
+    let deaf = scheduler.spawn_with(|_context| holding(Grenade)).await.unwrap();
+    turn().await;
+    drop(deaf);
+    let report = scheduler.close().await;
+    assert_eq!((report.panicked.len(), report.timed_out.len()), (1, 0), "{report}");
+    assert_eq!(*failures.lock().expect("no panic"), [true]);
 }
 
 #[tokio::test]

@@ -3,11 +3,13 @@
 use std::{
     future::{pending, ready},
     io,
+    panic::resume_unwind,
     sync::{
-        Arc, Mutex,
+        Arc, Barrier, Mutex,
         atomic::{AtomicU32, Ordering},
         mpsc as blocking,
     },
+    thread::{self, Thread},
     time::Duration,
 };
 
@@ -21,20 +23,22 @@ use axum::{
 use http_body_util::Empty;
 use tokio::{
     net::TcpStream,
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, broadcast, mpsc, oneshot},
     task::{spawn_blocking, yield_now},
     time::{Instant, sleep},
 };
 use tower_jobs::{
-    Jobs, JobsLayer, Scheduler, ServerOutcome, Shutdown, ShutdownReport, SpawnError, liveness,
-    readiness,
+    JobList, Jobs, JobsLayer, Scheduler, ServerOutcome, Shutdown, ShutdownReport, SpawnError,
+    liveness, readiness,
 };
+use tracing::{Event, Subscriber};
+use tracing_subscriber::{Layer, layer::Context};
 
 use super::at_once;
 use crate::support::{
     SECOND, YEAR,
     http::{get, listen, send},
-    logs::Broken,
+    logs::subscribe,
     names, panic_text, within,
 };
 
@@ -208,9 +212,9 @@ async fn phases_share_one_deadline() {
         ([10_000, 0, 4_000], [0, 4_000, 6_000 - 20]),
         // The time of closing is kept for the jobs.
         ([10_000, 0, 10_000], [0, 9_000 - 20, 1_000]),
-        ([10_000, 30_000, 30_000], [9_000 - 20, 0, 1_000]),
+        ([10_000, 9_999, 30_000], [9_000 - 20, 0, 1_000]),
         ([10_000, 6_000, 30_000], [6_000, 3_000 - 20, 1_000]),
-        ([0, 1_000, 1_000], [0, 0, 0]),
+        ([0, 0, 1_000], [0, 0, 0]),
     ] {
         let [grace, delay, connections] = settings.map(|ms| ms * MS);
         let scheduler = stubborn(SECOND).await;
@@ -250,7 +254,8 @@ async fn jobs_of_one_scheduler_may_spawn_in_the_next_until_the_end() {
     assert_eq!((report.jobs.completed, report.others[0].completed), (1, 2));
     assert_eq!(
         report.to_string(),
-        "server finished; drained in 2000 ms: 1 completed; drained in 5000 ms: 2 completed"
+        "server finished; since the signal: drained in 2000 ms: 1 completed; \
+         drained in 5000 ms: 2 completed; in all: 3 completed"
     );
     assert!(scheduler.is_closed() && mail.is_closed());
 }
@@ -265,12 +270,16 @@ async fn all_schedulers_are_closed_by_the_end_of_the_one_grace() {
         .and_scheduler(&mail)
         .grace(10 * SECOND)
         .connection_grace(10 * SECOND)
-        .on_unstarted(move |_| _ = counted.fetch_add(1, Ordering::Relaxed))
+        .unstarted_grace(SECOND)
+        .on_unstarted(async move |jobs| {
+            counted.fetch_add(u32::try_from(jobs.len()).unwrap(), Ordering::Relaxed);
+        })
         .serve(|_| pending::<()>())
         .await;
     // The cancelled jobs do not use their last 20 ms, and no other phase gets them.
-    assert_eq!(began.elapsed(), 10 * SECOND - LANDING, "{report}");
-    assert_eq!(report.phases.connections, 7 * SECOND - 2 * LANDING);
+    // A second of the grace is kept for `on_unstarted`.
+    assert_eq!(began.elapsed(), 9 * SECOND - LANDING, "{report}");
+    assert_eq!(report.phases.connections, 6 * SECOND - 2 * LANDING);
     for jobs in [&report.jobs, &report.others[0]] {
         assert_eq!(names(&jobs.cancelled), ["endless"], "{report}");
         assert_eq!(names(&jobs.timed_out), ["deaf"], "{report}");
@@ -295,7 +304,7 @@ async fn shutdown_is_clean_if_it_is_for_all_schedulers() {
 #[should_panic(expected = "ends each scheduler once")]
 fn same_scheduler_again_is_refused() {
     let scheduler = Scheduler::new();
-    let _shutdown = Shutdown::new(&scheduler).and_scheduler(&scheduler.clone());
+    let _shutdown = at_once(&scheduler).and_scheduler(&scheduler.clone());
 }
 
 #[tokio::test(start_paused = true)]
@@ -419,28 +428,82 @@ async fn job_that_never_yields_is_left_behind() {
 // Its report, its hook and its log.
 
 #[tokio::test(start_paused = true)]
-async fn on_unstarted_gets_every_unstarted_job_and_may_panic() {
-    let scheduler = Scheduler::builder().limit(1).build();
-    scheduler.job("running").spawn(pending::<()>()).await.unwrap();
+async fn on_unstarted_gets_all_unstarted_jobs_once_and_may_panic() {
+    let schedulers = [(); 2].map(|()| Scheduler::builder().limit(1).build());
     let waiting: Vec<_> = (0..300).map(|n| format!("waiting {n}")).collect();
-    for name in &waiting {
-        scheduler.job(name.clone()).spawn(async {}).await.unwrap();
+    for scheduler in &schedulers {
+        scheduler.job("running").spawn(pending::<()>()).await.unwrap();
+    }
+    for (n, name) in waiting.iter().enumerate() {
+        schedulers[n / 200].job(name.clone()).spawn(async {}).await.unwrap();
     }
     let saved = Arc::new(Mutex::new(Vec::new()));
     let hook = {
         let saved = saved.clone();
-        move |job: tower_jobs::JobInfo| {
-            let count = {
-                let mut saved = saved.lock().unwrap();
-                saved.push(job.name.into_owned());
-                saved.len()
-            };
-            assert!(count % 2 == 1, "no room on the disk");
+        async move |jobs: JobList| {
+            // A timer of the runtime, whose clock is paused.
+            sleep(SECOND).await;
+            let names: Vec<_> = names(&jobs).into_iter().map(str::to_owned).collect();
+            saved.lock().unwrap().push(names);
+            panic!("no room on the disk");
         }
     };
-    let report = at_once(&scheduler).on_unstarted(hook).serve(async |stop| stop.await).await;
-    assert_eq!(*saved.lock().unwrap(), waiting);
-    assert_eq!(names(&report.jobs.never_started), waiting);
+    let [scheduler, mail] = &schedulers;
+    let shutdown = at_once(scheduler).and_scheduler(mail).on_unstarted(hook);
+    let report = shutdown.serve(async |stop| stop.await).await;
+    assert_eq!(names(&report.jobs.never_started), waiting[..200]);
+    assert_eq!(names(&report.others[0].never_started), waiting[200..]);
+    assert_eq!(*saved.lock().unwrap(), [waiting]);
+    assert!(!report.unfinished_hooks.on_unstarted, "{report}");
+}
+
+/// A hook that holds its thread until the sender is dropped.
+fn holds(release: blocking::Receiver<()>) -> impl Fn() + Send + Sync + 'static {
+    let release = Mutex::new(release);
+    move || _ = release.lock().unwrap().recv()
+}
+
+#[tokio::test]
+async fn unfinished_hooks_are_counted_and_do_not_hold_up_the_end() {
+    let [(first, held), (second, held_too)] = [(); 2].map(|()| blocking::channel::<()>());
+    let (fails, stores) = (holds(held), holds(held_too));
+    let scheduler = Scheduler::builder().limit(1).on_failure(move |_| fails()).build();
+    drop(scheduler.spawn_with(async |_context| pending::<()>().await).await.unwrap());
+    drop(scheduler.spawn(async {}).await.unwrap());
+    let began = Instant::now();
+    let shutdown = at_once(&scheduler).grace(800 * MS).on_unstarted(async move |_| stores());
+    let report = within("the end", shutdown.serve(async |stop| stop.await)).await;
+    assert!(began.elapsed() < 10 * SECOND, "{report}");
+    let unfinished = report.unfinished_hooks;
+    assert_eq!((unfinished.on_failure, unfinished.on_unstarted), (1, true), "{report}");
+    let line = report.to_string();
+    assert!(line.contains("1 on_failure unfinished; on_unstarted unfinished"), "{line}");
+    drop((first, second));
+}
+
+#[tokio::test]
+async fn hooks_of_overdue_jobs_run_side_by_side() {
+    // Each hook waits in the barrier for all the others.
+    let barrier = Barrier::new(13);
+    let (met, mut has_met) = mpsc::unbounded_channel();
+    let meet = move |_| {
+        barrier.wait();
+        met.send(()).unwrap();
+    };
+    let scheduler = Scheduler::builder().on_failure(meet).build();
+    let (release, _) = broadcast::channel::<()>(1);
+    for _ in 0..13 {
+        let mut held = release.subscribe();
+        let job = scheduler.spawn_blocking(move || _ = held.blocking_recv());
+        drop(job.await.unwrap());
+    }
+    let serve = at_once(&scheduler).grace(2 * SECOND).serve(async |stop| stop.await);
+    let report = within("the end", serve).await;
+    assert_eq!(report.jobs.abandoned.len(), 13, "{report}");
+    drop(release);
+    for _ in 0..13 {
+        within("the hooks", has_met.recv()).await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -454,7 +517,9 @@ async fn report_is_one_line_and_serializes() {
         .await;
     let line = report.to_string();
     assert_eq!(line.lines().count(), 1, "{line}");
-    for part in ["server finished", "1 completed", "1 cancelled (job ", "\"endless\""] {
+    let error = r"server finished (two\nlines); since the signal: drained in ";
+    for part in [error, "1 completed", "1 cancelled (job ", "\"endless\"", "; in all: 1 completed"]
+    {
         assert!(line.contains(part), "no {part:?} in {line}");
     }
     let json = serde_json::to_value(&report).unwrap();
@@ -471,10 +536,26 @@ async fn report_is_one_line_and_serializes() {
     assert!(line.starts_with(begins), "{line}");
 }
 
+/// Panics without a backtrace, which would take a while.
+fn silent_panic() {
+    resume_unwind(Box::new("a silent panic"));
+}
+
+/// Panics at each event, and keeps its thread.
+#[derive(Clone, Default)]
+struct Broken(Arc<Mutex<Vec<Thread>>>);
+
+impl<S: Subscriber> Layer<S> for Broken {
+    fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+        self.0.lock().unwrap().push(thread::current());
+        silent_panic();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn log_that_panics_stops_no_shutdown() {
-    let (broken, _guard) = Broken::start("event");
-    broken.switch(true);
+    let broken = Broken::default();
+    let _guard = subscribe(broken.clone());
     let scheduler = Scheduler::builder().limit(1).build();
     scheduler.spawn(sleep(SECOND)).await.unwrap();
     scheduler.spawn(async { panic!("at the wrong moment") }).await.unwrap().await.unwrap_err();
@@ -482,21 +563,25 @@ async fn log_that_panics_stops_no_shutdown() {
         scheduler.spawn(pending::<()>()).await.unwrap();
     }
     let report = at_once(&scheduler)
-        .grace(2 * SECOND)
-        .on_unstarted(|_| panic!("no room on the disk"))
+        .grace(4 * SECOND)
+        .on_unstarted(async |_| silent_panic())
         .serve(async |stop| stop.await)
         .await;
     let ended = (report.jobs.cancelled.len(), report.jobs.never_started.len());
     assert_eq!(ended, (1, 1), "{report}");
-    // The signal, the drain, the panic of the hook, and the end.
-    assert_eq!(broken.panics(), 4);
+    // The signal, the drain, the panic of the hook, and the end, none in this thread.
+    let threads = broken.0.lock().unwrap();
+    let is_of_shutdown =
+        |thread: &Thread| thread.name().is_some_and(|name| name.starts_with("tower-jobs"));
+    assert!(threads.iter().all(is_of_shutdown), "{threads:?}");
+    assert_eq!(threads.len(), 4);
 }
 
 // Settings.
 
 /// The panic of `change` for a time that is too long.
 fn refusal(change: fn(Shutdown, Duration) -> Shutdown) -> String {
-    let shutdown = Shutdown::new(&Scheduler::new());
+    let shutdown = Shutdown::with_trigger(&Scheduler::new(), pending());
     let shutdown = change(shutdown, YEAR);
     panic_text(|| change(shutdown, YEAR + MS))
 }
@@ -506,6 +591,14 @@ fn times_longer_than_a_year_are_refused_by_name() {
     assert!(refusal(Shutdown::grace).starts_with("grace "));
     assert!(refusal(Shutdown::connection_grace).starts_with("connection_grace "));
     assert!(refusal(Shutdown::readiness_delay).starts_with("readiness_delay "));
+    assert!(refusal(Shutdown::unstarted_grace).starts_with("unstarted_grace "));
+}
+
+#[tokio::test]
+#[should_panic(expected = "set a shorter delay, or a grace")]
+async fn delay_as_long_as_the_grace_is_refused_with_the_cure() {
+    let shutdown = at_once(&Scheduler::new()).grace(SECOND).readiness_delay(SECOND);
+    drop(shutdown.serve(async |stop| stop.await).await);
 }
 
 #[tokio::test(start_paused = true)]

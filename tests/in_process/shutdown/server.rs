@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tower_jobs::{
-    BoxError, JobOutput, Jobs, JobsLayer, Scheduler, ServerOutcome, Shutdown, ShutdownReport,
+    BoxError, Jobs, JobsLayer, Scheduler, ServerOutcome, ServerOutput, Shutdown, ShutdownReport,
     SpawnError, StopSignal,
 };
 
@@ -97,7 +97,7 @@ async fn handler_that_never_returns_is_left_behind() {
 }
 
 /// The report of a server that ends by itself while a job of 20 s runs.
-async fn after<S: Future>(server: S) -> ShutdownReport<S::Output> {
+async fn after<S: Future<Output: ServerOutput>>(server: S) -> ShutdownReport<S::Output> {
     let scheduler = Scheduler::new();
     scheduler.spawn(sleep(20 * SECOND)).await.unwrap();
     let report = Shutdown::with_trigger(&scheduler, pending()).serve(|_| server).await;
@@ -179,22 +179,14 @@ async fn signal_before_the_server_is_up_ends_it_in_order() {
 #[tokio::test(start_paused = true)]
 async fn server_may_be_any_future_and_give_anything() {
     struct Connections(#[allow(dead_code, reason = "only its type matters")] usize);
-    impl JobOutput for Connections {
-        type Value = Self;
-        fn into_result(self) -> Result<Self, BoxError> {
-            Ok(self)
-        }
-        fn is_failure(&self) -> bool {
-            false
-        }
-    }
+    impl ServerOutput for Connections {}
     let scheduler = Scheduler::new();
     let report = at_once(&scheduler).serve(|_| ready(Connections(7))).await;
     assert!(report.is_clean());
 
-    // Neither `Send` nor `'static`, and its output is no `JobOutput`. Such a report has no
-    // `is_clean`.
+    // Neither `Send` nor `'static`.
     struct Own<'a>(&'a str);
+    impl ServerOutput for Own<'_> {}
     let text = String::from("mine");
     let local = std::rc::Rc::new(());
     let report = at_once(&Scheduler::new())
