@@ -59,12 +59,47 @@ impl SchedulerBuilder {
     /// How many jobs wait for a running place before spawners must wait themselves. Defaults to
     /// 10 000.
     ///
-    /// Jobs that wait for the end of their response wait here too, so it is also how many of those
-    /// there can be. 0 = no queue: a job runs now or is refused, and one that waits for its response
-    /// holds a running place. `None` = any number. (In aiojobs 0 means any
-    /// number.)
+    /// 0 = no queue: a job runs now or is refused. `None` = any number. In aiojobs, 0 means any number.
+    ///
+    /// A deferred job joins the queue when its response ends, even if the queue is full. See
+    /// [`deferred_limit`](Self::deferred_limit).
     pub fn pending_limit(mut self, pending_limit: impl Into<Option<usize>>) -> Self {
         self.config.pending_limit = pending_limit.into();
+        self
+    }
+
+    /// Maximum number of deferred jobs, which wait for the end of their response; `None` = any number.
+    /// Defaults to 10 000.
+    ///
+    /// A pending job beyond `pending_limit` counts too. Such a job was deferred, and its response ended
+    /// while the queue was full.
+    ///
+    /// # Panics
+    ///
+    /// If it is 0.
+    #[track_caller]
+    pub fn deferred_limit(mut self, limit: impl Into<Option<usize>>) -> Self {
+        self.config.deferred_limit = limit.into();
+        accept(config::deferred_limit(self.config.deferred_limit));
+        self
+    }
+
+    /// Maximum time that a job is deferred; `None` = no maximum. Defaults to `None`.
+    ///
+    /// A job deferred for longer starts with
+    /// [`ResponseOutcome::Unfinished`](crate::ResponseOutcome::Unfinished), and a job of
+    /// [`after_success`](crate::Jobs::after_success) is skipped. The end of the response then starts
+    /// nothing.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero, or longer than 365 days.
+    #[track_caller]
+    pub fn deferred_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.config.deferred_timeout = timeout.into();
+        if let Some(timeout) = self.config.deferred_timeout {
+            accept(config::deferred_timeout(timeout));
+        }
         self
     }
 

@@ -462,6 +462,16 @@ impl Scheduler {
         self.core().config.pending_limit
     }
 
+    /// Maximum number of deferred jobs; `None` = any number.
+    pub fn deferred_limit(&self) -> Option<usize> {
+        self.core().config.deferred_limit
+    }
+
+    /// Maximum time that a job is deferred; `None` = no maximum.
+    pub fn deferred_timeout(&self) -> Option<Duration> {
+        self.core().config.deferred_timeout
+    }
+
     /// How long a job that is told to end may take.
     pub fn close_timeout(&self) -> Duration {
         self.core().config.close_timeout
