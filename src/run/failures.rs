@@ -1,5 +1,7 @@
 //! Reporting failures that no code awaits.
 
+use tokio::runtime::Handle;
+
 use crate::{
     job::{error::JobError, record::Record},
     report::failure::JobFailure,
@@ -20,14 +22,18 @@ impl Core {
         }
     }
 
-    /// Calls `on_failure`, or logs the failure.
+    /// Calls `on_failure` inside the jobs' runtime, or logs the failure.
     #[cold]
     pub(crate) fn report(&self, record: &Record, error: JobError) {
         let info = || record.info(self.state(record), Moment::now());
         let failure = JobFailure { job: info(), error };
         // The hook is user code, and so is the error: showing or dropping it may panic.
         let reported = match &self.on_failure {
-            Some(hook) => catch_panic(|| hook(failure)),
+            Some(hook) => catch_panic(|| {
+                // The caller may be a thread without a runtime, and the hook may spawn tasks.
+                let _entered = self.runtime().map(Handle::enter);
+                hook(failure);
+            }),
             None => {
                 let logged = catch_panic(|| log_failure(&failure));
                 drop_contained(failure);
