@@ -155,6 +155,7 @@ enum ErrorKind {
     RunTimeout(Duration),
     WaitTimeout(Duration),
     CloseTimeout(Duration),
+    Abandoned,
     Cancelled,
     Skipped,
     Refused(SpawnError),
@@ -188,6 +189,10 @@ impl JobError {
 
     pub(crate) fn close_timeout(after: Duration) -> Self {
         Self(ErrorKind::CloseTimeout(after))
+    }
+
+    pub(crate) fn abandoned() -> Self {
+        Self(ErrorKind::Abandoned)
     }
 
     pub(crate) fn cancelled() -> Self {
@@ -255,7 +260,18 @@ impl JobError {
         )
     }
 
+    /// Returns whether the job was abandoned: it still ran when its scheduler stopped waiting for it, and
+    /// its code may still run.
+    ///
+    /// Causes: the job did not end, and could not be dropped, by the end of a close; or it is a blocking
+    /// job whose runtime ended.
+    pub fn is_abandoned(&self) -> bool {
+        matches!(self.0, ErrorKind::Abandoned)
+    }
+
     /// Returns whether the job was asked to end and exceeded its close timeout.
+    ///
+    /// A job that its scheduler then gave up [is abandoned](Self::is_abandoned) instead.
     pub fn is_close_timeout(&self) -> bool {
         matches!(self.0, ErrorKind::CloseTimeout(_))
     }
@@ -320,6 +336,9 @@ impl fmt::Display for JobError {
             }
             ErrorKind::CloseTimeout(after) => {
                 write!(f, "the job was told to end and did not within {after:?}")
+            }
+            ErrorKind::Abandoned => {
+                f.write_str("the job was abandoned: it did not end, and may still run")
             }
             ErrorKind::Cancelled => f.write_str("the job was cancelled"),
             ErrorKind::Skipped => {

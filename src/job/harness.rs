@@ -113,10 +113,15 @@ impl ActiveJob {
                 ended(record, outcome)
             }
             Ok(()) => {
-                drop_contained(record.result().store_error(JobError::cancelled()));
                 // A blocking closure runs on, unless no thread has begun it and now none will.
                 let runs_on = record.kind() == JobKind::Blocking && !record.claim_blocking();
-                ended(record, if runs_on { Outcome::Abandoned } else { Outcome::Cancelled })
+                let (error, outcome) = if runs_on {
+                    (JobError::abandoned(), Outcome::Abandoned)
+                } else {
+                    (JobError::cancelled(), Outcome::Cancelled)
+                };
+                drop_contained(record.result().store_error(error));
+                ended(record, outcome)
             }
         }
     }

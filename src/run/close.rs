@@ -154,8 +154,7 @@ impl Core {
             drop(effects);
             // A job that has ended in this very moment keeps its result.
             if still_runs {
-                let error = JobError::close_timeout(self.config.close_timeout);
-                let previous = record.result().store_error(error);
+                let previous = record.result().store_error(JobError::abandoned());
                 self.drop_in_background(previous.into_iter().map(Contained::new).collect());
                 self.report_unobserved(&record, record.result().take_unobserved());
                 record.publish();
