@@ -681,7 +681,7 @@ streamed with trailers          Http1: polls 2, None no, end after data no, at d
 HEAD                            Http1: polls 0, None no, end after data -, at drop no
 empty                           Http2: polls 0, None no, end after data -, at drop yes
 204                             Http2: polls 0, None no, end after data -, at drop yes
-fixed                           Http2: polls 1, None no, end after data yes, at drop yes
+fixed                           Http2: polls 2, None yes, end after data yes, at drop yes
 streamed                        Http2: polls 3, None yes, end after data no, at drop no
 streamed with content-length    Http2: polls 3, None yes, end after data no, at drop no
 streamed with trailers          Http2: polls 2, None no, end after data no, at drop no

@@ -19,7 +19,7 @@ use tower_jobs::{
 };
 
 use crate::support::{
-    Grenade, OnDrop, PLENTY, SECOND, YEAR, assert_adds_up, holding, names, turn, watched,
+    Grenade, OnDrop, PLENTY, SECOND, YEAR, assert_adds_up, holding, logs::Logs, names, turn, watched,
 };
 
 /// Timeouts that differ, for a paused clock.
@@ -421,14 +421,23 @@ async fn jobs_whose_drop_panics_do_no_harm_to_others() {
 }
 
 #[tokio::test]
-async fn aborted_pending_job_whose_drop_panics_has_panicked() {
-    let scheduler = Scheduler::builder().limit(1).build();
+async fn aborted_pending_job_is_cancelled_even_if_its_drop_panics() {
+    let (logs, _guard) = Logs::start();
+    let (scheduler, mut failures) = watched(Scheduler::builder().limit(1));
     scheduler.spawn(pending::<()>()).await.unwrap();
-    let job = scheduler.spawn(holding(Grenade)).await.unwrap();
+    let job = scheduler.job("explosive").spawn(holding(Grenade)).await.unwrap();
     let next = scheduler.spawn(async { 7 }).await.unwrap();
     job.abort();
-    assert!(job.await.unwrap_err().is_panic());
+    assert!(job.is_finished());
+    assert!(job.await.unwrap_err().is_cancelled());
     assert!(next.is_pending());
+    turn().await;
+    let logged: Vec<_> = logs.iter().filter(|event| event.field("level") == "ERROR").collect();
+    assert_eq!(logged.len(), 1, "{logged:?}");
+    assert_eq!(logged[0].field("message"), "a value of a job panicked while it was dropped");
+    assert_eq!(logged[0].field("span.name"), "explosive");
+    assert!(failures.try_recv().is_err(), "it is no failure of the job");
+    assert_eq!(scheduler.stats().cancelled, 1);
     assert_adds_up(&scheduler.stats());
 }
 
@@ -458,7 +467,7 @@ async fn jobs_whose_drop_blocks_do_no_harm_to_others() {
         (vec!["active"], vec!["plain"])
     );
     assert_eq!(names(&report.never_started), ["pending"]);
-    assert!(active.await.unwrap_err().is_close_timeout());
+    assert!(active.await.unwrap_err().is_abandoned());
     assert!(pending_job.await.unwrap_err().is_cancelled());
     assert_adds_up(&scheduler.stats());
     drop(release);
@@ -506,7 +515,7 @@ async fn job_that_never_yields_does_not_delay_wait_and_close() {
     let report = timeout(PLENTY / 2, scheduler.wait_and_close()).await.unwrap();
     assert_eq!(names(&report.abandoned), ["stuck"]);
     assert!(report.elapsed < 2 * SECOND, "{report}");
-    assert!(job.await.unwrap_err().is_close_timeout());
+    assert!(job.await.unwrap_err().is_abandoned());
     assert!(release.send(()).is_ok(), "it is stuck still");
     assert_eq!(scheduler.close().await.to_string(), report.to_string());
     assert_adds_up(&scheduler.stats());
@@ -544,7 +553,7 @@ async fn value_of_an_abandoned_job_does_not_hold_up_closing() {
     let report = timeout(PLENTY / 4, closing).await.expect("in time").unwrap();
     assert_eq!(names(&report.abandoned), ["clingy"]);
     begins.recv_timeout(PLENTY).expect("its value is dropped, elsewhere");
-    assert!(job.await.err().expect("no value").is_close_timeout());
+    assert!(job.await.err().expect("no value").is_abandoned());
 }
 
 #[tokio::test]
@@ -562,7 +571,8 @@ async fn blocking_job_is_abandoned_at_the_deadline_and_reported() {
     let report = timeout(PLENTY / 2, scheduler.wait_and_close()).await.unwrap();
     assert_eq!((names(&report.abandoned), report.jobs().count()), (vec!["stuck"], 1));
     let failure = failures.recv().await.unwrap();
-    assert!(failure.error.is_close_timeout() && failure.job.name == "stuck", "{failure}");
+    assert!(failure.error.is_abandoned() && failure.job.name == "stuck", "{failure}");
+    assert!(!failure.error.is_timeout() && !failure.error.is_cancelled(), "{failure}");
 
     release.send(()).unwrap();
     drop(scheduler);
