@@ -8,7 +8,6 @@ use std::{
     borrow::Cow,
     future::pending,
     panic::Location,
-    pin::pin,
     sync::{Arc, OnceLock},
     task::Waker,
     time::Duration,
@@ -37,6 +36,7 @@ use crate::{
             atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering},
             lock,
         },
+        waiting::wait_until,
     },
 };
 
@@ -193,11 +193,7 @@ impl Record {
         if self.kind != JobKind::Cooperative {
             return pending().await;
         }
-        let mut notified = pin!(self.cold().cancelled.notified());
-        notified.as_mut().enable();
-        if !self.is_cancelled() {
-            notified.await;
-        }
+        wait_until(&self.cold().cancelled, || self.is_cancelled()).await;
     }
 
     /// Makes the runner drop the job's future.
