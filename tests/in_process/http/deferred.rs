@@ -113,7 +113,7 @@ async fn deferred_job_is_refused_when_try_spawn_would_be() {
 
         drop(open.response);
         assert!(first.is_pending());
-        running.each_ref().map(Job::abort);
+        running.iter().for_each(Job::abort);
         assert_eq!(first.await.unwrap(), 1);
         check(&scheduler, |stats| {
             (stats.accepted, stats.completed, stats.cancelled) = (3, 1, 2);

@@ -21,7 +21,8 @@ use tokio::{
 };
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, task::spawn as poll_by_hand};
 use tower_jobs::{
-    Job, JobBuilder, JobId, JobState, Jobs, Outcome, RequestScope, Scheduler, SchedulerBuilder, SpawnError, TrySpawnError,
+    Job, JobBuilder, JobId, JobState, Jobs, Outcome, RequestScope, Scheduler, SchedulerBuilder,
+    SpawnError, TrySpawnError,
 };
 
 use crate::support::{

@@ -19,7 +19,8 @@ use tower_jobs::{
 };
 
 use crate::support::{
-    Grenade, OnDrop, PLENTY, SECOND, YEAR, assert_adds_up, holding, logs::Logs, names, turn, watched,
+    Grenade, OnDrop, PLENTY, SECOND, YEAR, assert_adds_up, holding, logs::Logs, names,
+    oneshot::respond, turn, watched,
 };
 
 /// Timeouts that differ, for a paused clock.
@@ -595,6 +596,88 @@ async fn blocking_job_that_ends_in_time_has_completed() {
     release.send(()).unwrap();
     let report = close.await;
     assert_eq!((report.completed, report.is_clean()), (1, true));
+}
+
+// A task that waits for an idle scheduler, without any other event that would wake it.
+
+#[tokio::test]
+async fn close_of_the_last_deferred_job_wakes_idle_waiters() {
+    let scheduler = Scheduler::new();
+    let open = respond(&scheduler).await;
+    open.jobs.after_response(async {}).unwrap();
+    let mut idle = task::spawn(scheduler.wait_idle());
+    assert_pending!(idle.poll());
+    let mut close = task::spawn(scheduler.close());
+    assert_eq!(assert_ready!(close.poll()).never_started.len(), 1);
+    assert!(idle.is_woken());
+    assert_ready!(idle.poll());
+}
+
+#[tokio::test]
+async fn close_of_the_last_pending_job_wakes_idle_waiters() {
+    let scheduler = Scheduler::builder().limit(1).build();
+    let runs = scheduler.try_spawn(pending::<()>()).unwrap();
+    let mut waits = scheduler.try_spawn(pending::<()>()).unwrap();
+    runs.abort();
+    waits.abort();
+    let mut idle = task::spawn(scheduler.wait_idle());
+    assert_pending!(idle.poll());
+    assert!(runs.await.unwrap_err().is_cancelled() && idle.is_woken());
+    assert_ready!(idle.poll());
+    waits.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn abandoning_the_last_job_wakes_idle_waiters() {
+    let scheduler = short_times().close_timeout(Duration::ZERO).build();
+    let (begun, begins) = oneshot::channel();
+    let (release, released) = threads::channel::<()>();
+    let stuck = move || {
+        begun.send(()).expect("heard");
+        wait_for(&released);
+    };
+    scheduler.spawn_blocking(stuck).await.unwrap();
+    begins.await.unwrap();
+    let mut idle = task::spawn(scheduler.wait_idle());
+    assert_pending!(idle.poll());
+    let report = timeout(PLENTY / 2, scheduler.close()).await.unwrap();
+    assert_eq!(report.abandoned.len(), 1);
+    assert!(idle.is_woken());
+    assert_ready!(idle.poll());
+    drop(release);
+}
+
+#[test]
+fn end_of_the_runtime_wakes_idle_waiters() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+    // An active job, and a blocking one that a thread runs.
+    for blocking in [false, true] {
+        let runtime = runtime();
+        let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
+        let (begun, begins) = threads::channel();
+        let (release, released) = threads::channel::<()>();
+        runtime.block_on(async {
+            if blocking {
+                let stuck = move || {
+                    begun.send(()).expect("heard");
+                    wait_for(&released);
+                };
+                scheduler.spawn_blocking(stuck).await.unwrap();
+                while begins.try_recv().is_err() {
+                    yield_now().await;
+                }
+            } else {
+                scheduler.spawn(pending::<()>()).await.unwrap();
+                turn().await;
+            }
+        });
+        let mut idle = task::spawn(scheduler.wait_idle());
+        assert_pending!(idle.poll());
+        runtime.shutdown_background();
+        assert!(idle.is_woken(), "blocking: {blocking}");
+        assert_ready!(idle.poll());
+        drop(release);
+    }
 }
 
 /// A waker that panics.

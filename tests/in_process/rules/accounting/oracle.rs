@@ -118,8 +118,7 @@ impl Oracle {
         let running = self.limited() + self.granted.len();
         let held = running + self.pending.len();
         let has_room = |places: usize| held < places;
-        running < self.limit
-            || self.limit.checked_add(self.pending_limit).is_none_or(has_room)
+        running < self.limit || self.limit.checked_add(self.pending_limit).is_none_or(has_room)
     }
 
     pub(super) fn is_idle(&self) -> bool {
