@@ -17,7 +17,7 @@ use std::{
         mpsc,
     },
     task::Poll,
-    thread,
+    thread::{self, ScopedJoinHandle},
     time::Duration,
 };
 
@@ -134,6 +134,14 @@ fn watch(scheduler: &Scheduler, round: &Round) {
     }
 }
 
+/// Joins the threads. A scope that ends with a handle dropped detaches that thread, and in glibc 2.36
+/// `pthread_detach` may crash beside the thread's end.
+fn join<'scope>(threads: impl IntoIterator<Item = ScopedJoinHandle<'scope, ()>>) {
+    for thread in threads {
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+    }
+}
+
 fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> DrainReport) {
     let traces = (0..THREADS * JOBS_PER_THREAD).map(|_| Trace::default()).collect();
     let (over, started_late) = (AtomicBool::new(false), AtomicU32::new(0));
@@ -152,17 +160,21 @@ fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> D
         .build();
     let (news, arrivals) = mpsc::channel();
     let report = thread::scope(|scope| {
-        for thread in 0..THREADS {
+        let spawners = (0..THREADS).map(|thread| {
             let (scheduler, round, news) = (&scheduler, &round, news.clone());
-            scope.spawn(move || spawner(scheduler, round, thread, &news));
-        }
-        scope.spawn(|| watch(&scheduler, &round));
-        let _over = Over(&round.over);
+            scope.spawn(move || spawner(scheduler, round, thread, &news))
+        });
+        let spawners: Vec<_> = spawners.collect();
+        let watcher = scope.spawn(|| watch(&scheduler, &round));
+        let over = Over(&round.over);
         // Closes after this number of accepted jobs.
         for _ in 0..round_number * THREADS * JOBS_PER_THREAD / (2 * ROUNDS) {
             arrivals.recv_timeout(PLENTY).expect("jobs are accepted");
         }
-        close(&scheduler)
+        let report = close(&scheduler);
+        drop(over);
+        join(spawners.into_iter().chain([watcher]));
+        report
     });
     // The close does not wait for the drop of jobs that never started.
     let waits_since = Instant::now();
@@ -212,12 +224,14 @@ fn play(mut runtime: Builder, close: fn(&Scheduler) -> DrainReport) {
         let runtime = runtime.enable_all().build().expect("a runtime");
         let (stop, stopped) = oneshot::channel::<()>();
         thread::scope(|scope| {
-            scope.spawn(|| runtime.block_on(stopped));
+            let driver = scope.spawn(|| drop(runtime.block_on(stopped)));
             // Dropped also when a round fails.
-            let _stop = stop;
+            let stop = stop;
             for round in 0..ROUNDS {
                 play_round(&runtime, round, close);
             }
+            drop(stop);
+            join([driver]);
         });
         done.send(()).expect("the test waits");
     });

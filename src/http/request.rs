@@ -195,7 +195,96 @@ impl GroupOwner for RequestState {
 
 #[cfg(test)]
 mod tests {
+    use std::{future::pending, time::Duration};
+
     use super::*;
+    use crate::{Jobs, Scheduler, Stats};
+
+    /// A request that has had no response yet.
+    fn request(scheduler: &Scheduler) -> (Jobs, Arc<RequestState>) {
+        let origin = Origin::Label("GET /".into());
+        let state = RequestState::new(scheduler.core().clone(), origin, Version::HTTP_11, None);
+        let state = Arc::new(state);
+        (Jobs::new(scheduler.clone(), state.clone()), state)
+    }
+
+    fn counts(stats: &Stats) -> [u64; 5] {
+        [stats.deferred, stats.active, stats.completed, stats.cancelled, stats.skipped]
+    }
+
+    #[tokio::test]
+    async fn request_forgets_a_deferred_job_that_is_removed() {
+        let scheduler = Scheduler::new();
+        let (jobs, request) = request(&scheduler);
+        let deferred = |name| jobs.job(name).unique_key_or_replace(name);
+        for _ in 0..3 {
+            deferred("replaced").after_response(pending::<()>()).expect("there is room");
+        }
+        assert_eq!(request.response.waiting_count(), 1);
+        let aborted = jobs.after_response(pending::<()>()).expect("there is room");
+        let mut closed = jobs.after_success(pending::<()>()).expect("there is room");
+        assert_eq!(request.response.waiting_count(), 3);
+        aborted.abort();
+        assert_eq!(request.response.waiting_count(), 2);
+        closed.close().await.expect("it has not failed");
+        assert_eq!(request.response.waiting_count(), 1);
+        assert!(jobs.close().await.is_empty());
+        assert_eq!(request.response.waiting_count(), 0);
+        assert_eq!(counts(&scheduler.stats()), [0, 0, 0, 5, 0]);
+        request.end_response(ResponseOutcome::NoResponse);
+        assert_eq!(counts(&scheduler.stats()), [0, 0, 0, 5, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn request_forgets_a_job_deferred_too_long() {
+        let scheduler = Scheduler::builder().deferred_timeout(Duration::from_secs(1)).build();
+        let (jobs, request) = request(&scheduler);
+        let started = jobs.after_response(async {}).expect("there is room");
+        let skipped = jobs.after_success(async {}).expect("there is room");
+        started.await.expect("no failure");
+        assert!(skipped.await.is_err_and(|error| error.is_skipped()));
+        assert_eq!(request.response.waiting_count(), 0);
+        request.end_response(ResponseOutcome::NoResponse);
+        scheduler.wait_idle().await;
+        assert_eq!(counts(&scheduler.stats()), [0, 0, 1, 0, 1]);
+    }
+
+    /// As a shutdown does with connections that do not end.
+    #[tokio::test]
+    async fn deferred_jobs_of_responses_given_up_start_as_unfinished() {
+        let scheduler = Scheduler::new();
+        let (first, first_request) = request(&scheduler);
+        let (second, second_request) = request(&scheduler);
+        let tell = |outcome| async move { (outcome,) };
+        let job = first.after_response_with(tell).expect("there is room");
+        let skipped = second.after_success(async {}).expect("there is room");
+        second_request.set_status(StatusCode::OK);
+        let other = second.after_response_with(tell).expect("there is room");
+        assert_eq!(counts(&scheduler.stats()), [3, 0, 0, 0, 0]);
+
+        scheduler.core().give_up_responses();
+        assert_eq!(counts(&scheduler.stats()), [0, 2, 0, 0, 1]);
+        assert_eq!(job.await.expect("no failure"), (ResponseOutcome::Unfinished(None),));
+        let unfinished = ResponseOutcome::Unfinished(Some(StatusCode::OK));
+        assert_eq!(other.await.expect("no failure"), (unfinished,));
+        assert!(skipped.await.is_err_and(|error| error.is_skipped()));
+        for request in [&first_request, &second_request] {
+            assert_eq!((request.response.waiting_count(), request.outcome()), (0, None));
+        }
+
+        // Jobs deferred later start at once, or are skipped.
+        let late = second.after_response_with(tell).expect("there is room");
+        assert_eq!(late.await.expect("no failure"), (unfinished,));
+        let skipped = second.after_success(async {}).expect("there is room");
+        assert!(skipped.await.is_err_and(|error| error.is_skipped()));
+        assert_eq!(second_request.response.waiting_count(), 0);
+
+        // The end of the responses starts nothing more.
+        first_request.end_response(ResponseOutcome::NoResponse);
+        second_request.end_response(ResponseOutcome::Complete(StatusCode::OK));
+        scheduler.wait_idle().await;
+        assert_eq!(counts(&scheduler.stats()), [0, 0, 3, 0, 2]);
+    }
 
     #[test]
     fn request_state_is_small() {

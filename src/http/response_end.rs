@@ -104,6 +104,14 @@ impl<T: Ord> ResponseEnd<T> {
         }
     }
 
+    /// The number of items that wait.
+    #[cfg(test)]
+    pub(crate) fn waiting_count(&self) -> usize {
+        let Some(waiters) = self.waiters.get() else { return 0 };
+        let waiters = lock(waiters);
+        usize::from(waiters.first.is_some()) + waiters.others.len()
+    }
+
     /// Ends the response, which must not have ended yet. Returns the items that wait.
     pub(crate) fn end(&self, outcome: ResponseOutcome) -> Option<impl Iterator<Item = T> + use<T>> {
         let before = self.word.swap(word(outcome), Ordering::AcqRel);

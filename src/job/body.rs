@@ -144,6 +144,11 @@ impl RunTimer {
         self.deadline.get_or_insert_with(|| Instant::now().checked_add(timeout));
     }
 
+    /// Returns whether the deadline has passed, by tokio's clock.
+    fn is_over(&self) -> bool {
+        self.deadline.flatten().is_some_and(|deadline| Instant::now() > deadline)
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(Some(deadline)) = self.deadline else { return Poll::Pending };
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(time::sleep_until(deadline)));
@@ -158,13 +163,14 @@ impl<B: Body> Body for Equipped<B> {
         if let Some(timer) = this.timer {
             timer.start();
         }
-        if let Poll::Ready(outcome) = this.body.poll(record, cx) {
-            return Poll::Ready(outcome);
+        let polled = this.body.poll(record, cx);
+        let Some(timer) = this.timer else { return polled };
+        match polled {
+            // As for a blocking closure: a result that comes late does not count.
+            Poll::Ready(outcome) if !timer.is_over() => return Poll::Ready(outcome),
+            Poll::Ready(_) => {}
+            Poll::Pending => ready!(timer.poll(cx)),
         }
-        let Some(timer) = this.timer else {
-            return Poll::Pending;
-        };
-        ready!(timer.poll(cx));
         Poll::Ready(record.end(JobError::run_timeout(timer.timeout), Outcome::TimedOut))
     }
 

@@ -265,22 +265,26 @@ impl JobError {
     /// The timeouts are: the job's run timeout, the timeout of
     /// [`wait_or_close`](crate::Job::wait_or_close), and the close timeout.
     pub fn is_timeout(&self) -> bool {
-        matches!(self.0, ErrorKind::RunTimeout(_) | ErrorKind::WaitTimeout(_))
-            || self.is_close_timeout()
+        matches!(
+            self.0,
+            ErrorKind::RunTimeout(_) | ErrorKind::WaitTimeout(_) | ErrorKind::CloseTimeout(_)
+        )
     }
 
-    /// Returns whether the job exceeded its close timeout.
+    /// Returns whether the job was abandoned: it still ran when its scheduler stopped waiting for it, and
+    /// its code may still run.
     ///
-    /// The close timeout starts when the job is asked to end.
-    pub fn is_close_timeout(&self) -> bool {
-        matches!(self.0, ErrorKind::CloseTimeout(_) | ErrorKind::Abandoned(Some(_)))
-    }
-
-    /// The job could not be ended, so its code may still run: it never awaits or blocks its thread.
-    ///
-    /// Also counts as a close timeout, unless the runtime went away.
+    /// Causes: the job did not end, and could not be dropped, by the end of a close; or it is a blocking
+    /// job whose runtime ended.
     pub fn is_abandoned(&self) -> bool {
         matches!(self.0, ErrorKind::Abandoned(_))
+    }
+
+    /// Returns whether the job was asked to end and exceeded its close timeout.
+    ///
+    /// A job that its scheduler then gave up [is abandoned](Self::is_abandoned) instead.
+    pub fn is_close_timeout(&self) -> bool {
+        matches!(self.0, ErrorKind::CloseTimeout(_))
     }
 
     /// Returns the payload of the panic, for [`std::panic::resume_unwind`].
@@ -342,7 +346,7 @@ impl fmt::Display for JobError {
                 write!(f, "the job did not end within {after:?} and was closed")
             }
             ErrorKind::CloseTimeout(after) => {
-                write!(f, "the job was told to end and did not within {after:?}")
+                write!(f, "the job did not end within {after:?} after it was asked to")
             }
             ErrorKind::Abandoned(Some(after)) => write!(
                 f,

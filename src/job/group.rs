@@ -1,16 +1,16 @@
 //! Jobs that belong together, such as those of one request.
 
-use std::{
-    pin::pin,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, Ordering, fence},
-    },
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicU32, Ordering, fence},
 };
 
 use tokio::sync::Notify;
 
-use crate::{rules::step::JobKey, util::panics::notify};
+use crate::{
+    rules::step::JobKey,
+    util::{panics::notify, waiting::wait_until},
+};
 
 /// The owner of a group, such as a request.
 pub(crate) trait GroupOwner: Send + Sync {
@@ -66,14 +66,6 @@ impl Group {
     /// Resolves when `done` returns true. It is called again at each end of a job.
     pub(crate) async fn wait_until(&self, done: impl Fn() -> bool) {
         let ended = self.ended.get_or_init(Box::default);
-        loop {
-            let mut ended = pin!(ended.notified());
-            ended.as_mut().enable();
-            fence(Ordering::SeqCst);
-            if done() {
-                return;
-            }
-            ended.await;
-        }
+        wait_until(&**ended, done).await;
     }
 }

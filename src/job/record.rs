@@ -9,7 +9,6 @@ use std::{
     fmt,
     future::pending,
     panic::Location,
-    pin::pin,
     sync::{Arc, OnceLock},
     task::Waker,
     time::Duration,
@@ -38,6 +37,7 @@ use crate::{
             atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering},
             lock,
         },
+        waiting::wait_until,
     },
 };
 
@@ -246,11 +246,7 @@ impl Record {
         if self.kind != JobKind::Cooperative {
             return pending().await;
         }
-        let mut notified = pin!(self.cold().cancelled.notified());
-        notified.as_mut().enable();
-        if !self.is_cancelled() {
-            notified.await;
-        }
+        wait_until(&self.cold().cancelled, || self.is_cancelled()).await;
     }
 
     /// Makes the runner drop the job's future.

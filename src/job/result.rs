@@ -79,7 +79,8 @@ impl Output {
 
     /// Whether this failure has been reported, in this form or an earlier one.
     fn has_reported(&self, failure: &JobResult) -> bool {
-        let is_late = failure.as_ref().is_err_and(JobError::is_close_timeout);
+        let is_late =
+            failure.as_ref().is_err_and(|error| error.is_close_timeout() || error.is_abandoned());
         self.reported || (self.reported_late && is_late)
     }
 }

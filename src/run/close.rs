@@ -1,7 +1,7 @@
 //! Closing: `close` and `wait_and_close`. Any number of callers may take these steps, together, or
 //! again after an earlier caller gave up.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -22,6 +22,7 @@ use crate::{
         clock::Moment,
         panics::{drop_contained, ignore_panic, notify, wake},
         sync::lock,
+        waiting::wait_until,
     },
 };
 
@@ -87,11 +88,7 @@ impl Core {
 
     /// Resolves when the shutdown has been announced.
     pub(crate) async fn shutting_down(&self) {
-        let mut started = pin!(self.shutdown_started.notified());
-        started.as_mut().enable();
-        if self.queue().phase() == Phase::Open {
-            started.await;
-        }
+        wait_until(&self.shutdown_started, || self.queue().phase() > Phase::Open).await;
     }
 
     pub(crate) async fn wait_and_close(self: &Arc<Self>, timeout: Duration) -> DrainReport {

@@ -4,10 +4,9 @@
 
 use std::{
     fmt, iter, mem,
-    pin::pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -35,8 +34,9 @@ use crate::{
     run::{hooks::Hooks, idle_runners::IdleRunners, observers::Observers, runner::Runner},
     util::{
         clock::Moment,
-        panics::{notify, wake},
+        panics::wake,
         sync::{CachePadded, Mutex, MutexGuard, lock},
+        waiting::Counted,
     },
 };
 
@@ -79,8 +79,7 @@ pub(crate) struct Core {
     queue: CachePadded<Mutex<JobQueue>>,
     pub(super) idle_runners: CachePadded<IdleRunners>,
     /// Notified by each step that leaves the queue idle, while a task waits for that.
-    idle: Notify,
-    idle_waiters: AtomicUsize,
+    idle: Counted<Notify>,
     pub(super) shutdown_started: Notify,
     runtime: OnceLock<Handle>,
     pub(crate) span: SpanLink,
@@ -116,8 +115,7 @@ impl Core {
             name: name.clone(),
             queue: CachePadded(Mutex::new(queue)),
             idle_runners: CachePadded(IdleRunners::new()),
-            idle: Notify::new(),
-            idle_waiters: AtomicUsize::new(0),
+            idle: Counted::new(Notify::new()),
             shutdown_started: Notify::new(),
             runtime: runtime.map(OnceLock::from).unwrap_or_default(),
             span,
@@ -293,16 +291,7 @@ impl Core {
 
     /// Resolves when `done` is true of the queue. It is asked at each [`notify_idle`](Self::notify_idle).
     pub(crate) async fn wait_until(&self, done: impl Fn(&JobQueue) -> bool) {
-        // Counted before the queue is asked, so that a step after that sees the count.
-        let _waiter = Counted::new(&self.idle_waiters);
-        loop {
-            let mut idle = pin!(self.idle.notified());
-            idle.as_mut().enable();
-            if done(&self.queue()) {
-                return;
-            }
-            idle.await;
-        }
+        self.idle.wait_until(|| done(&self.queue())).await;
     }
 
     /// Resolves when no job runs or waits.
@@ -312,30 +301,12 @@ impl Core {
 
     /// Wakes the tasks that wait for an idle queue. Not under the lock, since wakers run.
     pub(super) fn notify_idle(&self) {
-        if self.idle_waiters.load(Ordering::SeqCst) > 0 {
-            notify(&self.idle);
-        }
+        self.idle.announce();
     }
 }
 
 fn thread_count(runtime: &Handle) -> u32 {
     u32::try_from(runtime.metrics().num_workers()).unwrap_or(u32::MAX)
-}
-
-/// Adds one to a count while it lives.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::SeqCst);
-        Self(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
 }
 
 impl fmt::Debug for Core {

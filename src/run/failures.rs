@@ -22,7 +22,7 @@ impl Core {
         }
     }
 
-    /// Calls `on_failure`, or logs the failure. While the scheduler closes, a plain thread does so: neither
+    /// Calls `on_failure` inside the jobs' runtime, or logs the failure. While the scheduler closes, a plain thread does so: neither
     /// may hold up the closing.
     #[cold]
     pub(crate) fn report(&self, record: &Record, error: JobError) {
@@ -31,20 +31,22 @@ impl Core {
         let failure = JobFailure { job, error };
         let is_closing = self.close_deadline.get().is_some() && self.drained.get().is_none();
         if is_closing {
-            self.hooks.run(runtime, move || report_to(hook.as_ref(), failure));
+            self.hooks.run(runtime, move || report_to(hook.as_ref(), None, failure));
         } else {
-            let is_outside = Handle::try_current().is_err();
-            let _runtime = runtime.as_ref().filter(|_| is_outside).map(Handle::enter);
-            report_to(hook.as_ref(), failure);
+            report_to(hook.as_ref(), runtime.as_ref(), failure);
         }
     }
 }
 
-fn report_to(hook: Option<&FailureHook>, failure: JobFailure) {
+fn report_to(hook: Option<&FailureHook>, runtime: Option<&Handle>, failure: JobFailure) {
     let job = failure.job.clone();
     // The hook is user code, and so is the error: showing or dropping it may panic.
     let reported = match hook {
-        Some(hook) => catch_panic(|| hook(failure)),
+        Some(hook) => catch_panic(|| {
+            // The caller may be a thread without a runtime, and the hook may spawn tasks.
+            let _runtime = runtime.map(Handle::enter);
+            hook(failure);
+        }),
         None => {
             let logged = catch_panic(|| log_failure(&failure));
             drop_contained(failure);

@@ -70,6 +70,41 @@ impl SchedulerBuilder {
         self
     }
 
+    /// Maximum number of deferred jobs, which wait for the end of their response; `None` = any number.
+    /// Defaults to 10 000.
+    ///
+    /// A pending job beyond `pending_limit` counts too. Such a job was deferred, and its response ended
+    /// while the queue was full.
+    ///
+    /// # Panics
+    ///
+    /// If it is 0.
+    #[track_caller]
+    pub fn deferred_limit(mut self, limit: impl Into<Option<usize>>) -> Self {
+        self.config.deferred_limit = limit.into();
+        accept(config::deferred_limit(self.config.deferred_limit));
+        self
+    }
+
+    /// Maximum time that a job is deferred; `None` = no maximum. Defaults to `None`.
+    ///
+    /// A job deferred for longer starts with
+    /// [`ResponseOutcome::Unfinished`](crate::ResponseOutcome::Unfinished), and a job of
+    /// [`after_success`](crate::Jobs::after_success) is skipped. The end of the response then starts
+    /// nothing.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero, or longer than 365 days.
+    #[track_caller]
+    pub fn deferred_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.config.deferred_timeout = timeout.into();
+        if let Some(timeout) = self.config.deferred_timeout {
+            accept(config::deferred_timeout(timeout));
+        }
+        self
+    }
+
     /// Maximum time for a job to end once it is closed.
     ///
     /// Zero = no time. Defaults to 100 ms.

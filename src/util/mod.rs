@@ -5,9 +5,11 @@
 //! 1. `sync`: locks and atomics, and loom's in the tests of all interleavings.
 //! 2. `clock`: a moment of tokio's clock, in eight bytes.
 //! 3. `panics`: catches the panics of user code.
-//! 4. `one_line`: text for logs, without line breaks.
+//! 4. `waiting`: waits for a condition that another thread announces.
+//! 5. `one_line`: text for logs, without line breaks.
 
 pub(crate) mod clock;
 pub(crate) mod one_line;
 pub(crate) mod panics;
 pub(crate) mod sync;
+pub(crate) mod waiting;

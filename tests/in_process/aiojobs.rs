@@ -496,7 +496,10 @@ async fn job_outliving_the_close_timeout_is_handled_and_reported() {
     );
     let failure = failures.try_recv().unwrap();
     assert!(failure.error.is_close_timeout());
-    assert!(failure.to_string().contains("was told to end and did not within 1s"), "{failure}");
+    assert!(
+        failure.to_string().contains("did not end within 1s after it was asked to"),
+        "{failure}"
+    );
     assert!(failures.try_recv().is_err());
 }
 

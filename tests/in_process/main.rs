@@ -20,6 +20,7 @@ mod rooms;
 mod rules;
 mod run;
 mod scheduler;
+mod shown;
 mod shutdown;
 #[cfg(feature = "testing")]
 mod testing;

@@ -14,7 +14,7 @@ use axum::{
     Router,
     body::Body,
     extract::Path,
-    http::{HeaderValue, Request, Response, StatusCode},
+    http::{HeaderValue, Request, Response, StatusCode, Version},
     middleware::map_response,
     response::{IntoResponse, Sse, sse},
     routing::any,
@@ -30,7 +30,7 @@ use tower_http::{
 };
 use tower_jobs::{
     BoxError, JobsLayer,
-    ResponseOutcome::{self, Aborted, Complete, NoResponse},
+    ResponseOutcome::{self, Aborted, Complete, NoResponse, Unfinished},
     Scheduler,
 };
 
@@ -314,6 +314,14 @@ async fn broken_response_is_aborted_and_absent_one_is_none() {
                 ([("content-length", "6")], body)
             }))
         }),
+        row("body that goes beyond its content-length", Aborted(OK), |stage| {
+            stage.jobs(route(|| async {
+                ([("content-length", "5")], Body::new(Script::new([Step::text("hello!")])))
+            }))
+        }),
+        // Over HTTP/1 the server stops at the declared length, and so does the client.
+        row("frame beyond its content-length", Aborted(OK), beyond_content_length).only(&[Http2]),
+        row("frame beyond its content-length", Complete(OK), beyond_content_length).only(&[Http1]),
         row("handler that panics", NoResponse, |stage| stage.jobs(panics())),
         row("handler that panics, caught outside", NoResponse, |stage| {
             stage.jobs(panics()).layer(CatchPanicLayer::new())
@@ -323,6 +331,13 @@ async fn broken_response_is_aborted_and_absent_one_is_none() {
         }),
     ])
     .await;
+}
+
+fn beyond_content_length(stage: &Stage) -> Router {
+    stage.jobs(route(|| async {
+        let steps = [Step::text("hel"), Step::text("lo"), Step::text("!")];
+        ([("content-length", "5")], Body::new(Script::new(steps)))
+    }))
 }
 
 fn panics() -> Router {
@@ -475,12 +490,25 @@ async fn call<S>(
 where
     S: Service<Request<Body>, Response = Response<Body>> + Clone,
 {
+    call_over(Version::HTTP_11, stage, inner, method).await
+}
+
+async fn call_over<S>(
+    version: Version,
+    stage: &Stage,
+    inner: S,
+    method: &str,
+) -> impl Future<Output = Result<Answer, S::Error>>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone,
+{
     let mut service = tower::ServiceBuilder::new()
         .layer(JobsLayer::new(stage.scheduler.clone()))
         .map_request(stage.recorder.clone().defer_for())
         .service(inner);
     poll_fn(|cx| service.poll_ready(cx)).await.map_err(drop).unwrap();
-    service.call(Request::builder().method(method).body(Body::empty()).unwrap())
+    let request = Request::builder().method(method).version(version).body(Body::empty());
+    service.call(request.unwrap())
 }
 
 async fn check(stage: &Stage, expected: ResponseOutcome) {
@@ -544,6 +572,82 @@ async fn jobs_start_at_the_drop_of_the_body_not_at_its_last_frame() {
     assert_eq!(stage.scheduler.stats().deferred, 3);
     drop(body);
     check(&stage, Complete(OK)).await;
+}
+
+/// Over HTTP/2 a server takes a frame first, and may have to throw it away when the stream is reset.
+#[tokio::test]
+async fn over_http_2_a_response_is_complete_once_its_end_was_polled() {
+    let steps = || vec![Step::text("hello"), Step::Trailers];
+    for version in [Version::HTTP_2, Version::HTTP_3] {
+        for (routes, frames, expected) in [
+            (answer("hello"), 0, Aborted(OK)),
+            (answer("hello"), 1, Aborted(OK)),
+            (answer("hello"), 2, Complete(OK)),
+            (body(steps), 1, Aborted(OK)),
+            (body(steps), 2, Complete(OK)),
+            (answer(()), 0, Complete(OK)),
+            (answer(StatusCode::NO_CONTENT), 0, Complete(StatusCode::NO_CONTENT)),
+            // The server sends no body with it, whatever it polls.
+            (answer((StatusCode::NOT_MODIFIED, "hello")), 0, Complete(StatusCode::NOT_MODIFIED)),
+        ] {
+            let stage = Stage::default();
+            let response = call_over(version, &stage, routes, "GET").await.await.unwrap();
+            let mut body = response.into_body();
+            for _ in 0..frames {
+                assert!(!body.is_end_stream(), "{version:?}");
+                drop(body.frame().await);
+            }
+            assert!(expected.is_complete() || !body.is_end_stream(), "{version:?}");
+            drop(body);
+            check(&stage, expected).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn body_beyond_its_declared_length_is_not_complete() {
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        for steps in [vec!["hello!"], vec!["hel", "lo!"]] {
+            let stage = Stage::default();
+            let routes = route(move || {
+                let steps = steps.clone().into_iter().map(Step::text);
+                async move { ([("content-length", "5")], Body::new(Script::new(steps))) }
+            });
+            let response = call_over(version, &stage, routes, "GET").await.await.unwrap();
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello!");
+            check(&stage, Aborted(OK)).await;
+        }
+    }
+}
+
+/// The outcomes at the border between success and failure.
+#[tokio::test]
+async fn response_below_400_is_a_success_if_it_is_complete() {
+    let status = |code| StatusCode::from_u16(code).unwrap();
+    for (code, succeeds) in [(200, true), (399, true), (400, false), (401, false), (500, false)] {
+        let stage = Stage::default();
+        let routes = answer(status(code));
+        drop(call(&stage, routes, "GET").await.await.unwrap());
+        check(&stage, Complete(status(code))).await;
+        assert_eq!(stage.scheduler.stats().skipped, u64::from(!succeeds), "{code}");
+        assert_eq!(Complete(status(code)).is_success(), succeeds, "{code}");
+        let unsuccessful = [Aborted(status(code)), Unfinished(Some(status(code)))];
+        assert!(unsuccessful.iter().all(|outcome| !outcome.is_success()), "{code}");
+    }
+}
+
+#[test]
+fn outcome_has_the_status_of_its_response() {
+    let teapot = StatusCode::IM_A_TEAPOT;
+    for (outcome, status, is_complete) in [
+        (Complete(teapot), Some(teapot), true),
+        (Aborted(teapot), Some(teapot), false),
+        (Unfinished(Some(teapot)), Some(teapot), false),
+        (Unfinished(None), None, false),
+        (NoResponse, None, false),
+    ] {
+        assert_eq!((outcome.status(), outcome.is_complete()), (status, is_complete), "{outcome:?}");
+    }
 }
 
 #[tokio::test]
@@ -681,7 +785,7 @@ streamed with trailers          Http1: polls 2, None no, end after data no, at d
 HEAD                            Http1: polls 0, None no, end after data -, at drop no
 empty                           Http2: polls 0, None no, end after data -, at drop yes
 204                             Http2: polls 0, None no, end after data -, at drop yes
-fixed                           Http2: polls 1, None no, end after data yes, at drop yes
+fixed                           Http2: polls 2, None yes, end after data yes, at drop yes
 streamed                        Http2: polls 3, None yes, end after data no, at drop no
 streamed with content-length    Http2: polls 3, None yes, end after data no, at drop no
 streamed with trailers          Http2: polls 2, None no, end after data no, at drop no

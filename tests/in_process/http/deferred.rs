@@ -1,4 +1,5 @@
-//! The places of deferred jobs: taken at the call, and given back however the job ends.
+//! Deferred jobs: they are accepted or refused at the call, hold no permit and no place until their
+//! response ends, and start, wait or end then.
 
 use std::{
     convert::Infallible,
@@ -16,7 +17,11 @@ use std::{
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::Empty;
 use hyper::body::{Bytes, Frame};
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::yield_now,
+    time::{advance, sleep},
+};
 use tokio_test::{assert_pending, assert_ready, task::spawn as poll_by_hand};
 use tower::{ServiceExt, service_fn};
 use tower_jobs::{
@@ -24,9 +29,10 @@ use tower_jobs::{
 };
 
 use crate::support::{
-    SECOND, give_way_once, limited,
+    Drops, SECOND, give_way_once, holding, limited,
+    logs::Logs,
     oneshot::{Open, respond, respond_over, respond_with},
-    received, watched,
+    received, turn, watched,
 };
 
 const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
@@ -43,6 +49,7 @@ fn check(scheduler: &Scheduler, expected: impl FnOnce(&mut Stats)) {
     let mut wanted = Stats::default();
     expected(&mut wanted);
     let stats = scheduler.stats();
+    wanted.oldest_deferred = stats.oldest_deferred;
     (wanted.oldest_pending, wanted.oldest_active) = (stats.oldest_pending, stats.oldest_active);
     assert_eq!(stats, wanted);
 }
@@ -65,41 +72,211 @@ async fn deferred_job_is_neither_pending_nor_active() {
 }
 
 #[tokio::test]
-async fn deferred_jobs_take_queue_places_and_no_running_ones() {
+async fn deferred_jobs_hold_no_permit_and_no_place() {
     let scheduler = limited(1, 1);
     let open = respond(&scheduler).await;
-    let deferred = open.jobs.after_response(async {}).unwrap();
-    assert!(matches!(open.jobs.after_response(async {}), Err(TrySpawnError::Full(_))));
+    let deferred: Vec<_> =
+        (0..5_usize).map(|n| open.jobs.after_response(async move { n }).unwrap()).collect();
     let running = scheduler.try_spawn(pending::<()>()).unwrap();
-    assert!(running.is_active() && deferred.is_deferred());
-    assert!(matches!(scheduler.try_spawn(async {}), Err(TrySpawnError::Full(_))));
-    assert!(matches!(open.jobs.after_response(async {}), Err(TrySpawnError::Full(_))));
+    let waiting = scheduler.try_spawn(async {}).unwrap();
+    assert!(running.is_active() && waiting.is_pending());
+    check(&scheduler, |stats| {
+        (stats.accepted, stats.deferred, stats.pending, stats.active) = (7, 5, 1, 1);
+    });
     drop(open.response);
-    assert!(deferred.is_pending());
+    assert!(deferred.iter().all(Job::is_pending), "the line takes them, although it is full");
+    assert_eq!(scheduler.pending_count(), 6);
     running.abort();
-    deferred.await.unwrap();
+    waiting.await.unwrap();
+    for (n, job) in deferred.into_iter().enumerate() {
+        assert_eq!(job.await.unwrap(), n);
+    }
 }
 
 #[tokio::test]
-async fn deferred_jobs_hold_running_places_where_there_is_no_queue() {
-    let scheduler = limited(2, 0);
+async fn deferred_job_is_refused_when_try_spawn_would_be() {
+    for (limit, pending_limit) in [(2, 0), (1, 1)] {
+        let scheduler = limited(limit, pending_limit);
+        let open = respond(&scheduler).await;
+        let first = open.jobs.after_response(async { 1 }).unwrap();
+        let running = [(); 2].map(|()| scheduler.try_spawn(pending::<()>()).unwrap());
+        assert!(matches!(scheduler.try_spawn(async {}), Err(TrySpawnError::Full(_))));
+
+        let refused = open.jobs.after_response(async { 3 }).unwrap_err();
+        assert!(matches!(refused, TrySpawnError::Full(_)));
+        assert_eq!(refused.into_future().await, 3);
+        let refused = open.jobs.after_success(async { 4 }).unwrap_err();
+        assert_eq!(refused.into_future().await, 4);
+        let refused =
+            open.jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap_err();
+        assert_eq!(refused.into_future()(COMPLETE).await, (COMPLETE,));
+
+        drop(open.response);
+        assert!(first.is_pending());
+        running.iter().for_each(Job::abort);
+        assert_eq!(first.await.unwrap(), 1);
+        check(&scheduler, |stats| {
+            (stats.accepted, stats.completed, stats.cancelled) = (3, 1, 2);
+        });
+    }
+}
+
+#[tokio::test]
+async fn job_that_its_key_would_let_start_is_deferred() {
+    let scheduler = Scheduler::builder().limit(10).limit_per_key(1).pending_limit(5).build();
+    for n in 0..6 {
+        let job = scheduler.job("a's").concurrency_key("a").try_spawn(pending::<()>()).unwrap();
+        assert_eq!(job.is_active(), n == 0);
+    }
     let open = respond(&scheduler).await;
-    let first = open.jobs.after_response(async { 1 }).unwrap();
-    let second = open.jobs.after_success(async { 2 }).unwrap();
+    let of = |key: &'static str| open.jobs.job("deferred").concurrency_key(key);
+    assert!(matches!(of("a").after_response(async {}), Err(TrySpawnError::Full(_))));
+    let of_b = of("b").after_response(async {}).unwrap();
+    let of_none = open.jobs.after_response(async {}).unwrap();
+    drop(open.response);
+    assert!(of_b.is_active() && of_none.is_active());
+}
+
+// `deferred_limit`.
+
+#[tokio::test]
+async fn deferred_job_beyond_deferred_limit_is_refused() {
+    let scheduler = Scheduler::builder().limit(1).pending_limit(1).deferred_limit(2).build();
+    let open = respond(&scheduler).await;
+    let first = open.jobs.after_response(pending::<()>()).unwrap();
+    let second = open.jobs.after_success(pending::<()>()).unwrap();
 
     let refused = open.jobs.after_response(async { 3 }).unwrap_err();
-    assert!(matches!(refused, TrySpawnError::Full(_)));
+    assert!(matches!(refused, TrySpawnError::DeferredFull(_)) && refused.is_full());
+    assert!(refused.to_string().contains("deferred_limit"), "{refused}");
+    assert_eq!(SpawnError::from(open.jobs.after_response(async {}).unwrap_err()), {
+        SpawnError::DeferredFull
+    });
     assert_eq!(refused.into_future().await, 3);
-    let refused = open.jobs.after_success(async { 4 }).unwrap_err();
-    assert_eq!(refused.into_future().await, 4);
     let refused = open.jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap_err();
     assert_eq!(refused.into_future()(COMPLETE).await, (COMPLETE,));
-    assert!(matches!(scheduler.spawn(async {}).await, Err(SpawnError::Full)));
+    assert!(scheduler.try_spawn(async {}).is_ok(), "other spawns are not affected");
+    turn().await;
+    assert_eq!(scheduler.len(), 2);
 
+    // A pending job beyond `pending_limit` counts as a deferred one.
     drop(open.response);
-    assert!(first.is_active() && second.is_active());
-    assert_eq!((first.await.unwrap(), second.await.unwrap()), (1, 2));
-    check(&scheduler, |stats| (stats.accepted, stats.completed) = (2, 2));
+    assert!(first.is_active() && second.is_pending());
+    let other = respond(&scheduler).await;
+    assert!(matches!(other.jobs.after_response(async {}), Err(TrySpawnError::Full(_))));
+    second.abort();
+    other.jobs.after_response(async {}).unwrap();
+}
+
+#[cfg(feature = "axum")]
+#[tokio::test]
+async fn refusal_by_deferred_limit_is_a_503() {
+    use axum::response::IntoResponse;
+
+    let scheduler = Scheduler::builder().deferred_limit(1).build();
+    let open = respond(&scheduler).await;
+    open.jobs.after_response(async {}).unwrap();
+    let refused = open.jobs.after_response(async {}).unwrap_err().into_response();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers()["retry-after"], "1");
+}
+
+#[tokio::test]
+async fn deferred_job_that_never_starts_makes_room_for_another() {
+    for skipped in [true, false] {
+        let scheduler = Scheduler::builder().deferred_limit(1).build();
+        let (open, other) = (respond_unread(&scheduler).await, respond(&scheduler).await);
+        let deferred = open.jobs.after_success(async {}).unwrap();
+        let defer = || other.jobs.after_response(async {});
+        assert!(matches!(defer(), Err(TrySpawnError::DeferredFull(_))));
+        if skipped {
+            drop(open.response);
+        } else {
+            deferred.abort();
+        }
+        assert!(defer().unwrap().is_deferred());
+        assert_eq!(deferred.await.unwrap_err().is_skipped(), skipped);
+    }
+}
+
+// `deferred_timeout`.
+
+#[tokio::test(start_paused = true)]
+async fn job_deferred_too_long_starts_as_unfinished() {
+    let (tell, mut outcomes) = mpsc::unbounded_channel();
+    let scheduler = Scheduler::builder().deferred_timeout(10 * SECOND).build();
+    let open = respond(&scheduler).await;
+    let (first, second) = (tell.clone(), tell);
+    open.jobs.after_response_with(|outcome| async move { drop(first.send(outcome)) }).unwrap();
+    let skipped = open.jobs.after_success(async {}).unwrap();
+    advance(6 * SECOND).await;
+    let late =
+        open.jobs.after_response_with(|outcome| async move { drop(second.send(outcome)) }).unwrap();
+    assert_eq!(scheduler.stats().oldest_deferred, Some(6 * SECOND));
+    sleep(3 * SECOND).await;
+    assert_eq!(received(&mut outcomes), []);
+    assert!(skipped.is_deferred());
+
+    // At its own time each.
+    sleep(2 * SECOND).await;
+    assert_eq!(received(&mut outcomes), [ResponseOutcome::Unfinished(Some(StatusCode::OK))]);
+    assert!(skipped.await.unwrap_err().is_skipped() && late.is_deferred());
+    assert_eq!(open.jobs.response(), None, "the response is still open");
+    sleep(6 * SECOND).await;
+    assert_eq!(received(&mut outcomes), [ResponseOutcome::Unfinished(Some(StatusCode::OK))]);
+    assert!(late.is_finished());
+
+    // The end of the response starts nothing more.
+    drop(open.response);
+    scheduler.wait_idle().await;
+    assert_eq!(received(&mut outcomes), []);
+    check(&scheduler, |stats| (stats.accepted, stats.completed, stats.skipped) = (3, 2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn deferred_timeout_in_the_handler_has_no_status() {
+    let scheduler = Scheduler::builder().deferred_timeout(SECOND).build();
+    let inner = service_fn(async |request: Request<()>| {
+        let jobs = request.extensions().get::<Jobs>().expect("the layer is there");
+        let job = jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap();
+        assert_eq!(job.await.unwrap(), (ResponseOutcome::Unfinished(None),));
+        Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+    });
+    let layer = JobsLayer::new(scheduler.clone());
+    let service = tower::ServiceBuilder::new().layer(layer).service(inner);
+    drop(service.oneshot(Request::new(())).await.unwrap());
+    check(&scheduler, |stats| (stats.accepted, stats.completed) = (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn deferred_timeout_watches_again_after_a_pause() {
+    let scheduler = Scheduler::builder().deferred_timeout(SECOND).build();
+    for _ in 0..3 {
+        let open = respond(&scheduler).await;
+        let ends_before = open.jobs.after_response(async {}).unwrap();
+        drop(open.response);
+        ends_before.await.unwrap();
+        sleep(3 * SECOND).await;
+        let open = respond(&scheduler).await;
+        let began = tokio::time::Instant::now();
+        let job = open.jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap();
+        let unfinished = ResponseOutcome::Unfinished(Some(StatusCode::OK));
+        assert_eq!(job.await.unwrap(), (unfinished,));
+        assert!(began.elapsed() <= SECOND * 11 / 10, "{:?}", began.elapsed());
+        assert_eq!(unfinished.status(), Some(StatusCode::OK));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn job_in_time_for_deferred_timeout_has_its_own_outcome() {
+    let scheduler = Scheduler::builder().deferred_timeout(10 * SECOND).build();
+    let open = respond(&scheduler).await;
+    let job = open.jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap();
+    sleep(9 * SECOND).await;
+    drop(open.response);
+    assert_eq!(job.await.unwrap(), (COMPLETE,));
+    let report = scheduler.wait_and_close().await;
+    assert_eq!((report.is_clean(), report.elapsed), (true, Duration::ZERO), "{report}");
 }
 
 #[tokio::test]
@@ -186,7 +363,7 @@ async fn body_may_defer_jobs_while_it_is_read() {
 }
 
 #[tokio::test]
-async fn aborted_deferred_job_gives_its_place_back_unrun() {
+async fn aborted_deferred_job_never_runs() {
     let scheduler = limited(1, 0);
     let open = respond(&scheduler).await;
     let ran = Arc::new(AtomicBool::new(false));
@@ -315,51 +492,42 @@ async fn deferred_jobs_start_in_order_of_responses_then_of_calls() {
 }
 
 #[tokio::test]
-async fn waiting_spawner_gets_the_queue_place_of_a_started_job() {
+async fn spawner_waits_until_fewer_than_pending_limit_wait() {
     let scheduler = limited(1, 1);
     let open = respond(&scheduler).await;
     let deferred = open.jobs.after_response(pending::<()>()).unwrap();
     let runs = scheduler.try_spawn(pending::<()>()).unwrap();
+    let first = scheduler.try_spawn(pending::<()>()).unwrap();
     let mut waiting = poll_by_hand(scheduler.spawn(async {}));
     assert_pending!(waiting.poll());
     drop(open.response);
-    assert!(deferred.is_pending());
-    assert_pending!(waiting.poll());
+    assert!(first.is_pending() && deferred.is_pending());
     runs.abort();
     let _cancelled = runs.await;
-    assert!(deferred.is_active());
-    assert!(waiting.is_woken());
+    assert!(first.is_active() && deferred.is_pending() && !waiting.is_woken());
+    first.abort();
+    let _cancelled = first.await;
+    assert!(deferred.is_active() && waiting.is_woken());
     assert!(assert_ready!(waiting.poll()).unwrap().is_pending());
 }
 
 #[tokio::test]
-async fn waiting_spawner_gets_the_place_of_a_job_that_never_starts() {
-    for skipped in [true, false] {
-        let scheduler = limited(1, 1);
-        let open = respond_unread(&scheduler).await;
-        let deferred = open.jobs.after_success(async {}).unwrap();
-        let runs = scheduler.try_spawn(pending::<()>()).unwrap();
-        let mut waiting = poll_by_hand(scheduler.spawn(async {}));
-        assert_pending!(waiting.poll());
-        if skipped {
-            drop(open.response);
-        } else {
-            deferred.abort();
-        }
-        assert!(waiting.is_woken() && runs.is_active());
-        assert!(assert_ready!(waiting.poll()).unwrap().is_pending());
+async fn many_aborted_deferred_jobs_are_gone_before_the_response_ends() {
+    const MANY: usize = 30_000;
+    let scheduler = Scheduler::builder().deferred_limit(1).build();
+    let open = respond(&scheduler).await;
+    let drops = Drops::default();
+    for _ in 0..MANY {
+        open.jobs.after_response(holding(drops.one())).unwrap().abort();
     }
-}
-
-#[tokio::test]
-async fn running_place_of_a_skipped_job_is_free_again() {
-    let scheduler = limited(1, 0);
-    let open = respond_unread(&scheduler).await;
-    let holder = open.jobs.after_success(async {}).unwrap();
-    assert!(matches!(scheduler.try_spawn(async {}), Err(TrySpawnError::Full(_))));
-    drop(open.response);
-    assert!(holder.await.unwrap_err().is_skipped());
-    scheduler.try_spawn(async {}).unwrap().await.unwrap();
+    while drops.count() < MANY {
+        yield_now().await;
+    }
+    assert!(scheduler.is_empty() && open.jobs.is_empty());
+    check(&scheduler, |stats| (stats.accepted, stats.cancelled) = (MANY as u64, MANY as u64));
+    drop(open);
+    scheduler.wait_idle().await;
+    check(&scheduler, |stats| (stats.accepted, stats.cancelled) = (MANY as u64, MANY as u64));
 }
 
 #[tokio::test]
@@ -382,10 +550,13 @@ impl Drop for Trap {
 
 #[tokio::test]
 async fn skipped_job_that_panics_when_it_is_dropped_harms_no_other() {
+    let (logs, _guard) = Logs::start();
     let (scheduler, mut failures) = watched(Scheduler::builder());
     let open = respond_unread(&scheduler).await;
     let trap = Trap(true);
-    open.jobs
+    let skipped = open
+        .jobs
+        .job("trap")
         .after_success(async move {
             let mut trap = trap;
             trap.0 = false;
@@ -393,9 +564,15 @@ async fn skipped_job_that_panics_when_it_is_dropped_harms_no_other() {
         .unwrap();
     let other = open.jobs.after_response(async { 7 }).unwrap();
     drop(open.response);
+    assert!(skipped.is_finished());
+    assert!(skipped.await.unwrap_err().is_skipped());
     assert_eq!(other.await.unwrap(), 7);
-    assert!(failures.recv().await.unwrap().error.is_panic());
     scheduler.wait_idle().await;
+    turn().await;
+    let logged: Vec<_> = logs.iter().filter(|event| event.field("span.name") == "trap").collect();
+    assert_eq!(logged.len(), 1, "{logged:?}");
+    assert_eq!(logged[0].field("message"), "a value of a job panicked while it was dropped");
+    assert!(failures.try_recv().is_err(), "it is no failure of the job");
     check(&scheduler, |stats| (stats.accepted, stats.completed, stats.skipped) = (2, 1, 1));
 }
 
@@ -417,7 +594,7 @@ async fn run_timeout_of_a_deferred_job_begins_when_it_starts() {
     let scheduler = Scheduler::new();
     let open = respond(&scheduler).await;
     let job = open.jobs.job("slow").timeout(SECOND).after_response(pending::<()>()).unwrap();
-    tokio::time::advance(10 * SECOND).await;
+    advance(10 * SECOND).await;
     assert!(job.is_deferred());
     drop(open.response);
     let began = tokio::time::Instant::now();

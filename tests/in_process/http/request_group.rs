@@ -1,4 +1,4 @@
-//! One request's jobs as a group, found in its response.
+//! One request's jobs as a group, found in its response if it has had any.
 
 use std::{future::pending, sync::Arc};
 
@@ -8,6 +8,7 @@ use axum::{
     response::Response,
     routing::get,
 };
+use http_body_util::BodyExt;
 use tokio::sync::Notify;
 use tokio_test::{assert_pending, assert_ready, task::spawn as poll_by_hand};
 use tower_jobs::{Jobs, JobsLayer, Scheduler, SpawnError};
@@ -227,6 +228,64 @@ async fn response_has_the_jobs_of_the_innermost_layer() {
     assert_eq!(jobs.len(), 1);
     jobs.try_spawn(pending::<()>()).unwrap();
     assert_eq!((inner.len(), outer.len()), (2, 0));
+}
+
+#[tokio::test]
+async fn response_has_no_jobs_if_its_request_has_had_none() {
+    let scheduler = Scheduler::new();
+    let layer = || JobsLayer::new(scheduler.clone());
+    let spawns_later = async |jobs: Jobs| {
+        let stream = futures_util::stream::once(async move {
+            jobs.try_spawn(pending::<()>()).unwrap();
+            Ok::<_, std::convert::Infallible>("body")
+        });
+        axum::body::Body::from_stream(stream)
+    };
+    let app = Router::new()
+        .route("/none", get(async |_: Jobs| {}))
+        .route("/ended", get(async |jobs: Jobs| jobs.spawn(async {}).await.map(drop)))
+        .route("/later", get(spawns_later))
+        .layer(layer());
+    for (path, has_jobs) in [("/none", false), ("/ended", true), ("/later", false)] {
+        let response = call(app.clone(), "GET", path).await;
+        assert_eq!(response.extensions().get::<Jobs>().is_some(), has_jobs, "{path}");
+        drop(response.into_body().collect().await.unwrap());
+    }
+    // An inner layer's stay, although the outer one's request has had no job, and the other way round.
+    let inner = Router::new().route("/", get(spawn_one)).layer(layer());
+    let outer = JobsLayer::new(Scheduler::new());
+    let response = fetch(&inner.layer(outer)).await;
+    assert_eq!(response.extensions().get::<Jobs>().unwrap().len(), 1);
+}
+
+/// A handler that answers with the parts of an earlier response, as a cache does.
+#[tokio::test]
+async fn cached_response_has_the_jobs_of_its_own_request() {
+    type Cache = Arc<std::sync::Mutex<Option<http::response::Parts>>>;
+    async fn handler(jobs: Jobs, State(cache): State<Cache>, request: Request) -> Response {
+        if request.uri().query() == Some("spawns") {
+            jobs.job(request.uri().to_string()).try_spawn(pending::<()>()).unwrap();
+        }
+        let cached = cache.lock().unwrap().clone();
+        let parts = cached.unwrap_or_else(|| Response::new(()).into_parts().0);
+        Response::from_parts(parts, axum::body::Body::from("hello"))
+    }
+    let scheduler = Scheduler::new();
+    let cache = Cache::default();
+    let app = Router::new()
+        .fallback(get(handler))
+        .layer(JobsLayer::new(scheduler.clone()))
+        .with_state(cache.clone());
+    let first = call(app.clone(), "GET", "/first?spawns").await;
+    let (parts, body) = first.into_parts();
+    assert_eq!(names(&parts.extensions.get::<Jobs>().unwrap().jobs()), ["/first?spawns"]);
+    *cache.lock().unwrap() = Some(parts);
+    body.collect().await.unwrap();
+
+    let second = call(app.clone(), "GET", "/second?spawns").await;
+    assert_eq!(names(&second.extensions().get::<Jobs>().unwrap().jobs()), ["/second?spawns"]);
+    let third = call(app, "GET", "/third").await;
+    assert!(third.extensions().get::<Jobs>().is_none());
 }
 
 #[tokio::test]

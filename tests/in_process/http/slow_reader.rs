@@ -20,17 +20,23 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use hyper::body::{Bytes, Frame};
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    body::{Bytes, Frame, Incoming},
+    client::conn::http2::{self, SendRequest},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    net::TcpSocket,
+    net::{TcpSocket, TcpStream},
     runtime,
     sync::{Notify, mpsc, oneshot},
+    task::yield_now,
 };
 use tower_jobs::{Jobs, JobsLayer, ResponseOutcome, Scheduler};
 
 use crate::support::{
-    SECOND,
-    wire::{Ask, Client, Event, Http1, Http2, Protocol, Script, Server, Step},
+    SECOND, limited,
+    wire::{Ask, Client, Event, Http1, Http2, Protocol, Recorder, Script, Server, Step},
     within,
 };
 
@@ -170,6 +176,151 @@ async fn body_of_one_frame_is_handed_over_before_anything_is_read() {
             assert_ne!(client.next().await, Event::Broken);
         }
     }
+}
+
+// HTTP/2 streams whose window is used up.
+
+/// Client and server of one HTTP/2 connection. The connection's window is `window` bytes.
+async fn http2_client(address: SocketAddr, window: u32) -> SendRequest<Empty<Bytes>> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (client, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_connection_window_size(window)
+        .initial_stream_window_size(window)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn http2_get(
+    client: &mut SendRequest<Empty<Bytes>>,
+    path: &str,
+) -> hyper::Response<Incoming> {
+    let uri = format!("http://test{path}");
+    let request = hyper::Request::get(uri).body(Empty::new()).unwrap();
+    client.ready().await.unwrap();
+    within("the head", client.send_request(request)).await.unwrap()
+}
+
+/// The smallest window that HTTP/2 has for a connection.
+const WINDOW: u32 = 65_535;
+
+/// Serves an endless download, and a response of one frame that defers jobs.
+async fn serve_beside_a_download() -> (Server, Scheduler, Recorder) {
+    let (scheduler, recorder) = (Scheduler::new(), Recorder::default());
+    let defers = recorder.clone();
+    let small = async move |jobs: Jobs| {
+        defers.defer(&jobs);
+        "hello"
+    };
+    let download =
+        async || Body::new(Counted { left: usize::MAX, taken: Arc::new(AtomicUsize::new(0)) });
+    let app = Router::new()
+        .route("/small", get(small))
+        .route("/download", get(download))
+        .layer(JobsLayer::new(scheduler.clone()));
+    (Server::start(app).await, scheduler, recorder)
+}
+
+#[tokio::test]
+async fn response_reset_behind_a_stalled_download_is_aborted() {
+    const RESETS: usize = 20;
+    let (server, scheduler, recorder) = serve_beside_a_download().await;
+    let mut client = http2_client(server.address, WINDOW).await;
+    // It uses up the window of the connection, and is not read.
+    let stalled = http2_get(&mut client, "/download").await;
+    for resets in 1..=RESETS {
+        let response = http2_get(&mut client, "/small").await;
+        assert_eq!(response.status(), StatusCode::OK);
+        // The client has the head. Dropping the body resets the stream.
+        drop(response);
+        within("the jobs", scheduler.wait_idle()).await;
+        let aborted = vec![ResponseOutcome::Aborted(StatusCode::OK); resets];
+        assert_eq!(recorder.outcomes(), aborted);
+    }
+    let stats = scheduler.stats();
+    assert_eq!((stats.completed, stats.skipped), (2 * RESETS as u64, RESETS as u64));
+    drop(stalled);
+}
+
+#[tokio::test]
+async fn response_behind_a_stalled_download_is_complete_once_it_is_sent() {
+    let (server, scheduler, recorder) = serve_beside_a_download().await;
+    let mut client = http2_client(server.address, WINDOW).await;
+    let mut stalled = http2_get(&mut client, "/download").await;
+    let response = http2_get(&mut client, "/small").await;
+    for _ in 0..100 {
+        yield_now().await;
+    }
+    assert_eq!(scheduler.stats().deferred, 3, "its frame has not been sent");
+    let reads = async {
+        while let Some(frame) = stalled.frame().await {
+            frame.unwrap();
+        }
+    };
+    let small = response.into_body().collect();
+    tokio::select! {
+        small = small => assert_eq!(small.unwrap().to_bytes(), "hello"),
+        () = reads => unreachable!("the download is endless"),
+    }
+    within("the jobs", scheduler.wait_idle()).await;
+    recorder.check(&scheduler, Some(ResponseOutcome::Complete(StatusCode::OK))).unwrap();
+}
+
+// Deferred jobs of clients that do not read.
+
+#[tokio::test]
+async fn clients_that_do_not_read_make_no_other_spawn_fail() {
+    const PER_REQUEST: usize = 3;
+    const LIMIT: usize = 4;
+    let scheduler = limited(LIMIT, 0);
+    let go = Arc::new(Notify::new());
+    let defer = |jobs: &Jobs| {
+        for _ in 0..PER_REQUEST {
+            jobs.after_response(async {}).unwrap();
+        }
+    };
+    let endless = async move |jobs: Jobs| {
+        defer(&jobs);
+        Body::new(Counted { left: usize::MAX, taken: Arc::new(AtomicUsize::new(0)) })
+    };
+    let (goes, entered) = (go.clone(), Arc::new(Notify::new()));
+    let enters = entered.clone();
+    let hanging = async move |jobs: Jobs| {
+        defer(&jobs);
+        enters.notify_one();
+        goes.notified().await;
+    };
+    let app = Router::new()
+        .route("/", get(endless))
+        .route("/hanging", get(hanging))
+        .layer(JobsLayer::new(scheduler.clone()));
+    let (server, mut first) = narrow(Http1, app).await;
+    ask(&mut first, Http1).await;
+    let mut second = Client::connect(server.address, Http1).await;
+    ask(&mut second, Http1).await;
+    // The server does not see that a client has left if it sent a byte too many.
+    let mut gone = Client::connect(server.address, Http1).await;
+    let bytes = Ask { path: "/hanging", ..Ask::default() }.bytes(Http1);
+    gone.send(&[&bytes, &b"G"[..]].concat()).await;
+    within("the handler", entered.notified()).await;
+    drop(gone);
+
+    for _ in 0..50 {
+        assert_eq!(scheduler.stats().deferred, 3 * PER_REQUEST as u64);
+        let jobs: Vec<_> =
+            (0..LIMIT).map(|_| scheduler.try_spawn(async {}).expect("4 of 4 are free")).collect();
+        assert!(scheduler.try_spawn(async {}).is_err_and(|error| error.is_full()));
+        for job in jobs {
+            job.await.unwrap();
+        }
+    }
+    drop((first, second));
+    go.notify_one();
+    within("the jobs", scheduler.wait_idle()).await;
+    let stats = scheduler.stats();
+    assert_eq!((stats.accepted, stats.completed), (209, 209));
 }
 
 // Jobs that block their thread.

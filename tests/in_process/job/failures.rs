@@ -6,7 +6,7 @@ use std::{
     fmt,
     future::{Future, pending},
     panic::panic_any,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, OnceLock},
     task::{Context, Poll},
     time::Duration,
@@ -23,9 +23,9 @@ use tower_jobs::{
 };
 
 use crate::support::{
-    Failures, Grenade, SECOND,
+    Failures, Grenade, PLENTY, SECOND,
     logs::{Event, Logs},
-    turn, watched,
+    received, turn, watched, within,
 };
 
 /// A scheduler that closes in a second, and its failures.
@@ -319,6 +319,84 @@ async fn first_of_two_panics_is_reported() {
     let failure = failures.try_recv().unwrap();
     assert!(failure.error.to_string().ends_with("the first"), "{failure}");
     assert_not_reported(How::Panic, &mut failures);
+}
+
+/// The handle is dropped in a thread without a runtime.
+#[tokio::test]
+async fn hook_runs_inside_the_runtime_of_the_jobs() {
+    let (tell, mut alerts) = mpsc::unbounded_channel();
+    let scheduler = Scheduler::builder().on_failure(move |failure| {
+        let (tell, name) = (tell.clone(), failure.job.name.clone());
+        tokio::spawn(async move { drop(tell.send(name)) });
+    });
+    let scheduler = scheduler.build();
+    let job = scheduler.job("failed").try_spawn(async { Err::<(), _>("no") }).unwrap();
+    scheduler.wait_idle().await;
+    std::thread::spawn(move || drop(job)).join().unwrap();
+    assert_eq!(within("the alert", alerts.recv()).await.as_deref(), Some("failed"));
+}
+
+/// A job that ignores its cancellation, and panics as it is dropped.
+#[tokio::test(start_paused = true)]
+async fn close_timeout_given_to_the_closer_is_not_reported_again() {
+    for panics in [false, true] {
+        let (scheduler, mut failures) = closing_in_time();
+        let job = move |_| async move {
+            let _held = panics.then(|| Grenade);
+            pending::<()>().await;
+        };
+        let mut deaf = scheduler.spawn_with(job).await.unwrap();
+        turn().await;
+        let closing = task::spawn(scheduler.close());
+        assert!(deaf.close().await.unwrap_err().is_close_timeout());
+        drop((deaf, closing.await));
+        turn().await;
+        // A panic is a failure of its own.
+        let reported = received(&mut failures);
+        assert!(reported.iter().all(|failure| failure.error.is_panic()), "{reported:?}");
+        assert_eq!(reported.len(), usize::from(panics), "{reported:?}");
+    }
+}
+
+/// A future that fails, and whose drop holds the thread until it is released, and then panics.
+struct FailsAndClings {
+    dropping: Option<oneshot::Sender<()>>,
+    released: std::sync::mpsc::Receiver<()>,
+}
+
+impl Future for FailsAndClings {
+    type Output = Result<(), &'static str>;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(Err("no"))
+    }
+}
+
+impl Drop for FailsAndClings {
+    fn drop(&mut self) {
+        drop(self.dropping.take().map(|dropping| dropping.send(())));
+        drop(self.released.recv_timeout(PLENTY));
+        panic!("boom");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failure_given_by_a_close_is_reported_once_if_the_drop_panics() {
+    let (scheduler, mut failures) = closing_in_time();
+    let (release, released) = std::sync::mpsc::channel();
+    let (dropping, is_dropping) = oneshot::channel();
+    let future = FailsAndClings { dropping: Some(dropping), released };
+    let mut job = scheduler.try_spawn(future).unwrap();
+    is_dropping.await.unwrap();
+    // The failure is stored, and the job has not ended yet.
+    assert!(job.close_within(Duration::ZERO).await.unwrap_err().is_failed());
+    release.send(()).unwrap();
+    scheduler.wait_idle().await;
+    let again = job.wait().await.unwrap_err();
+    assert!(again.to_string().contains("earlier wait"), "{again}");
+    drop(job);
+    assert_not_reported(How::Panic, &mut failures);
+    assert_eq!(scheduler.stats().panicked, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -647,4 +725,146 @@ async fn job_at_its_run_timeout_is_dropped_where_it_stands() {
     let failure = failures.try_recv().unwrap();
     assert_eq!(failure.error.to_string(), "the job ran longer than its timeout of 1s");
     assert_not_reported(How::RunTimeout, &mut failures);
+}
+
+// Run timeouts of code that blocks.
+
+const RUN_TIMEOUT: Duration = Duration::from_millis(50);
+const BLOCKS: Duration = Duration::from_millis(200);
+
+/// A future that blocks its thread in its one poll, and a blocking closure.
+#[tokio::test]
+async fn run_timeout_is_the_same_for_a_future_and_a_closure() {
+    type Returns = Result<(), &'static str>;
+    for (returned, blocks, late) in [
+        (Ok(()), BLOCKS, true),
+        (Err("no"), BLOCKS, true),
+        (Ok(()), Duration::ZERO, false),
+        (Err("no"), Duration::ZERO, false),
+    ] as [(Returns, Duration, bool); 4]
+    {
+        let (scheduler, mut failures) = closing_in_time();
+        let code = move || {
+            std::thread::sleep(blocks);
+            returned
+        };
+        let timeout = if late { RUN_TIMEOUT } else { PLENTY };
+        let job = |name| scheduler.job(name).timeout(timeout);
+        let future = job("future").try_spawn(async move { code() }).unwrap();
+        let closure = job("closure").spawn_blocking(code).await.unwrap();
+        let shielded = job("shield").shield(async move { code() });
+        for ended in [future.await, closure.await] {
+            match ended {
+                Ok(()) => assert!(!late && returned.is_ok()),
+                Err(error) if late => {
+                    assert!(error.is_timeout() && !error.is_close_timeout(), "{error}");
+                }
+                Err(error) => assert!(error.is_failed() && returned.is_err(), "{error}"),
+            }
+        }
+        match shielded.await {
+            Ok(output) => assert!(!late && output == returned),
+            Err(error) => assert!(late && error.is_timeout(), "{error}"),
+        }
+        let stats = scheduler.stats();
+        let ends = [stats.timed_out, stats.completed, stats.failed];
+        let expected = match (late, returned) {
+            (true, _) => [3, 0, 0],
+            (false, Ok(())) => [0, 3, 0],
+            (false, Err(_)) => [0, 0, 3],
+        };
+        assert_eq!(ends, expected);
+        assert_not_reported(How::RunTimeout, &mut failures);
+    }
+}
+
+#[tokio::test]
+async fn late_result_of_a_detached_job_is_reported_once() {
+    for blocking in [false, true] {
+        let (scheduler, mut failures) = closing_in_time();
+        let code = || {
+            std::thread::sleep(BLOCKS);
+            Err::<(), _>("no")
+        };
+        let job = scheduler.job("late").timeout(RUN_TIMEOUT);
+        if blocking {
+            drop(job.spawn_blocking(code).await.unwrap());
+        } else {
+            drop(job.try_spawn(async move { code() }).unwrap());
+        }
+        scheduler.wait_idle().await;
+        assert_reported(How::RunTimeout, &mut failures);
+        assert_counted(How::RunTimeout, &scheduler);
+    }
+}
+
+#[tokio::test]
+async fn panic_after_the_run_timeout_is_a_panic() {
+    let scheduler = Scheduler::new();
+    let code = || -> Result<(), &'static str> {
+        std::thread::sleep(BLOCKS);
+        panic!("too late")
+    };
+    let job = |name| scheduler.job(name).timeout(RUN_TIMEOUT);
+    let future = job("future").try_spawn(async move { code() }).unwrap();
+    let closure = job("closure").spawn_blocking(code).await.unwrap();
+    let ends: [Result<(), JobError>; 2] = [future.await, closure.await];
+    assert!(ends.into_iter().all(|ended| ended.unwrap_err().is_panic()));
+}
+
+/// With a paused clock.
+#[tokio::test(start_paused = true)]
+async fn job_that_ends_at_its_run_timeout_is_in_time() {
+    let scheduler = Scheduler::new();
+    let job = |name| scheduler.job(name).timeout(SECOND);
+    let in_time = job("in time").try_spawn(async {
+        sleep(SECOND).await;
+        7
+    });
+    assert_eq!(in_time.unwrap().await.unwrap(), 7);
+    // Moves the clock in its one poll.
+    let late = job("late").try_spawn(async {
+        let mut moves = pin!(advance(SECOND + Duration::from_millis(1)));
+        std::future::poll_fn(|cx| Poll::Ready(drop(moves.as_mut().poll(cx)))).await;
+        7
+    });
+    assert!(late.unwrap().await.unwrap_err().is_timeout());
+}
+
+/// The closure waits for a thread for longer than its run timeout.
+#[test]
+fn run_timeout_of_a_closure_begins_in_its_thread() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let scheduler = Scheduler::new();
+        let (begun, begins) = oneshot::channel();
+        let holds_the_thread = move || {
+            begun.send(()).expect("the test waits");
+            std::thread::sleep(4 * BLOCKS);
+        };
+        let first = scheduler.spawn_blocking(holds_the_thread).await.unwrap();
+        begins.await.unwrap();
+        let job = scheduler.job("waits for a thread").timeout(3 * BLOCKS);
+        let second = job.spawn_blocking(|| 7).await.unwrap();
+        assert_eq!(second.await.unwrap(), 7);
+        first.await.unwrap();
+        assert_eq!(scheduler.stats().timed_out, 0);
+    });
+}
+
+/// The job is always ready, and only its cooperative budget makes it give way.
+#[tokio::test]
+async fn job_that_uses_up_its_budget_is_timed_out() {
+    let scheduler = Scheduler::new();
+    let greedy = async {
+        loop {
+            tokio::task::coop::consume_budget().await;
+        }
+    };
+    let job = scheduler.job("greedy").timeout(RUN_TIMEOUT).try_spawn(greedy).unwrap();
+    assert!(within("the run timeout", job).await.unwrap_err().is_timeout());
 }

@@ -38,6 +38,8 @@ async fn report_shows_the_moment_it_was_made_however_it_is_read() {
     let (read, unread) = (other.never_started, report.clone().cancelled);
     assert_eq!(read.into_iter().map(|job| shown(&job)).collect::<Vec<_>>(), expected);
     assert_eq!(unread.into_iter().map(|job| job.name).collect::<Vec<_>>(), ["first"]);
+    let vec: Vec<JobInfo> = report.never_started.clone().into();
+    assert_eq!(vec.iter().map(shown).collect::<Vec<_>>(), expected);
     let none = &report.failed;
     assert_eq!((none.len(), none.iter().count()), (0, 0));
     assert!(none.is_empty() && report.never_started.iter().len() == 2);

@@ -32,7 +32,8 @@ fn limit_of_zero_is_refused() {
 fn timeouts_beyond_a_year_are_refused() {
     for long in TOO_LONG {
         let value = format!("{long:?}");
-        let parts = |field: &'static str| [field, &*value, "the longest is 365 days", "set it to"];
+        let longest = "the longest is 365 days";
+        let parts = |field: &'static str| [field, &*value, longest, "set it to"];
         assert_refused(|| Scheduler::builder().close_timeout(long), &parts("close_timeout is"));
         assert_refused(|| Scheduler::builder().wait_timeout(long), &parts("wait_timeout is"));
         let scheduler = Scheduler::new();
@@ -46,10 +47,40 @@ fn timeouts_beyond_a_year_are_refused() {
 }
 
 #[test]
-fn run_timeout_of_zero_is_refused() {
+fn run_timeout_out_of_range_is_refused_with_its_own_cure() {
     let scheduler = Scheduler::new();
-    let parts = ["the job's timeout is 0", "leave the timeout out"];
-    assert_refused(|| drop(scheduler.job("x").timeout(Duration::ZERO)), &parts);
+    let refused = |timeout, parts: &[&str]| {
+        assert_refused(|| drop(scheduler.job("x").timeout(timeout)), parts);
+    };
+    refused(Duration::ZERO, &["the job's timeout is 0", "leave the timeout out"]);
+    for long in TOO_LONG {
+        let value = format!("the job's timeout is {long:?}");
+        refused(long, &[&value, "the longest is 365 days", "set how long it may run"]);
+    }
+}
+
+#[test]
+fn deferred_limit_of_zero_is_refused() {
+    let parts = ["deferred_limit is 0", "at least 1", "for no limit"];
+    assert_refused(|| Scheduler::builder().deferred_limit(0), &parts);
+    let mut config = SchedulerConfig::default();
+    config.deferred_limit = Some(0);
+    assert_refused(|| Scheduler::builder().config(config), &parts);
+}
+
+#[test]
+fn deferred_timeout_out_of_range_is_refused() {
+    let refused = |timeout, parts: &[&str]| {
+        assert_refused(|| Scheduler::builder().deferred_timeout(timeout), parts);
+        let mut config = SchedulerConfig::default();
+        config.deferred_timeout = Some(timeout);
+        assert_refused(|| Scheduler::builder().config(config), parts);
+    };
+    refused(Duration::ZERO, &["deferred_timeout is 0", "leave it out"]);
+    for long in TOO_LONG {
+        let value = format!("deferred_timeout is {long:?}");
+        refused(long, &[&value, "the longest is 365 days", "leave it out"]);
+    }
 }
 
 #[test]
@@ -57,11 +88,16 @@ fn settings_at_the_edge_of_sense_are_taken() {
     let scheduler = Scheduler::builder()
         .limit(1)
         .pending_limit(0)
+        .deferred_limit(1)
+        .deferred_timeout(YEAR)
         .close_timeout(Duration::ZERO)
         .wait_timeout(YEAR)
         .build();
     assert_eq!((scheduler.limit(), scheduler.pending_limit()), (Some(1), Some(0)));
+    assert_eq!((scheduler.deferred_limit(), scheduler.deferred_timeout()), (Some(1), Some(YEAR)));
     assert_eq!((scheduler.close_timeout(), scheduler.wait_timeout()), (Duration::ZERO, YEAR));
+    let scheduler = Scheduler::builder().deferred_limit(None).deferred_timeout(None).build();
+    assert_eq!((scheduler.deferred_limit(), scheduler.deferred_timeout()), (None, None));
     let scheduler = Scheduler::builder().limit(usize::MAX).pending_limit(usize::MAX).build();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { scheduler.spawn(async {}).await.unwrap().await }).unwrap();
@@ -95,18 +131,24 @@ mod with_serde {
         let config: SchedulerConfig = from_value(json!({
             "limit": "unlimited",
             "pending_limit": 0,
+            "deferred_limit": 7,
+            "deferred_timeout": "10m",
             "close_timeout": "1500ms",
             "wait_timeout": "1m 30s",
         }))
         .unwrap();
         let scheduler = Scheduler::builder().config(config).build();
         assert_eq!((scheduler.limit(), scheduler.pending_limit()), (None, Some(0)));
+        assert_eq!(scheduler.deferred_limit(), Some(7));
+        assert_eq!(scheduler.deferred_timeout(), Some(Duration::from_secs(600)));
         assert_eq!(scheduler.close_timeout(), Duration::from_millis(1500));
         assert_eq!(scheduler.wait_timeout(), Duration::from_secs(90));
         for none in [json!("unlimited"), json!(null)] {
             let config: SchedulerConfig = from_value(json!({ "pending_limit": none })).unwrap();
             assert_eq!(config.pending_limit, None);
         }
+        let config: SchedulerConfig = from_value(json!({ "deferred_timeout": null })).unwrap();
+        assert_eq!(config.deferred_timeout, None);
     }
 
     #[test]
@@ -121,6 +163,9 @@ mod with_serde {
             (json!({ "limit": "many" }), ["limit: ", "a whole number, or \"unlimited\""]),
             (json!({ "limit": true }), ["limit: ", "a whole number, or \"unlimited\""]),
             (json!({ "pending_limit": [] }), ["pending_limit: ", "a whole number, or"]),
+            (json!({ "deferred_limit": 0 }), ["deferred_limit is 0", "at least 1"]),
+            (json!({ "deferred_timeout": "0s" }), ["deferred_timeout is 0", "leave it out"]),
+            (json!({ "deferred_timeout": 5 }), ["deferred_timeout: ", "\"100ms\""]),
             (json!({ "close_timeout": "soon" }), ["close_timeout: ", "\"100ms\""]),
             (json!({ "close_timeout": "-1s" }), ["close_timeout: ", "\"100ms\""]),
             (json!({ "wait_timeout": 100 }), ["wait_timeout: ", "\"100ms\""]),
@@ -142,15 +187,17 @@ mod with_serde {
         assert_eq!(
             written,
             json!({
-                "limit": 100, "pending_limit": 10_000, "limit_per_key": "unlimited",
-                "close_timeout": "100ms", "wait_timeout": "1m",
+                "limit": 100, "pending_limit": 10_000, "deferred_limit": 10_000,
+                "deferred_timeout": null, "limit_per_key": "unlimited", "close_timeout": "100ms",
+                "wait_timeout": "1m",
             })
         );
         for (limit, timeout) in
             [(None, Duration::ZERO), (Some(1), YEAR), (Some(usize::MAX), Duration::from_nanos(1))]
         {
             (config.limit, config.pending_limit) = (limit, limit);
-            config.limit_per_key = limit;
+            (config.deferred_limit, config.limit_per_key) = (limit, limit);
+            config.deferred_timeout = (!timeout.is_zero()).then_some(timeout);
             (config.close_timeout, config.wait_timeout) = (timeout, timeout);
             let written = to_value(&config).unwrap();
             assert_eq!(from_value::<SchedulerConfig>(written).unwrap(), config);

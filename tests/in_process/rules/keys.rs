@@ -14,13 +14,21 @@ use std::{
 use http::{Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Bytes;
-use tokio::{sync::Notify, task::yield_now, time::sleep};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    task::yield_now,
+    time::sleep,
+};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, task::spawn as poll_by_hand};
-use tower_jobs::{Job, JobId, JobState, Scheduler, SchedulerBuilder, SpawnError, TrySpawnError};
+use tower_jobs::{
+    Job, JobBuilder, JobId, JobState, Jobs, Outcome, RequestScope, Scheduler, SchedulerBuilder,
+    SpawnError, TrySpawnError,
+};
 
 use crate::support::{
     Drops, Grenade, SECOND, limited,
     oneshot::{Open, respond, respond_with},
+    received, turn, watched,
 };
 
 fn per_key(limit: usize) -> SchedulerBuilder {
@@ -406,11 +414,12 @@ async fn replaced_job_is_cancelled_and_dropped_once() {
     let deferred = job().after_response(unrun(&drops)).unwrap();
     let pending_one = job().try_spawn(unrun(&drops)).unwrap();
     assert_eq!(states([&deferred, &pending_one]), [Finished, Pending]);
-    assert_eq!(drops.count(), 1);
-    assert_eq!((jobs.len(), scheduler.len()), (1, 2), "with the place of the first");
+    assert_eq!((jobs.len(), scheduler.len()), (1, 2), "in place of the first");
     let deferred_again = job().after_response(unrun(&drops)).unwrap();
     assert_eq!(states([&pending_one, &deferred_again]), [Finished, Deferred]);
     let last = assert_ready!(poll_by_hand(job().spawn(async { 7 })).poll()).unwrap();
+    assert_eq!(drops.count(), 0, "a task of the runtime drops them");
+    turn().await;
     assert_eq!(drops.count(), 3);
     for replaced in [deferred, pending_one, deferred_again] {
         let error = replaced.await.unwrap_err();
@@ -437,16 +446,155 @@ async fn active_job_is_not_replaced() {
 }
 
 #[tokio::test]
-async fn replaced_job_whose_drop_panics_has_panicked() {
-    let scheduler = Scheduler::builder().limit(1).build();
+async fn replaced_job_is_cancelled_even_if_its_drop_panics() {
+    let (scheduler, mut failures) = watched(Scheduler::builder().limit(1));
     let place = scheduler.try_spawn(pending::<()>()).unwrap();
     let held = Grenade;
     let job = async move { drop(held) };
     let replaced = scheduler.job("first").unique_key("u").try_spawn(job).unwrap();
     let second = scheduler.job("second").unique_key_or_replace("u").try_spawn(async { 7 }).unwrap();
-    assert!(replaced.await.unwrap_err().is_panic());
+    assert!(replaced.await.unwrap_err().is_cancelled());
     place.abort();
     assert_eq!(second.await.unwrap(), 7);
+    assert!(failures.try_recv().is_err(), "the panic is no failure of the job");
+    let stats = scheduler.stats();
+    assert_eq!((stats.panicked, stats.cancelled, stats.completed), (0, 2, 1));
+}
+
+/// A backlog that never ends: each of its jobs takes 20 ms, and two more always wait.
+#[tokio::test(start_paused = true)]
+async fn steady_backlog_does_not_starve_a_replacement() {
+    const JOB: Duration = Duration::from_millis(20);
+    const EVERY: Duration = Duration::from_millis(24);
+    const TIME: Duration = Duration::from_secs(2);
+    let scheduler = Scheduler::builder().limit(1).build();
+    let backlog = async {
+        for _ in 0..2 {
+            scheduler.try_spawn(sleep(JOB)).unwrap();
+        }
+        loop {
+            let length = scheduler.len();
+            if length < 4 {
+                scheduler.try_spawn(sleep(JOB)).unwrap();
+            }
+            sleep(JOB).await;
+        }
+    };
+    let ran = Arc::new(AtomicUsize::new(0));
+    let asks = async {
+        loop {
+            let ran = ran.clone();
+            let job = async move {
+                ran.fetch_add(1, Relaxed);
+            };
+            // It is refused while the last one runs.
+            drop(scheduler.job("refresh").unique_key_or_replace("u").try_spawn(job));
+            sleep(EVERY).await;
+        }
+    };
+    let over = async {
+        tokio::join!(backlog, asks);
+    };
+    tokio::time::timeout(TIME, over).await.unwrap_err();
+    // Once per length of the line, and the time until it is asked for again.
+    let least = TIME.as_millis() / (4 * JOB + EVERY).as_millis();
+    let ran = ran.load(Relaxed);
+    assert!(ran as u128 >= least, "{ran} of at least {least}");
+}
+
+#[tokio::test]
+async fn replacement_has_the_turn_of_the_replaced_job() {
+    for keyed in [false, true] {
+        let builder = Scheduler::builder().limit(1);
+        let scheduler = if keyed { builder.limit_per_key(9) } else { builder }.build();
+        let (tell, mut order) = mpsc::unbounded_channel();
+        let say = |what: &'static str| {
+            let tell = tell.clone();
+            async move { tell.send(what).unwrap() }
+        };
+        let place = scheduler.try_spawn(pending::<()>()).unwrap();
+        let unique = || scheduler.job("unique").unique_key_or_replace("u");
+        scheduler.try_spawn(say("first")).unwrap();
+        let replaced = unique().try_spawn(say("replaced")).unwrap();
+        scheduler.try_spawn(say("last")).unwrap();
+        let kept = unique().try_spawn(say("replacement")).unwrap();
+        assert_eq!(states([&replaced, &kept]), [Finished, Pending]);
+        place.abort();
+        scheduler.wait_idle().await;
+        assert_eq!(received(&mut order), ["first", "replacement", "last"], "keyed: {keyed}");
+    }
+}
+
+#[tokio::test]
+async fn deferred_replacement_joins_when_its_own_response_ends() {
+    let scheduler = Scheduler::builder().limit(1).build();
+    let (tell, mut order) = mpsc::unbounded_channel();
+    let say = |what: &'static str| {
+        let tell = tell.clone();
+        async move { tell.send(what).unwrap() }
+    };
+    let place = scheduler.try_spawn(pending::<()>()).unwrap();
+    let (earlier, later) = (respond(&scheduler).await, respond(&scheduler).await);
+    fn unique(jobs: &Jobs) -> JobBuilder<'_, RequestScope> {
+        jobs.job("unique").unique_key_or_replace("u")
+    }
+    let replaced = [
+        unique(&earlier.jobs).after_response(say("never")).unwrap(),
+        scheduler.job("unique").unique_key_or_replace("u").try_spawn(say("never")).unwrap(),
+    ];
+    let deferred = unique(&later.jobs).after_response(say("replacement")).unwrap();
+    scheduler.try_spawn(say("first")).unwrap();
+    drop(earlier.response);
+    assert_eq!(states([&replaced[0], &replaced[1], &deferred]), [Finished, Finished, Deferred]);
+    scheduler.try_spawn(say("second")).unwrap();
+    drop(later.response);
+    scheduler.try_spawn(say("third")).unwrap();
+    place.abort();
+    scheduler.wait_idle().await;
+    assert_eq!(received(&mut order), ["first", "second", "replacement", "third"]);
+}
+
+#[tokio::test]
+async fn granted_spawner_replaces_a_job_that_came_meanwhile() {
+    let scheduler = limited(1, 1);
+    let running = scheduler.try_spawn(pending::<()>()).unwrap();
+    let waits = scheduler.try_spawn(pending::<()>()).unwrap();
+    let unique = || scheduler.job("unique").unique_key_or_replace("u");
+    let mut spawner = poll_by_hand(unique().spawn(async { 7 }));
+    assert_pending!(spawner.poll());
+    let open = respond(&scheduler).await;
+    running.abort();
+    yield_now().await;
+    assert!(waits.is_active() && spawner.is_woken());
+    waits.abort();
+    yield_now().await;
+    // The spawner has a permit and does not use it yet.
+    let meanwhile = open.jobs.job("unique").unique_key("u").after_response(async {}).unwrap();
+    let job = assert_ready!(spawner.poll()).unwrap();
+    assert!(meanwhile.await.unwrap_err().is_cancelled());
+    assert_eq!(job.await.unwrap(), 7);
+    drop(open.response);
+    scheduler.wait_idle().await;
+    let stats = scheduler.stats();
+    assert_eq!((stats.accepted, stats.completed, stats.cancelled), (4, 1, 3));
+}
+
+#[tokio::test]
+async fn job_replaced_while_draining_is_in_the_report() {
+    let scheduler = Scheduler::builder().limit(1).build();
+    let (open, opened) = oneshot::channel::<()>();
+    scheduler.try_spawn(async { drop(opened.await) }).unwrap();
+    let job = |name| scheduler.job(name).unique_key_or_replace("u");
+    job("replaced before").try_spawn(async {}).unwrap();
+    job("replaced while draining").try_spawn(async {}).unwrap();
+    let mut drain = poll_by_hand(scheduler.wait_and_close());
+    assert_pending!(drain.poll());
+    job("last").try_spawn(async {}).unwrap();
+    open.send(()).unwrap();
+    let report = drain.await;
+    let named: Vec<_> = report.jobs().map(|(outcome, job)| (outcome, &*job.name)).collect();
+    assert_eq!(named, [(Outcome::Cancelled, "replaced while draining")]);
+    assert_eq!((report.completed, scheduler.stats().cancelled), (2, 2));
 }
 
 #[tokio::test]

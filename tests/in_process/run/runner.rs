@@ -1,5 +1,5 @@
-//! One task runs many jobs, one after another. Panics, aborts, spans and drops stay with their jobs,
-//! and neither jobs nor other tasks starve.
+//! One task runs many jobs, one a poll. Panics, aborts, spans and drops stay with their jobs, and neither
+//! jobs nor other tasks starve.
 
 use std::{
     collections::HashSet,
@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::{
     io::AsyncReadExt,
     sync::{Semaphore, mpsc, oneshot},
@@ -29,11 +30,6 @@ use crate::support::{
     oneshot::{Open, respond},
     turn,
 };
-
-/// As in `src/run/runner.rs`: the jobs of a turn, after which a task lets others go first.
-const JOBS_PER_TURN: usize = 16;
-/// The same on a runtime of several threads.
-const JOBS_PER_SHORT_TURN: usize = 4;
 
 fn one_at_a_time() -> Scheduler {
     Scheduler::builder().limit(1).pending_limit(None).on_failure(drop).build()
@@ -430,15 +426,11 @@ async fn job_is_polled_and_dropped_in_its_own_span() {
     assert_eq!(events, expected);
 }
 
-/// Asserts that at most `most` jobs of a backlog run between two turns of another task.
+/// The most jobs of a backlog that run between two polls of another task.
 ///
 /// Before the backlog there are `waiting` jobs, each with a task of its own. After their end, each of
-/// these tasks may have one turn.
-async fn assert_others_have_their_turn(
-    limit: impl Into<Option<usize>>,
-    waiting: usize,
-    most: usize,
-) {
+/// these tasks may take one job.
+async fn jobs_between_two_polls(limit: impl Into<Option<usize>>, waiting: usize) -> usize {
     const BACKLOG: usize = 10_000;
     let scheduler = Scheduler::builder().limit(limit).pending_limit(None).build();
     let gate = Arc::new(Semaphore::new(0));
@@ -461,7 +453,7 @@ async fn assert_others_have_their_turn(
         let (mut last, mut longest) = (0, 0);
         loop {
             let now = counts.load(Ordering::SeqCst);
-            if last >= waiting * JOBS_PER_TURN {
+            if last > 2 * waiting {
                 longest = longest.max(now - last);
             }
             last = now;
@@ -472,59 +464,28 @@ async fn assert_others_have_their_turn(
         }
     });
     gate.add_permits(waiting);
-    let longest = ticker.await.expect("no panic");
-    assert!(longest <= most, "{longest} jobs in a row");
+    ticker.await.expect("no panic")
 }
 
 #[tokio::test]
-async fn other_tasks_have_their_turn_while_a_backlog_runs() {
-    assert_others_have_their_turn(1, 0, JOBS_PER_TURN).await;
-    // Then four tasks run jobs, each in its turn.
-    assert_others_have_their_turn(4, 0, 4 * JOBS_PER_TURN).await;
-}
-
-/// On several threads, tokio looks for I/O only after the end of a turn.
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn turns_are_short_where_there_may_be_several_threads() {
-    tokio::spawn(assert_others_have_their_turn(1, 0, JOBS_PER_SHORT_TURN)).await.expect("no panic");
-}
-
-/// The most long jobs that end between two turns of another task, after `short` short ones.
-async fn longest_turn(short: usize, long: usize) -> usize {
-    let scheduler = Scheduler::builder().limit(1).pending_limit(None).build();
-    let ended: Arc<AtomicUsize> = Arc::default();
-    for n in 0..short + long {
-        let ended = ended.clone();
-        let job = async move {
-            if n >= short {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            ended.fetch_add(1, Ordering::SeqCst);
-        };
-        drop(scheduler.try_spawn(job).expect("there is a place"));
+async fn other_tasks_are_polled_after_each_job_of_a_backlog() {
+    assert_eq!(jobs_between_two_polls(1, 0).await, 1);
+    // Still one task runs jobs, since there is one thread. One more was requested before the first began.
+    for limit in [Some(4), None] {
+        let longest = jobs_between_two_polls(limit, 0).await;
+        assert!(longest <= 2, "{longest} jobs in a row");
     }
-    let (mut before, mut longest) = (0, 0);
-    while before < short + long {
-        give_way_once().await;
-        let now = ended.load(Ordering::SeqCst);
-        // The turn in which the long jobs begin may have many jobs.
-        if before >= short + JOBS_PER_SHORT_TURN {
-            longest = longest.max(now - before);
-        }
-        before = now;
-    }
-    longest
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn long_jobs_share_no_turn_although_those_before_were_short() {
-    let longest = tokio::spawn(longest_turn(400, 40)).await.expect("no panic");
+async fn other_tasks_are_polled_after_each_job_on_a_worker() {
+    let longest = tokio::spawn(jobs_between_two_polls(1, 0)).await.expect("no panic");
     assert_eq!(longest, 1);
 }
 
 #[tokio::test]
 async fn jobs_that_have_waited_leave_no_crowd_of_tasks_behind() {
-    assert_others_have_their_turn(None, 50, 4 * JOBS_PER_TURN).await;
+    assert_eq!(jobs_between_two_polls(None, 50).await, 1);
 }
 
 #[tokio::test]
@@ -576,8 +537,93 @@ async fn job_after_one_that_used_up_its_budget_has_a_whole_one() {
     }
 }
 
+/// Each job reads a full channel without waiting, as a batch consumer does.
 #[tokio::test]
-async fn job_short_of_budget_goes_on_in_its_next_turn() {
+async fn job_reads_all_of_a_full_channel_whatever_ran_before() {
+    const ITEMS: usize = 50;
+    const JOBS: usize = 2000;
+    let scheduler = one_at_a_time();
+    let early = Arc::new(AtomicUsize::new(0));
+    let open = hold(&scheduler).await;
+    for _ in 0..JOBS {
+        let (sender, mut items) = mpsc::channel(ITEMS);
+        for item in 0..ITEMS {
+            sender.try_send(item).expect("there is room");
+        }
+        let early = early.clone();
+        let reads = async move {
+            for _ in 0..ITEMS {
+                if items.recv().now_or_never().is_none() {
+                    early.fetch_add(1, Ordering::SeqCst);
+                    break;
+                }
+            }
+            drop(sender);
+        };
+        drop(scheduler.try_spawn(reads).expect("no limit"));
+    }
+    open.send(()).expect("heard");
+    scheduler.wait_idle().await;
+    assert_eq!(scheduler.stats().completed as usize, JOBS + 1);
+    assert_eq!(early.load(Ordering::SeqCst), 0, "jobs found their channel empty too early");
+}
+
+/// Spawns a quick job that answers, and then one that blocks. Returns whether the answer came only
+/// after the block.
+async fn answer_waits_for_the_block(spawn: impl Fn(BoxedJob)) -> bool {
+    const BLOCK: Duration = Duration::from_millis(30);
+    let (tell, answer) = oneshot::channel();
+    let (ended, has_ended) = oneshot::channel();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let blocked = is_over.clone();
+    spawn(Box::pin(async move { tell.send(()).expect("heard") }));
+    spawn(Box::pin(async move {
+        std::thread::sleep(BLOCK);
+        blocked.store(true, Ordering::SeqCst);
+        ended.send(()).expect("heard");
+    }));
+    answer.await.expect("an answer");
+    let waited = is_over.load(Ordering::SeqCst);
+    has_ended.await.expect("it ends");
+    waited
+}
+
+type BoxedJob = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Compared with tasks of their own in the same rounds, so that a busy machine delays both.
+#[test]
+fn answer_of_a_job_waits_for_no_other_job() {
+    const ROUNDS: usize = 40;
+    for workers in [2, 4, 8] {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(workers)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let rounds = async {
+            let scheduler = Scheduler::new();
+            let (mut with_jobs, mut with_tasks) = (0, 0);
+            for _ in 0..ROUNDS {
+                let jobs = scheduler.clone();
+                let round = answer_waits_for_the_block(move |job| {
+                    drop(jobs.try_spawn(job).expect("there is a place"));
+                });
+                with_jobs += usize::from(tokio::spawn(round).await.expect("no panic"));
+                let round = answer_waits_for_the_block(|job| drop(tokio::spawn(job)));
+                with_tasks += usize::from(tokio::spawn(round).await.expect("no panic"));
+            }
+            (with_jobs, with_tasks)
+        };
+        let (with_jobs, with_tasks) = runtime.block_on(rounds);
+        assert!(
+            with_jobs <= with_tasks + ROUNDS / 4,
+            "{workers} workers: {with_jobs} of {ROUNDS} answers waited, {with_tasks} of tasks"
+        );
+    }
+}
+
+#[tokio::test]
+async fn job_short_of_budget_goes_on_in_its_next_poll() {
     let scheduler = one_at_a_time();
     let open = hold(&scheduler).await;
     for _ in 0..5 {
@@ -593,7 +639,7 @@ async fn job_short_of_budget_goes_on_in_its_next_turn() {
     assert_eq!(scheduler.stats().completed, 6);
 }
 
-/// In tokio 1.54 one thread looks for I/O after every 61 polls. Each runs one or two of these jobs.
+/// In tokio 1.54 one thread looks for I/O after every 61 polls, each of which runs one of these jobs.
 #[tokio::test]
 async fn on_one_thread_a_backlog_leaves_io_its_turn() {
     for deferred in [false, true] {

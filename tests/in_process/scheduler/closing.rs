@@ -20,7 +20,8 @@ use tower_jobs::{
 };
 
 use crate::support::{
-    Grenade, OnDrop, PLENTY, SECOND, YEAR, assert_adds_up, holding, names, turn, watched,
+    Grenade, OnDrop, PLENTY, SECOND, YEAR, assert_adds_up, holding, logs::Logs, names,
+    oneshot::respond, turn, watched,
 };
 
 /// Timeouts that differ, for a paused clock.
@@ -505,14 +506,23 @@ async fn jobs_whose_drop_panics_do_no_harm_to_others() {
 }
 
 #[tokio::test]
-async fn aborted_pending_job_whose_drop_panics_has_panicked() {
-    let scheduler = Scheduler::builder().limit(1).build();
+async fn aborted_pending_job_is_cancelled_even_if_its_drop_panics() {
+    let (logs, _guard) = Logs::start();
+    let (scheduler, mut failures) = watched(Scheduler::builder().limit(1));
     scheduler.spawn(pending::<()>()).await.unwrap();
-    let job = scheduler.spawn(holding(Grenade)).await.unwrap();
+    let job = scheduler.job("explosive").spawn(holding(Grenade)).await.unwrap();
     let next = scheduler.spawn(async { 7 }).await.unwrap();
     job.abort();
-    assert!(job.await.unwrap_err().is_panic());
+    assert!(job.is_finished());
+    assert!(job.await.unwrap_err().is_cancelled());
     assert!(next.is_pending());
+    turn().await;
+    let logged: Vec<_> = logs.iter().filter(|event| event.field("level") == "ERROR").collect();
+    assert_eq!(logged.len(), 1, "{logged:?}");
+    assert_eq!(logged[0].field("message"), "a value of a job panicked while it was dropped");
+    assert_eq!(logged[0].field("span.name"), "explosive");
+    assert!(failures.try_recv().is_err(), "it is no failure of the job");
+    assert_eq!(scheduler.stats().cancelled, 1);
     assert_adds_up(&scheduler.stats());
 }
 
@@ -542,7 +552,7 @@ async fn jobs_whose_drop_blocks_do_no_harm_to_others() {
         (vec!["active"], vec!["plain"])
     );
     assert_eq!(names(&report.never_started), ["pending"]);
-    assert!(active.await.unwrap_err().is_close_timeout());
+    assert!(active.await.unwrap_err().is_abandoned());
     assert!(pending_job.await.unwrap_err().is_cancelled());
     assert_adds_up(&scheduler.stats());
     drop(release);
@@ -590,7 +600,7 @@ async fn job_that_never_yields_does_not_delay_wait_and_close() {
     let report = timeout(PLENTY / 2, scheduler.wait_and_close()).await.unwrap();
     assert_eq!(names(&report.abandoned), ["stuck"]);
     assert!(report.elapsed < 2 * SECOND, "{report}");
-    assert!(job.await.unwrap_err().is_close_timeout());
+    assert!(job.await.unwrap_err().is_abandoned());
     assert!(release.send(()).is_ok(), "it is stuck still");
     assert_eq!(scheduler.close().await.to_string(), report.to_string());
     assert_adds_up(&scheduler.stats());
@@ -628,7 +638,7 @@ async fn value_of_an_abandoned_job_does_not_hold_up_closing() {
     let report = timeout(PLENTY / 4, closing).await.expect("in time").unwrap();
     assert_eq!(names(&report.abandoned), ["clingy"]);
     begins.recv_timeout(PLENTY).expect("its value is dropped, elsewhere");
-    assert!(job.await.err().expect("no value").is_close_timeout());
+    assert!(job.await.err().expect("no value").is_abandoned());
 }
 
 #[tokio::test]
@@ -646,7 +656,8 @@ async fn blocking_job_is_abandoned_at_the_deadline_and_reported() {
     let report = timeout(PLENTY / 2, scheduler.wait_and_close()).await.unwrap();
     assert_eq!((names(&report.abandoned), report.jobs().count()), (vec!["stuck"], 1));
     let failure = failures.recv().await.unwrap();
-    assert!(failure.error.is_close_timeout() && failure.job.name == "stuck", "{failure}");
+    assert!(failure.error.is_abandoned() && failure.job.name == "stuck", "{failure}");
+    assert!(!failure.error.is_timeout() && !failure.error.is_cancelled(), "{failure}");
 
     release.send(()).unwrap();
     drop(scheduler);
@@ -669,6 +680,88 @@ async fn blocking_job_that_ends_in_time_has_completed() {
     release.send(()).unwrap();
     let report = close.await;
     assert_eq!((report.completed, report.is_clean()), (1, true));
+}
+
+// A task that waits for an idle scheduler, without any other event that would wake it.
+
+#[tokio::test]
+async fn close_of_the_last_deferred_job_wakes_idle_waiters() {
+    let scheduler = Scheduler::new();
+    let open = respond(&scheduler).await;
+    open.jobs.after_response(async {}).unwrap();
+    let mut idle = task::spawn(scheduler.wait_idle());
+    assert_pending!(idle.poll());
+    let mut close = task::spawn(scheduler.close());
+    assert_eq!(assert_ready!(close.poll()).never_started.len(), 1);
+    assert!(idle.is_woken());
+    assert_ready!(idle.poll());
+}
+
+#[tokio::test]
+async fn close_of_the_last_pending_job_wakes_idle_waiters() {
+    let scheduler = Scheduler::builder().limit(1).build();
+    let runs = scheduler.try_spawn(pending::<()>()).unwrap();
+    let mut waits = scheduler.try_spawn(pending::<()>()).unwrap();
+    runs.abort();
+    waits.abort();
+    let mut idle = task::spawn(scheduler.wait_idle());
+    assert_pending!(idle.poll());
+    assert!(runs.await.unwrap_err().is_cancelled() && idle.is_woken());
+    assert_ready!(idle.poll());
+    waits.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn abandoning_the_last_job_wakes_idle_waiters() {
+    let scheduler = short_times().close_timeout(Duration::ZERO).build();
+    let (begun, begins) = oneshot::channel();
+    let (release, released) = threads::channel::<()>();
+    let stuck = move || {
+        begun.send(()).expect("heard");
+        wait_for(&released);
+    };
+    scheduler.spawn_blocking(stuck).await.unwrap();
+    begins.await.unwrap();
+    let mut idle = task::spawn(scheduler.wait_idle());
+    assert_pending!(idle.poll());
+    let report = timeout(PLENTY / 2, scheduler.close()).await.unwrap();
+    assert_eq!(report.abandoned.len(), 1);
+    assert!(idle.is_woken());
+    assert_ready!(idle.poll());
+    drop(release);
+}
+
+#[test]
+fn end_of_the_runtime_wakes_idle_waiters() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+    // An active job, and a blocking one that a thread runs.
+    for blocking in [false, true] {
+        let runtime = runtime();
+        let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
+        let (begun, begins) = threads::channel();
+        let (release, released) = threads::channel::<()>();
+        runtime.block_on(async {
+            if blocking {
+                let stuck = move || {
+                    begun.send(()).expect("heard");
+                    wait_for(&released);
+                };
+                scheduler.spawn_blocking(stuck).await.unwrap();
+                while begins.try_recv().is_err() {
+                    yield_now().await;
+                }
+            } else {
+                scheduler.spawn(pending::<()>()).await.unwrap();
+                turn().await;
+            }
+        });
+        let mut idle = task::spawn(scheduler.wait_idle());
+        assert_pending!(idle.poll());
+        runtime.shutdown_background();
+        assert!(idle.is_woken(), "blocking: {blocking}");
+        assert_ready!(idle.poll());
+        drop(release);
+    }
 }
 
 /// A waker that panics.

@@ -328,7 +328,8 @@ fn blocking_job_whose_runtime_goes_away_is_abandoned() {
     begins.recv_timeout(PLENTY).unwrap();
     runtime.shutdown_background();
     let error = block_on(job).unwrap_err();
-    assert!(error.is_abandoned() && !error.is_cancelled(), "{error}");
+    assert!(error.is_abandoned() && !error.is_cancelled() && !error.is_timeout(), "{error}");
+    assert_eq!(scheduler.stats().abandoned, 1);
     let report = block_on(scheduler.close());
     let found: Vec<_> = report.jobs().map(|(outcome, job)| (outcome, &*job.name)).collect();
     assert_eq!(found, [(Outcome::Abandoned, "stuck")]);

@@ -115,8 +115,10 @@ impl Oracle {
     }
 
     pub(super) fn has_place(&self) -> bool {
-        let held = self.limited() + self.pending.len() + self.granted.len();
-        self.limit.checked_add(self.pending_limit).is_none_or(|places| held < places)
+        let running = self.limited() + self.granted.len();
+        let held = running + self.pending.len();
+        let has_room = |places: usize| held < places;
+        running < self.limit || self.limit.checked_add(self.pending_limit).is_none_or(has_room)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -325,11 +327,8 @@ impl Oracle {
 
     pub(super) fn abort(&mut self, job: usize) {
         match self.jobs[job].at {
-            Where::Pending => {
-                let panics = self.jobs[job].plan.drop_panics;
-                let result = if panics { Seen::Panicked } else { Seen::Cancelled };
-                self.end(job, Outcome::Cancelled, result);
-            }
+            // Whatever its drop does.
+            Where::Pending => self.end(job, Outcome::Cancelled, Seen::Cancelled),
             Where::Active => self.jobs[job].fate = Some(Fate::Stops),
             _ => {}
         }
