@@ -147,6 +147,8 @@ const CLOSE_TIMEOUTS: [u64; 3] = [0, 400, 1400];
 /// How long a close waits, after its deadline, for aborted futures to be dropped. Here they always
 /// are: what may outlast that (a blocking thread) moves no paused clock.
 const LANDING: u64 = 20;
+/// Real time for threads to end.
+const PLENTY: Duration = Duration::from_secs(30);
 
 /// What polling a future gave, or how a failure was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -217,6 +219,14 @@ struct Expected {
 struct ExpectedDrain {
     stage: u8,
     deadline: u64,
+    /// The deadline of stage 0.
+    first: u64,
+}
+
+impl ExpectedDrain {
+    fn new(first: u64) -> Self {
+        Self { stage: 0, deadline: first, first }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -249,6 +259,8 @@ struct Oracle {
     drain_began: Option<u64>,
     close_deadline: Option<u64>,
     drains: Vec<Option<ExpectedDrain>>,
+    /// Drains whose callers were dropped. A task carries them through.
+    carried: Vec<ExpectedDrain>,
 }
 
 impl Oracle {
@@ -272,6 +284,7 @@ impl Oracle {
             drain_began: None,
             close_deadline: None,
             drains: Vec::new(),
+            carried: Vec::new(),
         }
     }
 
@@ -547,9 +560,42 @@ impl Oracle {
     /// Whether the drain has come to its end.
     fn poll_drain(&mut self, at: usize) -> bool {
         let Some(mut drain) = self.drains[at].take() else { unreachable!("a drain that is there") };
+        let is_over = self.carry_on(&mut drain);
+        if !is_over {
+            self.drains[at] = Some(drain);
+        }
+        is_over
+    }
+
+    /// Drops the caller of a drain: it begins again, with the same deadline.
+    fn drop_drain(&mut self, at: usize) {
+        let drain = self.drains[at].take();
+        self.carried.extend(drain.map(|drain| ExpectedDrain::new(drain.first)));
+    }
+
+    /// As [`settle`](Self::settle), with the drains that are carried through.
+    fn settle_all(&mut self) {
+        loop {
+            self.settle();
+            let mut has_changed = false;
+            for mut drain in mem::take(&mut self.carried) {
+                let stage = drain.stage;
+                if !self.carry_on(&mut drain) {
+                    has_changed |= drain.stage > stage;
+                    self.carried.push(drain);
+                }
+                self.settle();
+            }
+            if !has_changed {
+                return;
+            }
+        }
+    }
+
+    /// Takes the stages of the drain that are due. Returns whether it is over.
+    fn carry_on(&mut self, drain: &mut ExpectedDrain) -> bool {
         while drain.stage < 3 {
             if !self.is_idle() && self.now < drain.deadline {
-                self.drains[at] = Some(drain);
                 return false;
             }
             match drain.stage {
@@ -575,14 +621,18 @@ impl Oracle {
 
     fn advance(&mut self, to: u64) {
         loop {
-            let due = |job: &usize| Some((self.jobs[*job].deadline?, *job));
-            let Some((deadline, job)) = self.active.iter().filter_map(due).min() else { break };
+            let due = |job: &usize| Some((self.jobs[*job].deadline?, Some(*job)));
+            let jobs = self.active.iter().filter_map(due);
+            let drains = self.carried.iter().map(|drain| (drain.deadline, None));
+            let Some((deadline, job)) = jobs.chain(drains).min() else { break };
             if deadline > to {
                 break;
             }
             self.now = deadline;
-            self.jobs[job].fate = Some(Fate::RanTooLong);
-            self.settle();
+            if let Some(job) = job {
+                self.jobs[job].fate = Some(Fate::RanTooLong);
+            }
+            self.settle_all();
         }
         self.now = to;
     }
@@ -1003,16 +1053,22 @@ impl Real {
         })));
     }
 
-    fn poll_drain(&mut self, at: usize) -> Option<DrainReport> {
+    /// `is_over` says whether it must end, though it may have to wait for the threads of hooks.
+    async fn poll_drain(&mut self, at: usize, is_over: bool) -> Option<DrainReport> {
         let drain = self.drains[at].take().expect("a drain that is there");
         let mut drain = task::spawn(drain.into_inner());
-        match drain.poll() {
-            Poll::Ready(report) => Some(report),
-            Poll::Pending => {
-                self.drains[at] = Some(drain);
-                None
+        let began = std::time::Instant::now();
+        loop {
+            match drain.poll() {
+                Poll::Ready(report) => return Some(report),
+                Poll::Pending if is_over && began.elapsed() < PLENTY => {
+                    tokio::task::yield_now().await;
+                }
+                Poll::Pending => break,
             }
         }
+        self.drains[at] = Some(drain);
+        None
     }
 
     async fn advance(&self, to: u64) {
@@ -1021,7 +1077,7 @@ impl Real {
 
     /// Lets all tasks come to rest, without moving the clock.
     async fn settle(&self) {
-        for _ in 0..4 {
+        for _ in 0..16 {
             tokio::task::yield_now().await;
         }
     }
@@ -1068,12 +1124,30 @@ impl History {
         let was_closed = self.real.scheduler.is_closed();
         let started = lock(&self.real.starts).len();
         self.act(step).await;
-        self.real.settle().await;
-        self.oracle.settle();
-        self.compare();
+        self.settle_and_compare().await;
         if was_closed {
             assert_eq!(lock(&self.real.starts).len(), started, "nothing starts any more");
         }
+    }
+
+    async fn settle_and_compare(&mut self) {
+        self.real.settle().await;
+        self.oracle.settle_all();
+        // While the scheduler closes, plain threads call the hook and drop what never started.
+        let began = std::time::Instant::now();
+        while !self.threads_have_ended() && began.elapsed() < PLENTY {
+            tokio::task::yield_now().await;
+        }
+        self.compare();
+    }
+
+    fn threads_have_ended(&self) -> bool {
+        let is_dropped = |(number, job): (usize, &Expected)| {
+            let is_over = matches!(job.at, Where::Ended(_) | Where::Refused);
+            !is_over || lock(&self.real.strings[number]).drops > 0
+        };
+        lock(&self.real.told).len() >= self.oracle.told.len()
+            && self.oracle.jobs.iter().enumerate().all(is_dropped)
     }
 
     /// Does the step to both, unless there is nothing to do it to.
@@ -1116,22 +1190,22 @@ impl History {
                 real.drain(Some(drain_timeout(seconds)));
                 oracle.begin_drain();
                 let deadline = oracle.now + drain_timeout(seconds);
-                oracle.drains.push(Some(ExpectedDrain { stage: 0, deadline }));
-                self.poll_drain(self.oracle.drains.len() - 1);
+                oracle.drains.push(Some(ExpectedDrain::new(deadline)));
+                self.poll_drain(self.oracle.drains.len() - 1).await;
             }
             Step::Close => {
                 real.drain(None);
-                oracle.drains.push(Some(ExpectedDrain { stage: 0, deadline: 0 }));
-                self.poll_drain(self.oracle.drains.len() - 1);
+                oracle.drains.push(Some(ExpectedDrain::new(0)));
+                self.poll_drain(self.oracle.drains.len() - 1).await;
             }
             Step::PollDrain(at) => {
                 let Some(drain) = pick(&oracle.open_drains(), at) else { return };
-                self.poll_drain(drain);
+                self.poll_drain(drain).await;
             }
             Step::DropDrain(at) => {
                 let Some(drain) = pick(&oracle.open_drains(), at) else { return };
                 real.drains[drain] = None;
-                oracle.drains[drain] = None;
+                oracle.drop_drain(drain);
             }
             Step::Announce => {
                 real.scheduler.start_draining();
@@ -1174,9 +1248,9 @@ impl History {
         self.oracle.jobs[parent].fate = Some(Fate::Ends(End::Value));
     }
 
-    fn poll_drain(&mut self, at: usize) {
+    async fn poll_drain(&mut self, at: usize) {
         let ended = self.oracle.poll_drain(at);
-        let report = self.real.poll_drain(at);
+        let report = self.real.poll_drain(at, ended).await;
         assert_eq!(report.is_some(), ended, "whether the drain is over");
         let Some(report) = report else { return };
         self.check_report(&report);
@@ -1261,10 +1335,8 @@ impl History {
         while !self.oracle.open_drains().is_empty() {
             self.step(Step::Advance(1)).await;
             for drain in self.oracle.open_drains() {
-                self.poll_drain(drain);
-                self.real.settle().await;
-                self.oracle.settle();
-                self.compare();
+                self.poll_drain(drain).await;
+                self.settle_and_compare().await;
             }
         }
         for job in self.oracle.jobs_where(|job| matches!(job.holder, Holder::Spawner { .. })) {
@@ -1280,8 +1352,7 @@ impl History {
                 self.oracle.drop_holder(job);
             }
         }
-        self.real.settle().await;
-        self.compare();
+        self.settle_and_compare().await;
         assert!(self.real.scheduler.is_empty());
         let told = lock(&self.real.told);
         for (number, job) in self.oracle.jobs.iter().enumerate() {
