@@ -5,6 +5,7 @@
 //! step all that can be seen of the two must agree. Every future that a user would hold (spawners,
 //! handles, closers, drains) is polled by steps only, so it may be early, late, dropped or
 //! forgotten; what could go on must have been woken.
+#![allow(clippy::disallowed_types, reason = "threads are waited for in real time")]
 
 use std::{
     env,
