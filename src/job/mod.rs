@@ -9,10 +9,11 @@
 //! 5. `info`: a snapshot of one job.
 //! 6. `result`: the result cell, which reports each failure exactly once.
 //! 7. `record`: the part of a job that its handle, the queue and its runner share.
-//! 8. `span`: the job's `tracing` span.
-//! 9. `boxed`: large futures, boxed where they come in.
-//! 10. `body`: the user's future, and the code that stores its output.
-//! 11. `harness`: a job as a runner polls it.
+//! 8. `times`: when a job was queued and started, for observers.
+//! 9. `span`: the job's `tracing` span.
+//! 10. `boxed`: large futures, boxed where they come in.
+//! 11. `body`: the user's future, and the code that stores its output.
+//! 12. `harness`: a job as a runner polls it.
 
 pub(crate) mod body;
 pub(crate) mod boxed;
@@ -25,3 +26,4 @@ pub(crate) mod output;
 pub(crate) mod record;
 pub(crate) mod result;
 pub(crate) mod span;
+mod times;

@@ -23,6 +23,7 @@ use crate::{
         info::{JobInfo, name_of},
         options::{Extras, JobFlags, JobKind},
         result::{Output, ResultCell},
+        times::Times,
     },
     rules::{
         state::{JobId, JobState, Outcome},
@@ -57,7 +58,7 @@ pub(crate) struct Record {
     location: &'static Location<'static>,
     group: Option<Arc<dyn GroupOwner>>,
     extras: Option<Box<Extras>>,
-    accepted_at: AtomicI64,
+    pub(super) accepted_at: AtomicI64,
     /// The row in the queue's table, [`NONE`] before. Read by the queue under its lock, and by the
     /// runner.
     row: AtomicU32,
@@ -65,7 +66,7 @@ pub(crate) struct Record {
     flags: JobFlags,
     stop: AtomicU8,
     result: AtomicU8,
-    cold: OnceLock<Box<ColdPart>>,
+    pub(super) cold: OnceLock<Box<ColdPart>>,
 }
 
 /// The parts that a job needs once it waits, is awaited, or fails.
@@ -76,20 +77,7 @@ pub(crate) struct ColdPart {
     /// Wakes the task that polls the job.
     runner: Mutex<Option<Waker>>,
     pub(super) output: Mutex<Output>,
-    times: Times,
-}
-
-/// Moments that are kept only for observers; [`Moment::NEVER`] until then.
-struct Times {
-    queued: AtomicI64,
-    started: AtomicI64,
-}
-
-impl Default for Times {
-    fn default() -> Self {
-        let never = || AtomicI64::new(Moment::NEVER.as_nanos());
-        Self { queued: never(), started: never() }
-    }
+    pub(super) times: Times,
 }
 
 impl Record {
@@ -189,37 +177,8 @@ impl Record {
         }
     }
 
-    fn cold(&self) -> &ColdPart {
+    pub(super) fn cold(&self) -> &ColdPart {
         self.cold.get_or_init(Box::default)
-    }
-}
-
-/// Times, for observers.
-impl Record {
-    /// Makes room for the times.
-    pub(crate) fn keep_times(&self) {
-        self.cold();
-    }
-
-    /// The job starts. Returns the time for which it was queued.
-    pub(crate) fn set_started(&self, now: Moment) -> Duration {
-        self.cold().times.started.store(now.as_nanos(), Ordering::Relaxed);
-        now.since(self.queued_at())
-    }
-
-    fn queued_at(&self) -> Moment {
-        let moment = |at: &AtomicI64| Moment::from_nanos(at.load(Ordering::Relaxed));
-        let queued = self.cold.get().map_or(Moment::NEVER, |cold| moment(&cold.times.queued));
-        if queued == Moment::NEVER { moment(&self.accepted_at) } else { queued }
-    }
-
-    /// The times from being queued to the start, and from there to the end.
-    pub(crate) fn times_until(&self, end: Moment) -> (Duration, Duration) {
-        let started = &self.cold().times.started;
-        match Moment::from_nanos(started.load(Ordering::Relaxed)) {
-            Moment::NEVER => (end.since(self.queued_at()), Duration::ZERO),
-            started => (started.since(self.queued_at()), end.since(started)),
-        }
     }
 }
 
@@ -369,7 +328,7 @@ impl JobMeta for Arc<Record> {
 
     fn undeferred(&self, now: Moment) {
         if let Some(cold) = self.cold.get() {
-            cold.times.queued.store(now.as_nanos(), Ordering::Relaxed);
+            cold.times.set_queued(now);
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! In reading order:
 //!
-//! 1. This file: [`Scheduler`], for spawning, closing and inspecting.
+//! 1. This file: [`Scheduler`], and spawning. `closing` and `inspect` have its other verbs.
 //! 2. `builder`: the settings, in code.
 //! 3. `spawn`: [`JobBuilder`], which makes a job and admits it.
 //! 4. `handle`: [`Job`], the handle of a job, and [`JobContext`], its view from the inside.
@@ -14,7 +14,9 @@
 
 mod blocking;
 pub(crate) mod builder;
+mod closing;
 pub(crate) mod handle;
+mod inspect;
 pub(crate) mod permit;
 pub(crate) mod shield;
 pub(crate) mod spawn;
@@ -24,28 +26,21 @@ pub(crate) mod weak;
 
 use std::{borrow::Cow, fmt, future::Future, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
-
 use crate::{
     job::{
         boxed::{box_large, box_large_closure},
         error::{JobError, SpawnError, TrySpawnError},
-        info::JobInfo,
         options::Options,
         output::JobOutput,
     },
-    report::{
-        drain_report::DrainReport,
-        stats::{Refusals, Stats},
-    },
-    rules::{state::Outcome, step::Phase},
+    rules::step::Phase,
     run::core::{Core, Mode},
     scheduler::{
         handle::{Job, JobContext},
         spawn::{JobBuilder, Value},
         spawn_future::SpawnFuture,
     },
-    util::{clock::Moment, panics::ignore_panic},
+    util::panics::ignore_panic,
 };
 
 /// Runs jobs in the background, up to a limit at once, and accounts for each.
@@ -378,255 +373,6 @@ impl Scheduler {
     pub fn job(&self, name: impl Into<Cow<'static, str>>) -> JobBuilder<'_> {
         self.with_options(Options::default()).name(name)
     }
-}
-
-/// Closing.
-impl Scheduler {
-    /// Resolves when no job runs or waits, and no spawner waits.
-    ///
-    /// It closes nothing, and new jobs may come at once. Do not await this inside a job of the same
-    /// scheduler: it would wait for itself.
-    ///
-    /// All jobs have run to their end by then. On several threads, the handle of the last job may show
-    /// that an instant later: await the handle.
-    ///
-    /// # Cancel safety
-    ///
-    /// May be dropped at any point.
-    pub async fn wait_idle(&self) {
-        self.core().wait_idle().await;
-    }
-
-    /// Closes the scheduler now; running jobs have the close timeout to end.
-    ///
-    /// - New jobs are refused from here on, and so are the jobs of waiting spawners.
-    /// - Pending jobs, and jobs that wait for their response, are reported as never started. Their futures
-    ///   are dropped on the runtime's blocking pool, which may go on after this has returned.
-    /// - Running jobs of [`spawn_with`](Self::spawn_with) are cancelled, and have
-    ///   [`close_timeout`](Self::close_timeout) to end. All other running jobs are aborted: their futures
-    ///   are dropped at their next `await`.
-    /// - Jobs still running at the deadline are aborted. One that cannot be dropped within another 20 ms
-    ///   (it never awaits, or blocks its thread) is reported as *abandoned*.
-    ///
-    /// It can be called again: every caller gets the same report.
-    ///
-    /// # Panics
-    ///
-    /// If called within a runtime without a timer (`enable_time`).
-    ///
-    /// # Cancel safety
-    ///
-    /// Once polled, it is carried through, although it is dropped, or awaited by one of the jobs. Call it
-    /// again for the report.
-    pub async fn close(&self) -> DrainReport {
-        self.core().close().await
-    }
-
-    /// Announces the shutdown, and changes nothing else.
-    ///
-    /// From here on [`is_draining`](Self::is_draining) is true, so that a readiness probe fails, and the
-    /// report of the later [`wait_and_close`](Self::wait_and_close) or [`close`](Self::close) covers the
-    /// time from this call. Jobs are accepted as before. It is meant for the time between a signal and the
-    /// end of the last connection.
-    pub fn start_draining(&self) {
-        self.core().start_draining();
-    }
-
-    /// Lets jobs finish for up to [`wait_timeout`](Self::wait_timeout), then [closes](Self::close).
-    ///
-    /// Until then the scheduler *drains*: it still accepts jobs from all callers, such as running jobs and
-    /// requests in flight, and waits for those too. It closes in the very step that leaves it idle, so no
-    /// job slips in between, or when the time is over. A spawner that has been granted a permit or a place
-    /// in the queue, and has not been polled since, is waited for like a job.
-    ///
-    /// Returns after at most `wait_timeout` plus [`close_timeout`](Self::close_timeout), plus the 20 ms of
-    /// [`close`](Self::close) if jobs cannot be dropped in time.
-    ///
-    /// # Panics
-    ///
-    /// If called within a runtime without a timer (`enable_time`).
-    ///
-    /// # Cancel safety
-    ///
-    /// Once polled, it is carried through with its deadline, although it is dropped. Call it again for
-    /// the report, or call [`close`](Self::close) for an earlier end.
-    pub async fn wait_and_close(&self) -> DrainReport {
-        self.wait_and_close_within(self.wait_timeout()).await
-    }
-
-    /// Like [`wait_and_close`](Self::wait_and_close), with `timeout` instead of `wait_timeout`.
-    ///
-    /// A `timeout` too long for the clock, such as `Duration::MAX`, means no deadline.
-    ///
-    /// # Panics
-    ///
-    /// Like [`wait_and_close`](Self::wait_and_close).
-    ///
-    /// # Cancel safety
-    ///
-    /// Like [`wait_and_close`](Self::wait_and_close).
-    #[doc(alias = "wait_and_close_timeout")]
-    pub async fn wait_and_close_within(&self, timeout: Duration) -> DrainReport {
-        self.core().wait_and_close(timeout).await
-    }
-}
-
-/// Inspecting.
-impl Scheduler {
-    /// Returns the number of jobs: deferred, pending and active.
-    pub fn len(&self) -> usize {
-        self.core().queue().len()
-    }
-
-    /// Returns whether there are no jobs.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Returns the number of running jobs.
-    ///
-    /// Shielded work runs outside the limit, so this can exceed it.
-    pub fn active_count(&self) -> usize {
-        self.core().queue().active_count()
-    }
-
-    /// Returns the number of jobs that wait in the queue.
-    pub fn pending_count(&self) -> usize {
-        self.core().queue().pending_count()
-    }
-
-    /// Returns the maximum number of jobs that run at once; `None` = any number.
-    pub fn limit(&self) -> Option<usize> {
-        limit_of(self.core().queue().limit())
-    }
-
-    /// Returns the maximum number of waiting jobs; `None` = any number, 0 = no queue.
-    pub fn pending_limit(&self) -> Option<usize> {
-        limit_of(self.core().queue().pending_limit())
-    }
-
-    /// Returns the maximum number of deferred jobs; `None` = any number.
-    pub fn deferred_limit(&self) -> Option<usize> {
-        self.core().config.deferred_limit
-    }
-
-    /// Returns the maximum time that a job is deferred, if there is one.
-    pub fn deferred_timeout(&self) -> Option<Duration> {
-        self.core().config.deferred_timeout
-    }
-
-    /// Returns the maximum number of jobs of one key that run at once; `None` = any number.
-    pub fn limit_per_key(&self) -> Option<usize> {
-        limit_of(self.core().queue().limit_per_key())
-    }
-
-    /// Returns the run timeout of jobs that have none of their own.
-    pub fn job_timeout(&self) -> Option<Duration> {
-        self.core().config.job_timeout
-    }
-
-    /// Returns the scheduler's name, if it was given one.
-    pub fn name(&self) -> Option<&str> {
-        self.core().name.as_deref()
-    }
-
-    /// Returns the deadline of the drain, once it has one.
-    ///
-    /// [`wait_and_close`](Self::wait_and_close) and [`close`](Self::close) set it when they begin, and
-    /// [`Shutdown`](crate::Shutdown) sets it at the signal.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.core().deadline()
-    }
-
-    /// Returns the maximum time for a job to end once it is closed.
-    pub fn close_timeout(&self) -> Duration {
-        self.core().config.close_timeout
-    }
-
-    /// Returns the maximum time for jobs to finish in [`wait_and_close`](Self::wait_and_close).
-    pub fn wait_timeout(&self) -> Duration {
-        self.core().config.wait_timeout
-    }
-
-    /// Resolves when the shutdown has begun: when [`is_draining`](Self::is_draining) turns true.
-    ///
-    /// It is meant for streams and loops that must end by themselves.
-    ///
-    /// # Cancel safety
-    ///
-    /// May be dropped at any point.
-    pub async fn shutting_down(&self) {
-        self.core().shutting_down().await;
-    }
-
-    /// Returns whether the shutdown has begun.
-    ///
-    /// It is true from the first call of `start_draining`, `wait_and_close` or `close` on, and never
-    /// false again. Readiness probes ask for it.
-    pub fn is_draining(&self) -> bool {
-        self.core().queue().phase() != Phase::Open
-    }
-
-    /// Returns whether new jobs are refused, because the scheduler is closed.
-    pub fn is_closed(&self) -> bool {
-        self.core().queue().phase() == Phase::Closed
-    }
-
-    /// Lists all jobs, oldest first.
-    ///
-    /// It reads them in several steps, so jobs that start or end meanwhile may be missing or listed. The
-    /// numbers of [`stats`](Self::stats) agree with each other.
-    pub fn jobs(&self) -> Vec<JobInfo> {
-        let now = Moment::now();
-        let mut jobs = Vec::new();
-        self.core().for_each_job(|(record, state)| jobs.push(record.info(state, now)));
-        jobs.sort_unstable_by_key(|job| job.id);
-        jobs
-    }
-
-    /// Returns all counts, taken at one moment.
-    pub fn stats(&self) -> Stats {
-        let now = Moment::now();
-        let queue = self.core().queue();
-        let totals = queue.totals();
-        let [deferred, pending, active] = queue.oldest();
-        Stats {
-            accepted: totals.accepted,
-            deferred: queue.deferred_count() as u64,
-            pending: queue.pending_count() as u64,
-            active: queue.active_count() as u64,
-            completed: totals.of(Outcome::Completed),
-            failed: totals.of(Outcome::Failed),
-            panicked: totals.of(Outcome::Panicked),
-            timed_out: totals.of(Outcome::TimedOut),
-            cancelled: totals.of(Outcome::Cancelled),
-            skipped: totals.of(Outcome::Skipped),
-            never_started: totals.of(Outcome::NeverStarted),
-            abandoned: totals.of(Outcome::Abandoned),
-            waiting_spawners: queue.waiting_count() as u64,
-            reserved: queue.reserved_count() as u64,
-            granted: queue.granted_count() as u64,
-            outside_limit: queue.outside_limit_count() as u64,
-            refused: Refusals::from_counts(self.core().refusals()),
-            oldest_deferred: deferred.map(|since| now.since(since)),
-            oldest_pending: pending.map(|since| now.since(since)),
-            oldest_active: active.map(|since| now.since(since)),
-        }
-    }
-}
-
-#[cfg(tower_jobs_count_locks)]
-impl Scheduler {
-    /// Returns how many locks of this crate the process has taken, and how many were contended.
-    #[doc(hidden)]
-    pub fn locks() -> (u64, u64) {
-        crate::util::sync::counting::counts()
-    }
-}
-
-/// The limit as users set it.
-fn limit_of(limit: usize) -> Option<usize> {
-    Some(limit).filter(|limit| *limit < usize::MAX)
 }
 
 impl Default for Scheduler {
