@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
+use tracing::dispatcher::{self, Dispatch};
 
 use crate::{
     job::{
@@ -229,7 +230,8 @@ impl Core {
     /// Drops these, one after the other, where they hold up no worker: their `Drop` may block.
     fn drop_on_blocking_pool<T: Send + 'static>(&self, values: Vec<T>) {
         if let Some(runtime) = self.runtime().filter(|_| !values.is_empty()) {
-            let dropping = move || values.into_iter().for_each(drop);
+            let values = Logged { values, dispatch: dispatcher::get_default(Clone::clone) };
+            let dropping = move || drop(values);
             // Panics if the system has no thread left. A runtime that is gone drops them here.
             ignore_panic(|| drop(runtime.spawn_blocking(dropping)));
         }
@@ -304,6 +306,18 @@ impl Core {
             elapsed: now.saturating_duration_since(began),
             at: Moment::of(now),
         }
+    }
+}
+
+/// Values that are dropped under the subscriber of the thread that they come from.
+struct Logged<T> {
+    values: Vec<T>,
+    dispatch: Dispatch,
+}
+
+impl<T> Drop for Logged<T> {
+    fn drop(&mut self) {
+        dispatcher::with_default(&self.dispatch, || self.values.drain(..).for_each(drop));
     }
 }
 

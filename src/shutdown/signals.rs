@@ -100,8 +100,10 @@ impl Listener {
             last: None,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), heard: sender });
-        add(&shared)?;
-        Ok(Self { shared, heard, returned: 0 })
+        // Made first, so that it is over if a handler is refused.
+        let listener = Self { shared, heard, returned: 0 };
+        add(&listener.shared)?;
+        Ok(listener)
     }
 
     #[cfg(unix)]

@@ -14,7 +14,7 @@ use tokio::{
     process::Command,
     sync::{mpsc, watch},
 };
-use tower_jobs::BoxError;
+use tower_jobs::{BoxError, JobId};
 
 use crate::support::{
     http::{Answer, get, send},
@@ -41,7 +41,7 @@ async fn sign_up(to: SocketAddr, form: &str) -> Result<Answer, BoxError> {
 }
 
 /// Signs up `guest-N@example.com`, asserts the answer 202, and gives the id of the job.
-async fn sign_up_guest(to: SocketAddr, n: usize) -> u64 {
+async fn sign_up_guest(to: SocketAddr, n: usize) -> JobId {
     let answer = sign_up(to, &guest(n)).await.expect("an answer");
     assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
     job_id(&answer)
@@ -51,9 +51,9 @@ fn guest(n: usize) -> String {
     json!({ "name": format!("Guest {n}"), "email": format!("guest-{n}@example.com") }).to_string()
 }
 
-fn job_id(answer: &Answer) -> u64 {
+fn job_id(answer: &Answer) -> JobId {
     let body: Value = serde_json::from_str(&answer.text).expect("JSON");
-    body["job"].as_u64().expect("a job id")
+    body["job"].as_str().and_then(|id| id.parse().ok()).expect("a job id")
 }
 
 async fn stats(to: SocketAddr) -> BTreeMap<String, Value> {
@@ -63,7 +63,7 @@ async fn stats(to: SocketAddr) -> BTreeMap<String, Value> {
 }
 
 /// The ids of the jobs that the report names.
-fn named(report: &str) -> BTreeSet<u64> {
+fn named(report: &str) -> BTreeSet<JobId> {
     let ids = report.split("job ").skip(1);
     ids.filter_map(|rest| rest.split(' ').next()?.parse().ok()).collect()
 }
@@ -253,7 +253,7 @@ async fn failures_are_counted(to: SocketAddr, failures: u64) {
 }
 
 /// Whether a line of the log reports that the welcome e-mail with that id failed.
-fn reports(line: &str, id: u64) -> bool {
+fn reports(line: &str, id: JobId) -> bool {
     let mut words = line.split(|c: char| !c.is_ascii_alphanumeric());
     line.contains("ERROR")
         && line.contains("welcome e-mail")

@@ -14,7 +14,7 @@ use std::{
     env,
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use proptest::{
@@ -24,7 +24,7 @@ use proptest::{
 use tower_jobs::{DrainReport, JobState, Outcome};
 
 use self::{oracle::*, plan::*, puppets::*};
-use crate::support::{assert_adds_up, number};
+use crate::support::{PLENTY, assert_adds_up, number};
 
 struct History {
     real: Real,
@@ -45,12 +45,30 @@ impl History {
         let was_closed = self.real.scheduler.is_closed();
         let started = lock(&self.real.starts).len();
         self.act(step).await;
-        self.real.settle().await;
-        self.oracle.settle();
-        self.compare();
+        self.settle_and_compare().await;
         if was_closed {
             assert_eq!(lock(&self.real.starts).len(), started, "nothing starts any more");
         }
+    }
+
+    async fn settle_and_compare(&mut self) {
+        self.real.settle().await;
+        self.oracle.settle_all();
+        // While the scheduler closes, plain threads call the hook and drop unstarted jobs.
+        let began = Instant::now();
+        while !self.threads_have_ended() && began.elapsed() < PLENTY {
+            tokio::task::yield_now().await;
+        }
+        self.compare();
+    }
+
+    fn threads_have_ended(&self) -> bool {
+        let is_dropped = |(number, job): (usize, &Expected)| {
+            let is_over = matches!(job.at, Where::Ended(_) | Where::Refused);
+            !is_over || lock(&self.real.strings[number]).drops > 0
+        };
+        lock(&self.real.reported).len() >= self.oracle.reported.len()
+            && self.oracle.jobs.iter().enumerate().all(is_dropped)
     }
 
     /// Does the step to both, if there is a job or a drain for it.
@@ -97,22 +115,22 @@ impl History {
                 real.drain(Some(drain_timeout(seconds)));
                 oracle.begin_drain();
                 let deadline = oracle.now + drain_timeout(seconds);
-                oracle.drains.push(Some(ExpectedDrain { stage: 0, deadline }));
-                self.poll_drain(self.oracle.drains.len() - 1);
+                oracle.drains.push(Some(ExpectedDrain::new(deadline)));
+                self.poll_drain(self.oracle.drains.len() - 1).await;
             }
             Step::Close => {
                 real.drain(None);
-                oracle.drains.push(Some(ExpectedDrain { stage: 0, deadline: 0 }));
-                self.poll_drain(self.oracle.drains.len() - 1);
+                oracle.drains.push(Some(ExpectedDrain::new(0)));
+                self.poll_drain(self.oracle.drains.len() - 1).await;
             }
             Step::PollDrain(at) => {
                 let Some(drain) = pick(&oracle.open_drains(), at) else { return };
-                self.poll_drain(drain);
+                self.poll_drain(drain).await;
             }
             Step::DropDrain(at) => {
                 let Some(drain) = pick(&oracle.open_drains(), at) else { return };
                 real.drains[drain] = None;
-                oracle.drains[drain] = None;
+                oracle.drop_drain(drain);
             }
             Step::Announce => {
                 real.scheduler.start_draining();
@@ -155,9 +173,9 @@ impl History {
         self.oracle.jobs[parent].fate = Some(Fate::Ends(End::Value));
     }
 
-    fn poll_drain(&mut self, at: usize) {
+    async fn poll_drain(&mut self, at: usize) {
         let ended = self.oracle.poll_drain(at);
-        let report = self.real.poll_drain(at);
+        let report = self.real.poll_drain(at, ended).await;
         assert_eq!(report.is_some(), ended, "whether the drain is over");
         let Some(report) = report else { return };
         self.check_report(&report);
@@ -240,10 +258,8 @@ impl History {
         while !self.oracle.open_drains().is_empty() {
             self.step(Step::Advance(1)).await;
             for drain in self.oracle.open_drains() {
-                self.poll_drain(drain);
-                self.real.settle().await;
-                self.oracle.settle();
-                self.compare();
+                self.poll_drain(drain).await;
+                self.settle_and_compare().await;
             }
         }
         for job in self.oracle.jobs_where(|job| matches!(job.holder, Holder::Spawner { .. })) {
@@ -263,8 +279,7 @@ impl History {
                 self.oracle.drop_holder(job);
             }
         }
-        self.real.settle().await;
-        self.compare();
+        self.settle_and_compare().await;
         assert!(self.real.scheduler.is_empty());
         let reported = lock(&self.real.reported);
         for (number, job) in self.oracle.jobs.iter().enumerate() {

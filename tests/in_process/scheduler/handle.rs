@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok, task};
-use tower_jobs::{Job, JobContext, JobInfo, JobState, Scheduler};
+use tower_jobs::{Job, JobContext, JobId, JobInfo, JobState, Scheduler};
 
 use crate::support::{Drops, SECOND, holding, turn, watched};
 
@@ -319,7 +319,9 @@ async fn ids_are_unique_and_known_to_the_job() {
     let first = scheduler.job("mail").spawn_with(context).await.unwrap();
     let second = scheduler.spawn_with(context).await.unwrap();
     assert!(first.id() < second.id() && first.id().get() > 0);
-    assert_eq!(first.id().to_string(), first.id().get().to_string());
+    let (text, number) = (first.id().to_string(), first.id().get());
+    assert!(text.starts_with(&format!("{number}-")), "{text}");
+    assert_eq!(text.parse::<JobId>(), Ok(first.id()));
     for job in [first, second] {
         let expected = (job.id().get(), job.name());
         assert_eq!(job.await.unwrap(), expected);

@@ -51,6 +51,14 @@ pub(super) struct Expected {
 pub(super) struct ExpectedDrain {
     pub(super) stage: u8,
     pub(super) deadline: u64,
+    /// The deadline of stage 0.
+    pub(super) first: u64,
+}
+
+impl ExpectedDrain {
+    pub(super) fn new(first: u64) -> Self {
+        Self { stage: 0, deadline: first, first }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,6 +92,8 @@ pub(super) struct Oracle {
     pub(super) drain_began: Option<u64>,
     pub(super) close_deadline: Option<u64>,
     pub(super) drains: Vec<Option<ExpectedDrain>>,
+    /// Drains whose callers were dropped. A task carries them through.
+    pub(super) carried: Vec<ExpectedDrain>,
 }
 
 impl Oracle {
@@ -107,6 +117,7 @@ impl Oracle {
             drain_began: None,
             close_deadline: None,
             drains: Vec::new(),
+            carried: Vec::new(),
         }
     }
 
@@ -381,9 +392,42 @@ impl Oracle {
     /// Whether the drain is over.
     pub(super) fn poll_drain(&mut self, at: usize) -> bool {
         let Some(mut drain) = self.drains[at].take() else { unreachable!("a drain that is there") };
+        let is_over = self.carry_on(&mut drain);
+        if !is_over {
+            self.drains[at] = Some(drain);
+        }
+        is_over
+    }
+
+    /// Drops the caller of a drain. The drain begins again, with the same deadline.
+    pub(super) fn drop_drain(&mut self, at: usize) {
+        let drain = self.drains[at].take();
+        self.carried.extend(drain.map(|drain| ExpectedDrain::new(drain.first)));
+    }
+
+    /// As [`settle`](Self::settle), with the drains that are carried through.
+    pub(super) fn settle_all(&mut self) {
+        loop {
+            self.settle();
+            let mut has_changed = false;
+            for mut drain in mem::take(&mut self.carried) {
+                let stage = drain.stage;
+                if !self.carry_on(&mut drain) {
+                    has_changed |= drain.stage > stage;
+                    self.carried.push(drain);
+                }
+                self.settle();
+            }
+            if !has_changed {
+                return;
+            }
+        }
+    }
+
+    /// Takes the stages of the drain that are due. Returns whether it is over.
+    fn carry_on(&mut self, drain: &mut ExpectedDrain) -> bool {
         while drain.stage < 3 {
             if !self.is_idle() && self.now < drain.deadline {
-                self.drains[at] = Some(drain);
                 return false;
             }
             match drain.stage {
@@ -409,14 +453,18 @@ impl Oracle {
 
     pub(super) fn advance(&mut self, to: u64) {
         loop {
-            let due = |job: &usize| Some((self.jobs[*job].deadline?, *job));
-            let Some((deadline, job)) = self.active.iter().filter_map(due).min() else { break };
+            let due = |job: &usize| Some((self.jobs[*job].deadline?, Some(*job)));
+            let jobs = self.active.iter().filter_map(due);
+            let drains = self.carried.iter().map(|drain| (drain.deadline, None));
+            let Some((deadline, job)) = jobs.chain(drains).min() else { break };
             if deadline > to {
                 break;
             }
             self.now = deadline;
-            self.jobs[job].fate = Some(Fate::RanTooLong);
-            self.settle();
+            if let Some(job) = job {
+                self.jobs[job].fate = Some(Fate::RanTooLong);
+            }
+            self.settle_all();
         }
         self.now = to;
     }

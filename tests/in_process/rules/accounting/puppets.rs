@@ -17,7 +17,7 @@ use tokio_test::task;
 use tower_jobs::{DrainReport, Job, JobContext, JobError, Scheduler, SpawnError, TrySpawnError};
 
 use super::plan::*;
-use crate::support::number;
+use crate::support::{PLENTY, number};
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A future must be dropped even if an assertion has poisoned its mutex.
@@ -384,16 +384,22 @@ impl Real {
         })));
     }
 
-    pub(super) fn poll_drain(&mut self, at: usize) -> Option<DrainReport> {
+    /// Polls until it is over if `is_over`: it may have to wait for the threads of hooks.
+    pub(super) async fn poll_drain(&mut self, at: usize, is_over: bool) -> Option<DrainReport> {
         let drain = self.drains[at].take().expect("a drain that is there");
         let mut drain = task::spawn(drain.into_inner());
-        match drain.poll() {
-            Poll::Ready(report) => Some(report),
-            Poll::Pending => {
-                self.drains[at] = Some(drain);
-                None
+        let began = std::time::Instant::now();
+        loop {
+            match drain.poll() {
+                Poll::Ready(report) => return Some(report),
+                Poll::Pending if is_over && began.elapsed() < PLENTY => {
+                    tokio::task::yield_now().await;
+                }
+                Poll::Pending => break,
             }
         }
+        self.drains[at] = Some(drain);
+        None
     }
 
     pub(super) async fn advance(&self, to: u64) {
@@ -402,7 +408,7 @@ impl Real {
 
     /// Lets all tasks do what they can, without moving the clock.
     pub(super) async fn settle(&self) {
-        for _ in 0..4 {
+        for _ in 0..16 {
             tokio::task::yield_now().await;
         }
     }
