@@ -241,6 +241,8 @@ mod tests {
         let (jobs, request) = request(&scheduler);
         let started = jobs.after_response(async {}).expect("there is room");
         let skipped = jobs.after_success(async {}).expect("there is room");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(started.is_finished() && skipped.is_finished());
         started.await.expect("no failure");
         assert!(skipped.await.is_err_and(|error| error.is_skipped()));
         assert_eq!(request.response.waiting_count(), 0);
@@ -274,8 +276,10 @@ mod tests {
 
         // Jobs deferred later start at once, or are skipped.
         let late = second.after_response_with(tell).expect("there is room");
+        assert!(late.is_active());
         assert_eq!(late.await.expect("no failure"), (unfinished,));
         let skipped = second.after_success(async {}).expect("there is room");
+        assert!(skipped.is_finished());
         assert!(skipped.await.is_err_and(|error| error.is_skipped()));
         assert_eq!(second_request.response.waiting_count(), 0);
 

@@ -32,7 +32,7 @@ use crate::support::{
     Drops, SECOND, give_way_once, holding, limited,
     logs::Logs,
     oneshot::{Open, respond, respond_over, respond_with},
-    received, turn, watched,
+    received, turn, watched, within,
 };
 
 const COMPLETE: ResponseOutcome = ResponseOutcome::Complete(StatusCode::OK);
@@ -239,7 +239,8 @@ async fn deferred_timeout_in_the_handler_has_no_status() {
     let inner = service_fn(async |request: Request<()>| {
         let jobs = request.extensions().get::<Jobs>().expect("the layer is there");
         let job = jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap();
-        assert_eq!(job.await.unwrap(), (ResponseOutcome::Unfinished(None),));
+        let outcome = within("the timeout", job).await.unwrap();
+        assert_eq!(outcome, (ResponseOutcome::Unfinished(None),));
         Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
     });
     let layer = JobsLayer::new(scheduler.clone());
@@ -261,7 +262,7 @@ async fn deferred_timeout_watches_again_after_a_pause() {
         let began = tokio::time::Instant::now();
         let job = open.jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap();
         let unfinished = ResponseOutcome::Unfinished(Some(StatusCode::OK));
-        assert_eq!(job.await.unwrap(), (unfinished,));
+        assert_eq!(within("the timeout", job).await.unwrap(), (unfinished,));
         assert!(began.elapsed() <= SECOND * 11 / 10, "{:?}", began.elapsed());
         assert_eq!(unfinished.status(), Some(StatusCode::OK));
     }

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fmt::Debug,
     future::{Future, pending, ready},
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -461,25 +462,24 @@ async fn replaced_job_is_cancelled_even_if_its_drop_panics() {
     assert_eq!((stats.panicked, stats.cancelled, stats.completed), (0, 2, 1));
 }
 
-/// A backlog that never ends: each of its jobs takes 20 ms, and two more always wait.
+/// A job of a backlog that never ends: it spawns the next, and then takes its time.
+fn never_ending(scheduler: Scheduler, time: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move {
+        scheduler.try_spawn(never_ending(scheduler.clone(), time)).unwrap();
+        sleep(time).await;
+    })
+}
+
 #[tokio::test(start_paused = true)]
 async fn steady_backlog_does_not_starve_a_replacement() {
     const JOB: Duration = Duration::from_millis(20);
+    const LINE: u32 = 3;
     const EVERY: Duration = Duration::from_millis(24);
     const TIME: Duration = Duration::from_secs(2);
     let scheduler = Scheduler::builder().limit(1).build();
-    let backlog = async {
-        for _ in 0..2 {
-            scheduler.try_spawn(sleep(JOB)).unwrap();
-        }
-        loop {
-            let length = scheduler.len();
-            if length < 4 {
-                scheduler.try_spawn(sleep(JOB)).unwrap();
-            }
-            sleep(JOB).await;
-        }
-    };
+    for _ in 0..LINE {
+        scheduler.try_spawn(never_ending(scheduler.clone(), JOB)).unwrap();
+    }
     let ran = Arc::new(AtomicUsize::new(0));
     let asks = async {
         loop {
@@ -492,12 +492,9 @@ async fn steady_backlog_does_not_starve_a_replacement() {
             sleep(EVERY).await;
         }
     };
-    let over = async {
-        tokio::join!(backlog, asks);
-    };
-    tokio::time::timeout(TIME, over).await.unwrap_err();
+    tokio::time::timeout(TIME, asks).await.unwrap_err();
     // Once per length of the line, and the time until it is asked for again.
-    let least = TIME.as_millis() / (4 * JOB + EVERY).as_millis();
+    let least = TIME.as_millis() / ((LINE + 1) * JOB + EVERY).as_millis();
     let ran = ran.load(Relaxed);
     assert!(ran as u128 >= least, "{ran} of at least {least}");
 }
@@ -571,6 +568,7 @@ async fn granted_spawner_replaces_a_job_that_came_meanwhile() {
     // The spawner has a permit and does not use it yet.
     let meanwhile = open.jobs.job("unique").unique_key("u").after_response(async {}).unwrap();
     let job = assert_ready!(spawner.poll()).unwrap();
+    assert_eq!(meanwhile.state(), Finished);
     assert!(meanwhile.await.unwrap_err().is_cancelled());
     assert_eq!(job.await.unwrap(), 7);
     drop(open.response);

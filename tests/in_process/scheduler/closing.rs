@@ -724,7 +724,12 @@ async fn abandoning_the_last_job_wakes_idle_waiters() {
     begins.await.unwrap();
     let mut idle = task::spawn(scheduler.wait_idle());
     assert_pending!(idle.poll());
-    let report = timeout(PLENTY / 2, scheduler.close()).await.unwrap();
+    let mut close = task::spawn(scheduler.close());
+    assert_pending!(close.poll());
+    // The beginning of the close has woken it too.
+    assert!(idle.is_woken());
+    assert_pending!(idle.poll());
+    let report = timeout(PLENTY / 2, close).await.unwrap();
     assert_eq!(report.abandoned.len(), 1);
     assert!(idle.is_woken());
     assert_ready!(idle.poll());
@@ -733,35 +738,29 @@ async fn abandoning_the_last_job_wakes_idle_waiters() {
 
 #[test]
 fn end_of_the_runtime_wakes_idle_waiters() {
-    let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
-    // An active job, and a blocking one that a thread runs.
-    for blocking in [false, true] {
-        let runtime = runtime();
-        let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
-        let (begun, begins) = threads::channel();
-        let (release, released) = threads::channel::<()>();
-        runtime.block_on(async {
-            if blocking {
-                let stuck = move || {
-                    begun.send(()).expect("heard");
-                    wait_for(&released);
-                };
-                scheduler.spawn_blocking(stuck).await.unwrap();
-                while begins.try_recv().is_err() {
-                    yield_now().await;
-                }
-            } else {
-                scheduler.spawn(pending::<()>()).await.unwrap();
-                turn().await;
-            }
-        });
-        let mut idle = task::spawn(scheduler.wait_idle());
+    type Idle = task::Spawn<Pin<Box<dyn Future<Output = ()> + Send>>>;
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let scheduler = Scheduler::builder().runtime(runtime.handle().clone()).build();
+    let waits = scheduler.clone();
+    let idle: Idle = task::spawn(Box::pin(async move { waits.wait_idle().await }));
+    let idle = Arc::new(Mutex::new(idle));
+    // The close that comes before this drop has woken it too.
+    let polls = idle.clone();
+    let held = OnDrop(move || {
+        let mut idle = polls.lock().unwrap();
+        assert!(idle.is_woken());
         assert_pending!(idle.poll());
-        runtime.shutdown_background();
-        assert!(idle.is_woken(), "blocking: {blocking}");
-        assert_ready!(idle.poll());
-        drop(release);
-    }
+    });
+    runtime.block_on(async {
+        scheduler.spawn(holding(held)).await.unwrap();
+        turn().await;
+    });
+    assert_pending!(idle.lock().unwrap().poll());
+    drop(runtime);
+    let mut idle = idle.lock().unwrap();
+    assert!(idle.is_woken());
+    assert_ready!(idle.poll());
+    assert_eq!(scheduler.stats().cancelled, 1);
 }
 
 /// A waker that panics.
