@@ -107,6 +107,8 @@ pub use report::{
     drain_report::DrainReport,
     failure::JobFailure,
     job_list::JobList,
+    memory::{EndedJob, Lookup},
+    observer::{JobEnd, JobSeen, Observer, RefusalReason},
     stats::{Refusals, Stats},
 };
 pub use rules::{
