@@ -254,7 +254,7 @@ async fn failures_are_counted(to: SocketAddr, failures: u64) {
 
 /// Whether a line of the log reports that the welcome e-mail with that id failed.
 fn reports(line: &str, id: JobId) -> bool {
-    let mut words = line.split(|c: char| !c.is_ascii_alphanumeric());
+    let mut words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
     line.contains("ERROR")
         && line.contains("welcome e-mail")
         && words.any(|word| word == id.to_string())
