@@ -70,9 +70,8 @@ pub enum TrySpawnError<F> {
     ///
     /// Also returned while other spawners wait for a place.
     ///
-    /// Some jobs have to wait even while permits are free: a deferred job, and a job whose
-    /// [key](crate::JobBuilder::concurrency_key) is at its limit. For these it means that the queue is
-    /// full.
+    /// A job whose [key](crate::JobBuilder::concurrency_key) is at its limit has to wait even while permits
+    /// are free. For such a job it means that the queue is full.
     Full(Box<F>),
     /// `deferred_limit` jobs wait for the end of their response.
     DeferredFull(Box<F>),

@@ -105,8 +105,8 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
 
     /// Like [`unique_key`](Self::unique_key), and replaces an unstarted job of the key.
     ///
-    /// The replaced job is dropped and counts as cancelled. If it was pending, the new job keeps its turn in
-    /// the queue. If the other job runs, it goes on, and the new one is refused.
+    /// The replaced job is dropped and counts as cancelled. If both are pending jobs, the new job keeps the
+    /// other's turn. If either is deferred, the new one joins the queue at its own time. If the other job runs, it goes on, and the new one is refused.
     #[doc(alias = "unique_or_replace")]
     pub fn unique_key_or_replace(self, key: impl Into<Arc<str>>) -> Self {
         self.set_unique(key.into(), true)
