@@ -117,6 +117,7 @@ async fn deferred_job_is_refused_when_try_spawn_would_be() {
         assert_eq!(first.await.unwrap(), 1);
         check(&scheduler, |stats| {
             (stats.accepted, stats.completed, stats.cancelled) = (3, 1, 2);
+            stats.refused.pending_full = 4;
         });
     }
 }
@@ -207,11 +208,13 @@ async fn job_deferred_too_long_starts_as_unfinished() {
     let scheduler = Scheduler::builder().deferred_timeout(10 * SECOND).build();
     let open = respond(&scheduler).await;
     let (first, second) = (tell.clone(), tell);
-    open.jobs.after_response_with(|outcome| async move { drop(first.send(outcome)) }).unwrap();
+    open.jobs.after_response_with(|outcome| async move { first.send(outcome).unwrap() }).unwrap();
     let skipped = open.jobs.after_success(async {}).unwrap();
     advance(6 * SECOND).await;
-    let late =
-        open.jobs.after_response_with(|outcome| async move { drop(second.send(outcome)) }).unwrap();
+    let late = open
+        .jobs
+        .after_response_with(|outcome| async move { second.send(outcome).unwrap() })
+        .unwrap();
     assert_eq!(scheduler.stats().oldest_deferred, Some(6 * SECOND));
     sleep(3 * SECOND).await;
     assert_eq!(received(&mut outcomes), []);
@@ -299,7 +302,7 @@ fn without_a_runtime_deferred_jobs_are_refused() {
     let refused = open.jobs.after_response(async {}).unwrap_err();
     assert!(matches!(refused, TrySpawnError::NoRuntime(_)));
     drop(open.response);
-    check(&scheduler, |_| {});
+    check(&scheduler, |stats| stats.refused.no_runtime = 1);
 }
 
 #[tokio::test]

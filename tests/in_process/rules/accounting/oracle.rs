@@ -487,6 +487,7 @@ impl Oracle {
         stats.never_started = of(Outcome::NeverStarted);
         stats.abandoned = of(Outcome::Abandoned);
         stats.waiting_spawners = self.line.len() as u64;
+        stats.granted = self.granted.len() as u64;
         stats.oldest_pending = oldest(&self.pending);
         stats.oldest_active = oldest(&self.active);
         stats
