@@ -135,6 +135,9 @@ pub(super) fn check(ended: &Ended, log: Log, orders: &Orders) -> Findings {
         } else if abandoned.contains(id) {
             // It may have ended later.
             true
+        } else if timed_out.contains(id) && kind(id) == "overdue" {
+            // It may have returned too late, which is a timeout too.
+            true
         } else if cancelled.contains(id) || timed_out.contains(id) {
             !has_ended
         } else {

@@ -247,7 +247,7 @@ impl Tally {
     fn line(&self, name: &str) -> String {
         let latest = self.latest.map_or("-".to_owned(), |latest| latest.to_string());
         format!(
-            "{name:<40} {:>6} {:>11} {:>12} {:>9} {:>5} {:>5} {:>5} {:>8}",
+            "{name:<48} {:>6} {:>11} {:>12} {:>9} {:>5} {:>5} {:>5} {:>8}",
             self.rounds,
             self.not_counted,
             self.acknowledged,
@@ -303,7 +303,7 @@ async fn sigterm_loses_no_acknowledged_job_and_repeats_none() {
     let tallies = tallies.lock().unwrap();
     let mut total = Tally::default();
     println!(
-        "{:<40} rounds not counted acknowledged latest ms late  lost twice misnamed",
+        "{:<48} rounds not counted acknowledged latest ms late  lost twice misnamed",
         "load shape"
     );
     for (shape, tally) in shapes.iter().zip(tallies.iter()) {

@@ -6,6 +6,7 @@
 //! | `KEYED`                        | jobs of one key at once                            | any     |
 //! | `FAILURE_HOOK_MS`              | time for which `on_failure` blocks its thread      | 0       |
 //! | `UNSTARTED_HOOK_MS`            | time for which `on_unstarted` blocks, for each job | 0       |
+//! | `UNSTARTED_GRACE_MS`           | time that is kept for `on_unstarted`               | 0       |
 //! | `BOOT_JOBS`, `BOOT_MS`         | jobs spawned during the start, their longest time  | 0       |
 //! | `START_MS`                     | time from the boot jobs to the server              | 0       |
 //! | `HEEDS`                        | streams and websockets end at the signal           | no      |
@@ -117,6 +118,7 @@ async fn run() -> bool {
         .grace(ms("GRACE_MS"))
         .connection_grace(ms("CONNECTION_GRACE_MS"))
         .readiness_delay(ms("READINESS_DELAY_MS"))
+        .unstarted_grace(ms("UNSTARTED_GRACE_MS"))
         .on_unstarted(move |jobs| async move {
             for job in &jobs {
                 thread::sleep(hook_time);

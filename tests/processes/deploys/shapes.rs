@@ -163,6 +163,7 @@ pub(super) struct Load {
     start: u64,
     failure_hook: u64,
     unstarted_hook: u64,
+    unstarted_grace: u64,
     heeds: bool,
 }
 
@@ -190,6 +191,7 @@ impl Load {
             start,
             failure_hook: random.below(shape.failure_hook + 1),
             unstarted_hook: random.below(shape.unstarted_hook + 1),
+            unstarted_grace: random.below(grace / 2),
             heeds: random.one_in(2),
         };
         if shape.has_time {
@@ -216,6 +218,7 @@ impl Load {
             ("KEYED", shape.keyed),
             ("FAILURE_HOOK_MS", self.failure_hook),
             ("UNSTARTED_HOOK_MS", self.unstarted_hook),
+            ("UNSTARTED_GRACE_MS", self.unstarted_grace),
             ("BOOT_JOBS", self.boot_jobs),
             ("BOOT_MS", 600),
             ("START_MS", self.start),
