@@ -103,6 +103,11 @@ impl Process {
         status.expect("sh runs").success()
     }
 
+    /// `None` if its end has been awaited.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     pub(crate) async fn ended(mut self) -> Ended {
         let status = within("the program's end", self.child.wait()).await;
         Ended {
