@@ -196,9 +196,9 @@ impl Record {
 
 /// Times, for observers.
 impl Record {
-    /// Makes room for the times.
-    pub(crate) fn keep_times(&self) {
-        self.cold();
+    /// Makes room for the times, and keeps a failure for the observers.
+    pub(crate) fn keep_for_observers(&self) {
+        self.result().keep_failure_for_observers();
     }
 
     /// The job starts. Returns the time for which it was queued.
@@ -429,6 +429,25 @@ mod all_orders {
         in_all_orders(|| {
             let record = record();
             let runner = beside(&record, |record| end(record, Err("no mail today".into())));
+            let handle_tells = drop_handle(&record);
+            assert_ne!(runner.join().expect("no panic"), handle_tells);
+            assert!(record.result().take_unobserved().is_none());
+        });
+    }
+
+    #[test]
+    fn observed_failure_is_seen_and_reported_once_when_the_handle_goes_meanwhile() {
+        in_all_orders(|| {
+            let record = record();
+            record.keep_for_observers();
+            let runner = beside(&record, |record| {
+                record.end_with::<()>(Err("no mail today".into()));
+                let lent = record.result().lend_failure();
+                record.result().put_back(lent.expect("the handle has left it"));
+                let tells = record.result().take_unobserved().is_some();
+                record.publish();
+                tells || record.result().take_unobserved().is_some()
+            });
             let handle_tells = drop_handle(&record);
             assert_ne!(runner.join().expect("no panic"), handle_tells);
             assert!(record.result().take_unobserved().is_none());
