@@ -9,11 +9,12 @@ mod support;
 
 use std::{
     collections::HashMap,
-    future::poll_fn,
+    future::{Future, poll_fn},
     panic::resume_unwind,
+    pin::pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
         mpsc,
     },
     task::Poll,
@@ -27,11 +28,14 @@ use tokio::{
     task::yield_now,
     time::Instant,
 };
-use tower_jobs::{DrainReport, Job, Outcome, Scheduler, Stats};
+use tower_jobs::{
+    DrainReport, Job, JobEnd, JobSeen, Observer, Outcome, RefusalReason, Scheduler, Stats,
+};
 
-use support::{PLENTY, assert_adds_up, block_on, number};
+use support::{PLENTY, Random, assert_adds_up, block_on, number};
 
 const ROUNDS: usize = 32;
+const STEERED_ROUNDS: usize = 12;
 const THREADS: usize = 200;
 const JOBS_PER_THREAD: usize = 10;
 const LIMIT: usize = 4;
@@ -142,7 +146,7 @@ fn join<'scope>(threads: impl IntoIterator<Item = ScopedJoinHandle<'scope, ()>>)
     }
 }
 
-fn play_round(runtime: &Runtime, round_number: usize, close: fn(&Scheduler) -> DrainReport) {
+fn play_round(runtime: &Runtime, round_number: usize, close: Close) {
     let traces = (0..THREADS * JOBS_PER_THREAD).map(|_| Trace::default()).collect();
     let (over, started_late) = (AtomicBool::new(false), AtomicU32::new(0));
     let round = Arc::new(Round { traces, over, started_late });
@@ -217,17 +221,28 @@ fn add_up(stats: &Stats, report: &DrainReport, round: &Round) {
     assert_eq!(round.started_late.load(SeqCst), 0, "nothing starts once it is closed");
 }
 
+type Close = fn(&Scheduler) -> DrainReport;
+
+fn play(runtime: Builder, close: Close) {
+    play_rounds(runtime, ROUNDS, close, play_round);
+}
+
 /// Plays all rounds on a runtime that another thread drives. No round may hang.
-fn play(mut runtime: Builder, close: fn(&Scheduler) -> DrainReport) {
+fn play_rounds(
+    mut runtime: Builder,
+    rounds: usize,
+    close: Close,
+    play_round: fn(&Runtime, usize, Close),
+) {
     let (done, ended) = mpsc::channel();
-    let rounds = thread::spawn(move || {
+    let player = thread::spawn(move || {
         let runtime = runtime.enable_all().build().expect("a runtime");
         let (stop, stopped) = oneshot::channel::<()>();
         thread::scope(|scope| {
             let driver = scope.spawn(|| drop(runtime.block_on(stopped)));
             // Dropped also when a round fails.
             let stop = stop;
-            for round in 0..ROUNDS {
+            for round in 0..rounds {
                 play_round(&runtime, round, close);
             }
             drop(stop);
@@ -238,7 +253,7 @@ fn play(mut runtime: Builder, close: fn(&Scheduler) -> DrainReport) {
     if ended.recv_timeout(PLENTY) == Err(mpsc::RecvTimeoutError::Timeout) {
         panic!("a round hangs");
     }
-    rounds.join().expect("a round failed");
+    player.join().expect("a round failed");
 }
 
 fn close(scheduler: &Scheduler) -> DrainReport {
@@ -273,6 +288,147 @@ fn nothing_is_lost_to_a_drain_on_two_workers() {
 #[test]
 fn nothing_is_lost_to_a_drain_on_a_current_thread_runtime() {
     play(Builder::new_current_thread(), wait_and_close);
+}
+
+// Steering.
+
+/// What an observer has seen.
+#[derive(Default)]
+struct Law {
+    accepted: AtomicU64,
+    ended: AtomicU64,
+    refused: AtomicU64,
+    /// `accepted` and `ended` at the time of `closed`.
+    closed: Mutex<Vec<(u64, u64)>>,
+}
+
+impl Observer for Law {
+    fn accepted(&self, _: &JobSeen<'_>) {
+        self.accepted.fetch_add(1, SeqCst);
+    }
+    fn ended(&self, _: &JobSeen<'_>, _: &JobEnd<'_>) {
+        self.ended.fetch_add(1, SeqCst);
+    }
+    fn refused(&self, _: RefusalReason, _: &str) {
+        self.refused.fetch_add(1, SeqCst);
+    }
+    fn closed(&self, _: &DrainReport) {
+        let seen = (self.accepted.load(SeqCst), self.ended.load(SeqCst));
+        self.closed.lock().expect("nothing panics here").push(seen);
+    }
+}
+
+/// Waits for a permit, then spawns with it, or gives it back.
+fn reserver(scheduler: &Scheduler, round: &Arc<Round>, thread: usize, news: &mpsc::Sender<()>) {
+    for number in thread * JOBS_PER_THREAD..(thread + 1) * JOBS_PER_THREAD {
+        if number % 5 == 0 {
+            // Polled once, and left.
+            let reservation = &mut pin!(scheduler.reserve());
+            let polled = block_on(poll_fn(|cx| Poll::Ready(reservation.as_mut().poll(cx))));
+            drop(polled);
+            continue;
+        }
+        let Ok(permit) = block_on(scheduler.reserve()) else { return };
+        if number % 3 == 0 {
+            continue;
+        }
+        let job = scheduler.job(number.to_string());
+        let spawned = permit.spawn_as(job, work(Traced::new(round, number)));
+        if spawned.is_ok() {
+            round.traces[number].accepted.store(true, SeqCst);
+            news.send(()).expect("the closer listens");
+        }
+    }
+}
+
+/// Changes the limits, pauses and resumes until the round is over. Ends with the queue resumed.
+fn steerer(scheduler: &Scheduler, round: &Round, thread: usize) {
+    let mut random = Random(thread as u64);
+    while !round.over.load(SeqCst) {
+        match random.below(5) {
+            0 => scheduler.set_limit(random.pick(&[1, LIMIT, 50])).expect("a valid limit"),
+            1 => scheduler.set_pending_limit(random.pick(&[1, 100])).expect("a valid limit"),
+            2 => scheduler
+                .set_limit_per_key(random.pick(&[None, Some(1), Some(3)]))
+                .expect("a valid limit"),
+            3 => scheduler.pause(),
+            _ => scheduler.resume(),
+        }
+        scheduler.resume();
+        thread::yield_now();
+    }
+}
+
+fn play_steered(runtime: &Runtime, round_number: usize, close: Close) {
+    const SPAWNERS: usize = THREADS / 2;
+    const STEERERS: usize = 20;
+    let traces = (0..THREADS * JOBS_PER_THREAD).map(|_| Trace::default()).collect();
+    let (over, started_late) = (AtomicBool::new(false), AtomicU32::new(0));
+    let round = Arc::new(Round { traces, over, started_late });
+    let (hooked, law) = (round.clone(), Arc::new(Law::default()));
+    let scheduler = Scheduler::builder()
+        .limit(LIMIT)
+        .pending_limit(PENDING_LIMIT)
+        .close_timeout(PLENTY)
+        .wait_timeout(PLENTY)
+        .runtime(runtime.handle().clone())
+        .observer(law.clone())
+        .on_failure(move |failure| {
+            let number = number(&failure.job.name);
+            hooked.traces[number].reported.fetch_add(1, SeqCst);
+        })
+        .build();
+    let (news, arrivals) = mpsc::channel();
+    let report = thread::scope(|scope| {
+        for thread in 0..SPAWNERS {
+            let (scheduler, round, news) = (&scheduler, &round, news.clone());
+            scope.spawn(move || spawner(scheduler, round, thread, &news));
+        }
+        for thread in SPAWNERS..THREADS - STEERERS {
+            let (scheduler, round, news) = (&scheduler, &round, news.clone());
+            scope.spawn(move || reserver(scheduler, round, thread, &news));
+        }
+        for thread in THREADS - STEERERS..THREADS {
+            let (scheduler, round) = (&scheduler, &round);
+            scope.spawn(move || steerer(scheduler, round, thread));
+        }
+        scope.spawn(|| {
+            while !round.over.load(SeqCst) {
+                assert_adds_up(&scheduler.stats());
+                thread::yield_now();
+            }
+        });
+        let _over = Over(&round.over);
+        for _ in 0..round_number * SPAWNERS * JOBS_PER_THREAD / (3 * STEERED_ROUNDS) {
+            arrivals.recv_timeout(PLENTY).expect("jobs are accepted");
+        }
+        close(&scheduler)
+    });
+    let waits_since = Instant::now();
+    let is_gone = |trace: &Trace| trace.dropped.load(SeqCst) > 0 || !trace.made.load(SeqCst);
+    let is_closed = || !law.closed.lock().expect("nothing panics here").is_empty();
+    while !round.traces.iter().all(is_gone) || !is_closed() {
+        assert!(waits_since.elapsed() < PLENTY, "a future was not dropped, or `closed` not called");
+        thread::yield_now();
+    }
+    let stats = scheduler.stats();
+    add_up(&stats, &report, &round);
+    assert_eq!((stats.reserved, stats.granted, stats.outside_limit), (0, 0, 0), "{stats:?}");
+    let closed = law.closed.lock().expect("nothing panics here");
+    assert_eq!(*closed, [(stats.accepted, stats.accepted)]);
+    assert_eq!(law.refused.load(SeqCst), stats.refused.total());
+}
+
+#[test]
+fn nothing_is_lost_while_steered_on_two_workers() {
+    play_rounds(two_workers(), STEERED_ROUNDS, close, play_steered);
+    play_rounds(two_workers(), STEERED_ROUNDS, wait_and_close, play_steered);
+}
+
+#[test]
+fn nothing_is_lost_while_steered_on_a_current_thread_runtime() {
+    play_rounds(Builder::new_current_thread(), STEERED_ROUNDS, close, play_steered);
+    play_rounds(Builder::new_current_thread(), STEERED_ROUNDS, wait_and_close, play_steered);
 }
 
 /// The abort comes during the first poll, before there is a waker.

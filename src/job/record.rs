@@ -395,6 +395,25 @@ mod all_orders {
     }
 
     #[test]
+    fn observed_failure_is_seen_and_reported_once_when_the_handle_goes_meanwhile() {
+        in_all_orders(|| {
+            let record = record();
+            record.keep_for_observers();
+            let runner = beside(&record, |record| {
+                record.end_with::<()>(Err("no mail today".into()));
+                let lent = record.result().lend_failure();
+                record.result().put_back(lent.expect("the handle has left it"));
+                let tells = record.result().take_unobserved().is_some();
+                record.publish();
+                tells || record.result().take_unobserved().is_some()
+            });
+            let handle_tells = drop_handle(&record);
+            assert_ne!(runner.join().expect("no panic"), handle_tells);
+            assert!(record.result().take_unobserved().is_none());
+        });
+    }
+
+    #[test]
     fn awaited_failure_goes_to_the_awaiter() {
         in_all_orders(|| {
             let record = record();

@@ -19,7 +19,8 @@
 //!    before, and so which of two threads must act.
 //! 2. A failure that is stored before `DETACHED` is set is reported by the handle as it goes. One that
 //!    is stored after is reported by the runner. Both take it under the output's lock, so one of them
-//!    gets it.
+//!    gets it. With observers the handle leaves a failure that is not published yet, and the publisher
+//!    takes it after publishing.
 //! 3. `PUBLISHED` is set under the output's lock if there is an output. After it, nothing is stored.
 //! 4. Either the handle sees `PUBLISHED` as it sets `AWAITED`, or the publisher sees `AWAITED` as it
 //!    sets `PUBLISHED` and wakes the waker, which was stored before.
@@ -63,6 +64,8 @@ pub(crate) struct Output {
     reported_late: bool,
     /// The result is a failure, though it may be stored as a value that passes through.
     is_failure: bool,
+    /// A failure is for the observers first, so a handle that goes leaves it to the runner.
+    is_observed: bool,
     waiter: Option<Waker>,
 }
 
@@ -203,10 +206,13 @@ impl ResultCell<'_> {
     }
 
     /// Takes what remains when the handle goes: the result, which the caller must report if it is a
-    /// failure, and the waker.
+    /// failure, and the waker. A failure that is for the observers first stays until it is published;
+    /// after that the publisher takes it by [`take_unobserved`](Self::take_unobserved).
     pub(crate) fn take_remaining(self) -> (Option<JobResult>, Option<Waker>) {
         self.with_output(|output| {
-            let result = output.result.take();
+            let stays = output.is_observed && !self.is_published();
+            let stays = stays && matches!(output.result, Some(Err(_)));
+            let result = if stays { None } else { output.result.take() };
             output.reported |= result.is_some() && output.is_failure;
             (result, output.waiter.take())
         })
@@ -249,6 +255,10 @@ impl ResultCell<'_> {
             bits if bits & CANCELLED != 0 => JobError::cancelled(),
             _ => JobError::taken(),
         })
+    }
+
+    pub(super) fn keep_failure_for_observers(self) {
+        self.with_output(|output| output.is_observed = true);
     }
 
     /// Takes the failure out to lend it to observers. The caller [puts it back](Self::put_back) before it

@@ -30,9 +30,9 @@ impl Times {
 }
 
 impl Record {
-    /// Makes room for the times.
-    pub(crate) fn keep_times(&self) {
-        self.cold();
+    /// Makes room for the times, and keeps a failure for the observers.
+    pub(crate) fn keep_for_observers(&self) {
+        self.result().keep_failure_for_observers();
     }
 
     /// The job starts. Returns the time for which it was queued.

@@ -35,7 +35,7 @@ impl Core {
         record: &Arc<Record>,
         work: impl FnOnce() -> Work,
     ) -> Result<(), Refusal> {
-        let now = Moment::now();
+        let (now, _unseen) = (Moment::now(), self.observers.begin_admission(record));
         // Cloned before locking: the reference count may be in another processor's cache.
         let meta = record.clone();
         let admitted = self.queue().admit(how, meta, work, now);
@@ -56,6 +56,7 @@ impl Core {
         let Some(waiting) = *ticket else {
             return self.poll_first_admit(record, work, ticket, cx);
         };
+        let _unseen = self.observers.begin_admission(record);
         let (waker, meta, now) = (cx.waker().clone(), record.clone(), Moment::now());
         let mut queue = self.queue();
         let Some(admitted) = queue.admit_granted(waiting, meta, || take_work(work), now) else {
@@ -84,6 +85,7 @@ impl Core {
         if admitted != Err(Refusal::Full) {
             return Poll::Ready(admitted.map_err(SpawnError::from));
         }
+        let _unseen = self.observers.begin_admission(record);
         // Cloning a waker may be user code, so it is cloned before locking.
         let (waker, meta, now) = (cx.waker().clone(), record.clone(), Moment::now());
         let mut queue = self.queue();

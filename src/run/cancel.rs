@@ -39,7 +39,7 @@ impl Core {
     /// Ends a job that has not started. Returns whether it had not.
     pub(crate) fn remove_unstarted(self: &Arc<Self>, record: &Arc<Record>) -> bool {
         let (key, now) = (record.key(), Moment::now());
-        let _unseen = self.observers.begin_end();
+        let _unseen = self.observers.begin();
         let removed = self.queue().remove(key, Outcome::Cancelled, now);
         let Some((work, effects)) = removed else { return false };
         self.apply(effects);

@@ -18,7 +18,7 @@ use crate::{
         state::{JobState, Outcome},
         step::{Phase, Wake},
     },
-    run::{core::Core, deadlines, observers::UnseenEnd},
+    run::{core::Core, deadlines, observers::Unseen},
     util::{
         clock::Moment,
         panics::{drop_contained, ignore_panic, notify, wake},
@@ -72,7 +72,11 @@ impl Core {
         notify(&self.shutdown_started);
         if is_first && !self.observers.is_empty() {
             let (observers, deadline) = (self.observers.clone(), self.deadline());
-            self.hooks.run(self.runtime().cloned(), move || observers.draining(deadline));
+            let unseen = observers.begin();
+            self.hooks.run(self.runtime().cloned(), move || {
+                observers.draining(deadline);
+                drop(unseen);
+            });
         }
     }
 
@@ -202,7 +206,7 @@ impl Core {
             waiting.into_iter().for_each(wake);
         }
         let (mut unstarted, mut pages) = (Vec::new(), Vec::new());
-        let unseen = self.observers.begin_end();
+        let unseen = self.observers.begin();
         loop {
             let (jobs, work) = self.queue().drain_unstarted(JOBS_PER_LOCK);
             if jobs.is_empty() {
@@ -254,7 +258,7 @@ impl Core {
     fn abandon(&self) {
         self.for_each_job(|(record, _)| {
             let (key, now) = (record.key(), Moment::now());
-            let unseen = self.observers.begin_end();
+            let unseen = self.observers.begin();
             let mut queue = self.queue();
             let still_runs = queue.state(key) == JobState::Active;
             let (effects, _meta, work) = queue.finish(key, Outcome::Abandoned, now);
@@ -276,17 +280,15 @@ impl Core {
         self.notify_idle();
     }
 
-    /// Reports the failure of an abandoned job. Observers see it first, on a plain thread, and the handle
-    /// gets it after them.
-    fn end_abandoned(&self, record: Arc<Record>, unseen: UnseenEnd) {
+    /// Reports the failure of an abandoned job. Observers see it beside that, on a plain thread: one that
+    /// blocks may not hold up the closing.
+    fn end_abandoned(&self, record: Arc<Record>, unseen: Unseen) {
+        self.report_unobserved(&record, record.result().take_unobserved());
+        self.publish(&record);
         if self.observers.is_empty() {
-            self.report_unobserved(&record, record.result().take_unobserved());
-            return record.publish();
+            return;
         }
         let (observers, close_timeout) = (self.observers.clone(), self.config.close_timeout);
-        let unobserved = record.result().take_unobserved();
-        self.report_unobserved(&record, unobserved);
-        record.publish();
         self.hooks.run(self.runtime().cloned(), move || {
             let error = JobError::abandoned(Some(close_timeout));
             observers.ended(&record, Outcome::Abandoned, Some(&error));

@@ -22,6 +22,16 @@ impl Core {
         }
     }
 
+    /// Makes the result final. With observers, reports a failure that a handle has left: see
+    /// [`take_unobserved`](crate::job::result::ResultCell::take_unobserved).
+    #[inline(always)]
+    pub(super) fn publish(&self, record: &Record) {
+        record.publish();
+        if !self.observers.is_empty() {
+            self.report_unobserved(record, record.result().take_unobserved());
+        }
+    }
+
     /// Calls `on_failure` inside the jobs' runtime, or logs the failure. While the scheduler closes, a plain thread does so: neither
     /// may hold up the closing.
     #[cold]

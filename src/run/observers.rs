@@ -1,7 +1,7 @@
 //! Calling the observers of a scheduler.
 //!
-//! Each call is made after unlocking, and its panic is contained. `ends` counts the ends that the queue
-//! has counted and the observers have not seen yet, so that `closed` comes after all of them.
+//! Each call is made after unlocking, and its panic is contained. `unseen` counts the steps of the queue
+//! whose acceptances and ends the observers have not seen yet, so that `closed` comes after all of them.
 
 use std::{
     fmt,
@@ -32,20 +32,21 @@ pub(crate) struct Observers {
 
 #[derive(Default)]
 struct InFlight {
-    ends: Mutex<usize>,
+    unseen: Mutex<usize>,
     is_zero: Condvar,
     has_closed: AtomicBool,
 }
 
-/// An end that the queue counts, or may count, and the observers have not seen.
-pub(crate) struct UnseenEnd(Option<Arc<InFlight>>);
+/// A step that the queue counts, or may count, and the observers have not seen: an acceptance, ends, or the
+/// beginning of the drain.
+pub(crate) struct Unseen(Option<Arc<InFlight>>);
 
-impl Drop for UnseenEnd {
+impl Drop for Unseen {
     fn drop(&mut self) {
         if let Some(in_flight) = &self.0 {
-            let mut ends = lock(&in_flight.ends);
-            *ends -= 1;
-            if *ends == 0 {
+            let mut unseen = lock(&in_flight.unseen);
+            *unseen -= 1;
+            if *unseen == 0 {
                 in_flight.is_zero.notify_all();
             }
         }
@@ -72,9 +73,17 @@ impl Observers {
         JobSeen { record, scheduler: self.scheduler.as_deref() }
     }
 
+    /// Begins the admission of a job.
+    #[inline(always)]
+    pub(crate) fn begin_admission(&self, record: &Record) -> Unseen {
+        if !self.is_empty() {
+            record.keep_for_observers();
+        }
+        self.begin()
+    }
+
     #[cold]
     pub(crate) fn accepted(&self, record: &Arc<Record>) {
-        record.keep_times();
         let job = self.seen(record);
         self.call(|observer| observer.accepted(&job));
     }
@@ -95,16 +104,16 @@ impl Observers {
         self.call(|observer| observer.draining(deadline));
     }
 
-    /// Begins an end, before the queue counts it.
+    /// Begins a step, before the queue counts it.
     #[inline(always)]
-    pub(crate) fn begin_end(&self) -> UnseenEnd {
-        if self.is_empty() { UnseenEnd(None) } else { self.begin_observed_end() }
+    pub(crate) fn begin(&self) -> Unseen {
+        if self.is_empty() { Unseen(None) } else { self.begin_observed() }
     }
 
     #[cold]
-    fn begin_observed_end(&self) -> UnseenEnd {
-        *lock(&self.in_flight.ends) += 1;
-        UnseenEnd(Some(self.in_flight.clone()))
+    fn begin_observed(&self) -> Unseen {
+        *lock(&self.in_flight.unseen) += 1;
+        Unseen(Some(self.in_flight.clone()))
     }
 
     /// The queue has counted the end of this job. Its result is stored and not published yet, or `error`
@@ -122,16 +131,16 @@ impl Observers {
         }
     }
 
-    /// Calls `closed` once, after all ends have been seen. Blocks until then.
+    /// Calls `closed` once, after all other calls but refusals. Blocks until then.
     pub(crate) fn closed(&self, report: &DrainReport) {
         if self.in_flight.has_closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        let mut ends = lock(&self.in_flight.ends);
-        while *ends > 0 {
-            ends = self.in_flight.is_zero.wait(ends).unwrap_or_else(PoisonError::into_inner);
+        let mut unseen = lock(&self.in_flight.unseen);
+        while *unseen > 0 {
+            unseen = self.in_flight.is_zero.wait(unseen).unwrap_or_else(PoisonError::into_inner);
         }
-        drop(ends);
+        drop(unseen);
         self.call(|observer| observer.closed(report));
     }
 }

@@ -117,7 +117,7 @@ impl Runner {
             None => {}
         }
         let (key, was_rolling, now) = (job.record().key(), self.is_rolling, Moment::now());
-        let unseen = self.core.observers.begin_end();
+        let unseen = self.core.observers.begin();
         let step = self.core.queue().advance(key, outcome, was_rolling, now);
         let Advance { wake, rare, ended, next } = step;
         // Before any waker, which is user code: the next job and the other runners.
@@ -133,7 +133,7 @@ impl Runner {
         }
         let record = job.into_record();
         drop((ended, unseen));
-        record.publish();
+        self.core.publish(&record);
         self.core.apply_rest(wake, rare);
         if self.is_rolling {
             // To the end of the queue: the tasks that the job has woken come first.
@@ -205,14 +205,14 @@ impl Core {
         let ended = job.poll_blocking_once(self.config.close_timeout);
         let Ended { outcome, unobserved } = ended.unwrap_or_else(|| job.drop_active());
         let (key, now) = (job.record().key(), Moment::now());
-        let _unseen = self.observers.begin_end();
+        let _unseen = self.observers.begin();
         let (effects, meta, _work) = self.queue().finish(key, outcome, now);
         if self.observers.is_empty() {
             job.in_span(|| self.report_unobserved(job.record(), unobserved));
         } else {
             self.observe_end(&job, outcome, meta.is_some(), unobserved);
         }
-        job.into_record().publish();
+        self.publish(&job.into_record());
         self.apply(effects);
     }
 

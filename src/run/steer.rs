@@ -64,7 +64,7 @@ impl Core {
         let by = self.queue().last_turn();
         let mut count = 0;
         loop {
-            let unseen = self.observers.begin_end();
+            let unseen = self.observers.begin();
             let (jobs, work) = self.queue().clear_pending(by, JOBS_PER_LOCK);
             if jobs.is_empty() {
                 break;
@@ -158,6 +158,7 @@ impl Core {
         record: &Arc<Record>,
         work: &mut dyn FnMut() -> Work,
     ) -> Result<(), Refusal> {
+        let _unseen = self.observers.begin_admission(record);
         let (meta, now) = (record.clone(), Moment::now());
         let admitted = self.queue().admit_reserved(meta, work, now);
         self.apply(admitted?);

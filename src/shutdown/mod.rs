@@ -278,7 +278,8 @@ impl Shutdown {
         // The time that closing takes is the jobs', however long the server takes.
         let before_closing = schedulers[0].core().latest_close(ends[0]);
         for (scheduler, end) in schedulers.iter().zip(&ends) {
-            scheduler.core().set_deadline(*end);
+            // By this moment its jobs must have ended: closing takes the rest of the time.
+            scheduler.core().set_deadline(scheduler.core().latest_close(*end));
             scheduler.start_draining();
         }
         let jobs = || schedulers.iter().map(Scheduler::len).sum::<usize>();

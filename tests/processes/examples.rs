@@ -1,4 +1,4 @@
-//! `examples/after_response.rs` and `examples/atomic_payment.rs` as processes.
+//! `examples/after_response.rs`, `examples/atomic_payment.rs` and `examples/consumer.rs` as processes.
 
 use std::net::SocketAddr;
 
@@ -84,4 +84,23 @@ async fn only_the_atomic_payment_balances_when_the_client_leaves() {
     assert_eq!(lines[0], "plain:  Ada 0, Bob 0: does not balance");
     assert_eq!(lines[1], "atomic: Ada 0, Bob 100: balances");
     assert!(lines[2].ends_with("1 completed"), "{ended:#?}");
+}
+
+#[tokio::test]
+async fn consumer_fetches_only_what_fits() {
+    let folder = empty_folder("consumer");
+    let ended = Process::start(&mut example("consumer", &folder)).ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    let lines: Vec<_> = ended.stdout.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "fetched 5 of 8 messages, at most 2 at once",
+            "done:         invoice 1, invoice 2, invoice 4, invoice 5",
+            "given back:   invoice 3",
+            "not fetched:  invoice 6, invoice 7, invoice 8",
+            "refused jobs: 0",
+        ],
+        "{ended:#?}"
+    );
 }

@@ -1,3 +1,4 @@
 //! Data about jobs that have ended.
 
 mod drain_report;
+mod observer;

@@ -2,4 +2,7 @@
 
 mod closing;
 mod handle;
+mod lookup;
+mod permit;
 mod runtimes;
+mod steer;
