@@ -225,9 +225,11 @@ impl<M> Jobs<M> {
 
 /// Jobs that start when the response ends.
 ///
-/// Until the response ends, such a job is *deferred*. From the call on, a deferred job holds a place in
-/// the queue. Without a queue (`pending_limit` 0), it holds a permit to run instead. The scheduler can
-/// therefore refuse the job in the call, and never later.
+/// Until the response ends, such a job is *deferred*. The call accepts it exactly when
+/// [`try_spawn`](Self::try_spawn) would accept a job with the same key, and while fewer than
+/// [`deferred_limit`](crate::SchedulerBuilder::deferred_limit) jobs are deferred. From then on it holds
+/// neither a permit nor a place in the queue, and is not refused later: when its response ends it joins
+/// the queue, even if that is full.
 ///
 /// The response ends when the server has taken it in full, **or** can no longer do so: the client left,
 /// a timeout struck, the handler panicked or returned an error, or the body was dropped half-way. The
@@ -247,8 +249,7 @@ impl<M> Jobs<M> {
 impl<M> Jobs<M> {
     /// Spawns a job that starts when the response ends, with any outcome.
     ///
-    /// This never waits for a place in the queue. Deferred jobs may hold all places until their responses
-    /// end, and one of these responses may be the one that would wait here.
+    /// This never waits for a place in the queue.
     ///
     /// ```
     /// # #[cfg(feature = "axum")] {
@@ -314,8 +315,9 @@ impl<M> Jobs<M> {
 
 /// This request's jobs, as a group: all jobs spawned through this `Jobs` and its clones.
 ///
-/// The extensions of the response hold the same `Jobs`. A test can therefore wait for the jobs of one
-/// request, and of no other: `response.extensions().get::<Jobs>()`.
+/// If the request has had a job by the time of the response's head, the extensions of the response hold
+/// the same `Jobs`. A test can therefore wait for the jobs of one request, and of no other:
+/// `response.extensions().get::<Jobs>()`.
 impl<M> Jobs<M> {
     /// Counts this request's jobs: deferred, pending and active.
     pub fn len(&self) -> usize {

@@ -64,9 +64,8 @@ impl Error for SpawnError {}
 pub enum TrySpawnError<F> {
     /// The `limit` is reached and the queue is full, or other spawners already wait for a place.
     ///
-    /// Some jobs have to wait even while permits are free: a deferred job, and a job whose
-    /// [key](crate::JobBuilder::concurrency_key) is at its limit. For these it means that the queue is
-    /// full.
+    /// A job whose [key](crate::JobBuilder::concurrency_key) is at its limit has to wait even while permits
+    /// are free. For such a job it means that the queue is full.
     Full(F),
     /// `deferred_limit` jobs wait for the end of their response.
     DeferredFull(F),

@@ -106,9 +106,11 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         self.set_unique(key.into(), false)
     }
 
-    /// Like [`unique_key`](Self::unique_key), but where the other job has not started, this one replaces it,
-    /// at the end of the line: the other is dropped and counts as cancelled. One that runs is left
-    /// alone, and this one refused.
+    /// Like [`unique_key`](Self::unique_key), but this job replaces the other if that has not started.
+    ///
+    /// The other job is dropped and counts as cancelled. If both are pending jobs, this one keeps the
+    /// other's turn. If either is deferred, this one joins the line at its own time. A running job is
+    /// not replaced: this one is refused.
     #[doc(alias = "unique_or_replace")]
     pub fn unique_key_or_replace(self, key: impl Into<Arc<str>>) -> Self {
         self.set_unique(key.into(), true)
