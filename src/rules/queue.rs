@@ -338,13 +338,13 @@ impl<R: JobMeta, W> Queue<R, W> {
     #[inline(always)]
     fn enter_with(&mut self, index: RowIndex, turn: Option<Turn>, key_admitted: bool, now: Moment) {
         match turn {
-            Some(turn) => self.enter_in_turn(index, turn, key_admitted, now),
+            Some(turn) => self.enter_in_turn(index, &turn, key_admitted, now),
             None => self.enter(index, key_admitted, now),
         }
     }
 
     #[cold]
-    fn enter_in_turn(&mut self, index: RowIndex, turn: Turn, granted_key: bool, now: Moment) {
+    fn enter_in_turn(&mut self, index: RowIndex, turn: &Turn, granted_key: bool, now: Moment) {
         let (hot, keys) = (&mut self.hot, &mut self.cold.keys);
         if !keys.are_limited() {
             hot.line.insert_pending(&mut hot.table, index, turn.links.next).stamp = turn.stamp;

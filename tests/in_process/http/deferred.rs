@@ -207,11 +207,13 @@ async fn job_deferred_too_long_starts_as_unfinished() {
     let scheduler = Scheduler::builder().deferred_timeout(10 * SECOND).build();
     let open = respond(&scheduler).await;
     let (first, second) = (tell.clone(), tell);
-    open.jobs.after_response_with(|outcome| async move { drop(first.send(outcome)) }).unwrap();
+    open.jobs.after_response_with(|outcome| async move { first.send(outcome).unwrap() }).unwrap();
     let skipped = open.jobs.after_success(async {}).unwrap();
     advance(6 * SECOND).await;
-    let late =
-        open.jobs.after_response_with(|outcome| async move { drop(second.send(outcome)) }).unwrap();
+    let late = open
+        .jobs
+        .after_response_with(|outcome| async move { second.send(outcome).unwrap() })
+        .unwrap();
     assert_eq!(scheduler.stats().oldest_deferred, Some(6 * SECOND));
     sleep(3 * SECOND).await;
     assert_eq!(received(&mut outcomes), []);
