@@ -207,7 +207,7 @@ impl History {
         let (real, oracle) = (&self.real, &mut self.oracle);
         let scheduler = &real.scheduler;
         let stats = scheduler.stats();
-        let mut compared = stats;
+        let mut compared = stats.clone();
         // Refusals and shields have tests of their own.
         compared.refused = Refusals::default();
         compared.outside_limit = 0;

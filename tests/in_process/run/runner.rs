@@ -541,7 +541,7 @@ async fn job_after_one_that_used_up_its_budget_has_a_whole_one() {
 #[tokio::test]
 async fn job_reads_all_of_a_full_channel_whatever_ran_before() {
     const ITEMS: usize = 50;
-    const JOBS: usize = 2000;
+    const JOBS: u64 = 2000;
     let scheduler = one_at_a_time();
     let early = Arc::new(AtomicUsize::new(0));
     let open = hold(&scheduler).await;
@@ -564,7 +564,7 @@ async fn job_reads_all_of_a_full_channel_whatever_ran_before() {
     }
     open.send(()).expect("heard");
     scheduler.wait_idle().await;
-    assert_eq!(scheduler.stats().completed as usize, JOBS + 1);
+    assert_eq!(scheduler.stats().completed, JOBS + 1);
     assert_eq!(early.load(Ordering::SeqCst), 0, "jobs found their channel empty too early");
 }
 

@@ -183,6 +183,46 @@ fn plain_thread_can_do_all_that_a_task_can() {
     assert_adds_up(&scheduler.stats());
 }
 
+/// Its drop spawns a task, as that of a pooled connection does, once it is released.
+#[test]
+fn removed_job_is_dropped_inside_its_runtime() {
+    let runtime = multi("jobs");
+    let builder = Scheduler::builder().limit(1).runtime(runtime.handle().clone());
+    let (scheduler, mut failures) = watched(builder);
+    scheduler.try_spawn(pending::<()>()).unwrap();
+    let removals: [fn(&Scheduler, &mut Job<()>); 3] = [
+        |_, job| job.abort(),
+        |_, job| block_on(job.close()).unwrap(),
+        |scheduler, _| {
+            let newer = scheduler.job("newer").unique_key_or_replace("u").try_spawn(async {});
+            newer.unwrap().abort();
+        },
+    ];
+    for remove in removals {
+        let (release, released) = threads::channel::<()>();
+        let (tell, heard) = threads::channel();
+        let released = std::sync::Mutex::new(released);
+        let held = OnDrop(move || {
+            let in_time = released.lock().unwrap().recv_timeout(PLENTY).is_ok();
+            let tell = tell.clone();
+            tokio::spawn(async move { tell.send((in_time, thread_name().await)) });
+        });
+        let job = scheduler.job("removed").unique_key("u").try_spawn(holding(held));
+        let mut job = job.unwrap();
+        assert!(job.is_pending());
+        remove(&scheduler, &mut job);
+        assert!(job.is_finished());
+        assert_cancelled(block_on(job));
+        // The removal does not wait for the drop.
+        release.send(()).unwrap();
+        assert_eq!(heard.recv_timeout(PLENTY), Ok((true, "jobs".to_owned())));
+    }
+    let stats = scheduler.stats();
+    assert_eq!((stats.cancelled, stats.panicked), (4, 0));
+    assert!(failures.try_recv().is_err());
+    assert_adds_up(&stats);
+}
+
 #[test]
 fn waiting_spawner_in_a_plain_thread_is_let_in() {
     let runtime = multi("jobs");
