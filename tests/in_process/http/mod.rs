@@ -13,5 +13,7 @@ mod plain;
 mod request_group;
 #[cfg(feature = "axum")]
 mod requests;
+#[cfg(feature = "axum")]
+mod slow_clients;
 mod slow_reader;
 mod tonic;
