@@ -144,7 +144,7 @@ impl Site {
         assert_eq!(self.scheduler.stats().deferred, (clients * JOBS_PER_REQUEST) as u64);
     }
 
-    /// A hundred clients come and go. Gives the number of values that are still held.
+    /// A hundred clients come and go. Returns the number of values that are still held.
     async fn wave(&mut self) -> usize {
         let (mut slow, mut silent, mut vanishing) = (Vec::new(), Vec::new(), Vec::new());
         for n in 0..CLIENTS {
