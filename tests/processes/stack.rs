@@ -74,25 +74,28 @@ verbs! {
     "spawn": |scheduler, _jobs| { drop(scheduler.spawn(large::<N>()).await.unwrap()) }
     "try_spawn": |scheduler, _jobs| { drop(scheduler.try_spawn(large::<N>()).unwrap()) }
     "spawn_within": |scheduler, _jobs| {
-        drop(scheduler.spawn_within(MINUTE, large::<N>()).await.unwrap())
+        drop(scheduler.spawn_within(MINUTE, large::<N>()).await.unwrap());
     }
     "spawn_with": |scheduler, _jobs| {
-        drop(scheduler.spawn_with(|_| large::<N>()).await.unwrap())
+        drop(scheduler.spawn_with(|_| large::<N>()).await.unwrap());
     }
     "spawn_with, a large closure": |scheduler, _jobs| {
         let bytes = [0_u8; N];
-        drop(scheduler.spawn_with(move |_| ready(use_it(&bytes))).await.unwrap())
+        drop(scheduler.spawn_with(move |_| {
+            use_it(&bytes);
+            ready(())
+        }).await.unwrap());
     }
     "spawn_blocking": |scheduler, _jobs| {
         let bytes = [0_u8; N];
-        drop(scheduler.spawn_blocking(move || use_it(&bytes)).await.unwrap())
+        drop(scheduler.spawn_blocking(move || use_it(&bytes)).await.unwrap());
     }
     "shield": |scheduler, _jobs| { scheduler.shield(large::<N>()).await.unwrap() }
     "job().spawn": |scheduler, _jobs| {
-        drop(scheduler.job("large").spawn(large::<N>()).await.unwrap())
+        drop(scheduler.job("large").spawn(large::<N>()).await.unwrap());
     }
     "job().try_spawn": |scheduler, _jobs| {
-        drop(scheduler.job("large").try_spawn(large::<N>()).unwrap())
+        drop(scheduler.job("large").try_spawn(large::<N>()).unwrap());
     }
     "Jobs::spawn": |_scheduler, jobs| { drop(jobs.spawn(large::<N>()).await.unwrap()) }
     "Jobs::try_spawn": |_scheduler, jobs| { drop(jobs.try_spawn(large::<N>()).unwrap()) }
@@ -100,11 +103,14 @@ verbs! {
     "after_response": |_scheduler, jobs| { drop(jobs.after_response(large::<N>()).unwrap()) }
     "after_success": |_scheduler, jobs| { drop(jobs.after_success(large::<N>()).unwrap()) }
     "after_response_with": |_scheduler, jobs| {
-        drop(jobs.after_response_with(|_| large::<N>()).unwrap())
+        drop(jobs.after_response_with(|_| large::<N>()).unwrap());
     }
     "after_response_with, a large closure": |_scheduler, jobs| {
         let bytes = [0_u8; N];
-        drop(jobs.after_response_with(move |_| ready(use_it(&bytes))).unwrap())
+        drop(jobs.after_response_with(move |_| {
+            use_it(&bytes);
+            ready(())
+        }).unwrap());
     }
 }
 

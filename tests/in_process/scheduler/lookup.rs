@@ -63,7 +63,7 @@ async fn ended_job_is_remembered_with_outcome_error_and_times() {
     let first = scheduler.job("first").spawn(sleep(2 * SECOND)).await.unwrap().id();
     let failing = async {
         sleep(SECOND).await;
-        Err::<(), _>(std::io::Error::other(format!("no mail\ntoday")))
+        Err::<(), _>(std::io::Error::other("no mail\ntoday".to_string()))
     };
     let second = scheduler.job("second").concurrency_key("key").spawn(failing).await.unwrap();
     let third = scheduler.spawn(pending::<()>()).await.unwrap();
