@@ -39,15 +39,20 @@ pub(crate) fn example(name: &str, folder: &Path) -> Command {
         program.display()
     );
     let mut command = Command::new(program);
+    command.env("ADDR", "127.0.0.1:0");
+    with_pipes(&mut command, folder);
+    command
+}
+
+/// Runs a command in that folder, with its output in pipes.
+pub(crate) fn with_pipes(command: &mut Command, folder: &Path) {
     command
         .current_dir(folder)
-        .env("ADDR", "127.0.0.1:0")
         .env("NO_COLOR", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    command
 }
 
 /// A started process and its output.
@@ -70,7 +75,8 @@ impl Process {
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().expect("the program starts");
         let stdout = Lines::of(child.stdout.take().expect("standard output is piped"));
-        let stderr = Lines::of(child.stderr.take().expect("standard error is piped"));
+        // It may go elsewhere.
+        let stderr = child.stderr.take().map_or_else(Lines::none, Lines::of);
         Self { child, stdout, stderr }
     }
 
@@ -121,6 +127,10 @@ impl Lines {
             }
         });
         Self(receiver)
+    }
+
+    fn none() -> Self {
+        Self(watch::channel(Vec::new()).1)
     }
 
     /// The lines so far.
