@@ -291,7 +291,7 @@ impl Schedule {
             9 if self.may_block && self.random.one_in(4) => {
                 let (sender, receiver) = mpsc::channel::<()>();
                 self.blocked.push(sender);
-                drop(tokio::spawn(job.spawn_blocking(move || drop(receiver.recv()))));
+                drop(tokio::spawn(job.spawn_blocking(move || receiver.recv().unwrap_or(()))));
             }
             9 => drop(tokio::spawn(job.shield(work))),
             10 => {
@@ -553,7 +553,10 @@ async fn deferred_job_is_queued_from_the_end_of_its_response() {
     assert_eq!(counting.seen().started[&job.id()], 2 * SECOND);
     never.wait().await.unwrap();
     let end = counting.end_of(&gone);
-    assert_eq!((end.outcome, end.queued, end.ran), (Outcome::Cancelled, 3 * SECOND, 0 * SECOND));
+    assert_eq!(
+        (end.outcome, end.queued, end.ran),
+        (Outcome::Cancelled, 3 * SECOND, Duration::ZERO)
+    );
     assert_eq!(counting.end_of(&never).queued, 3 * SECOND);
 }
 
@@ -574,10 +577,10 @@ async fn job_that_never_started_was_queued_until_its_end() {
         let end = counting.end_of(job);
         (end.outcome, end.queued, end.ran)
     };
-    assert_eq!(shown(&jobs[0]), (Outcome::Cancelled, SECOND, 0 * SECOND));
-    assert_eq!(shown(&jobs[1]), (Outcome::Cancelled, 2 * SECOND, 0 * SECOND));
-    assert_eq!(shown(&never), (Outcome::NeverStarted, SECOND, 0 * SECOND));
-    assert_eq!(shown(&running), (Outcome::Cancelled, 0 * SECOND, 3 * SECOND));
+    assert_eq!(shown(&jobs[0]), (Outcome::Cancelled, SECOND, Duration::ZERO));
+    assert_eq!(shown(&jobs[1]), (Outcome::Cancelled, 2 * SECOND, Duration::ZERO));
+    assert_eq!(shown(&never), (Outcome::NeverStarted, SECOND, Duration::ZERO));
+    assert_eq!(shown(&running), (Outcome::Cancelled, Duration::ZERO, 3 * SECOND));
 }
 
 #[tokio::test]
@@ -719,14 +722,14 @@ struct Blocking(Mutex<mpsc::Receiver<()>>);
 impl Observer for Blocking {
     fn ended(&self, _: &JobSeen<'_>, end: &JobEnd<'_>) {
         if matches!(end.outcome, Outcome::NeverStarted | Outcome::Abandoned) {
-            drop(self.0.lock().unwrap().recv());
+            self.0.lock().unwrap().recv().unwrap_or(());
         }
     }
     fn draining(&self, _: Option<Instant>) {
-        drop(self.0.lock().unwrap().recv());
+        self.0.lock().unwrap().recv().unwrap_or(());
     }
     fn closed(&self, _: &DrainReport) {
-        drop(self.0.lock().unwrap().recv());
+        self.0.lock().unwrap().recv().unwrap_or(());
     }
 }
 

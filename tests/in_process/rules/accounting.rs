@@ -212,7 +212,10 @@ impl History {
         compared.refused = Refusals::default();
         compared.outside_limit = 0;
         // A pending job's age is read from its turn, which is unique by nanoseconds.
-        let to_millis = |age: Duration| Duration::from_millis((age.as_micros() + 1) as u64 / 1000);
+        let to_millis = |age: Duration| {
+            let millis = age.as_nanos().div_ceil(1_000_000);
+            Duration::from_millis(millis.try_into().expect("a short time"))
+        };
         compared.oldest_pending = stats.oldest_pending.map(to_millis);
         assert_eq!(compared, oracle.stats());
         let there = stats.deferred + stats.pending + stats.active;

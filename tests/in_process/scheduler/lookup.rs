@@ -1,6 +1,6 @@
 //! Jobs by id: live, remembered, forgotten and unknown.
 
-use std::{future::pending, panic::resume_unwind};
+use std::{future::pending, panic::resume_unwind, time::Duration};
 
 use tokio::time::sleep;
 use tower_jobs::{JobId, JobState, Lookup, Outcome, Scheduler};
@@ -76,7 +76,7 @@ async fn ended_job_is_remembered_with_outcome_error_and_times() {
 
     let job = ended(&scheduler, first);
     assert_eq!((job.outcome, job.error), (Outcome::Completed, None));
-    assert_eq!((job.queued, job.ran, job.ago), (0 * SECOND, 2 * SECOND, 3 * SECOND));
+    assert_eq!((job.queued, job.ran, job.ago), (Duration::ZERO, 2 * SECOND, 3 * SECOND));
     assert_eq!(job.job.name, "first");
 
     let job = ended(&scheduler, second.id());

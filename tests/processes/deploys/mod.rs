@@ -10,9 +10,7 @@
 //! Round n takes shape n of the table, and starts over at its end; every other round of a shape runs beside
 //! as many spinning threads as there are cores. A round counts if a job ran at the signal: it had started
 //! before, and had not ended when the signal was sent. Another round takes the place of one that does not
-//! count, up to [`TRIES`] times. Where one worker is free, the bound applies to the time of the end less the
-//! time, from the closing on, for which the program's main thread was ready to run and had no core. The table
-//! has both.
+//! count, up to [`TRIES`] times.
 //!
 //! A signal during the start counts by the same rule: the program has then spawned jobs, as one that
 //! takes up work left by its last run. No server may start after the signal, and its absence is no failure.
@@ -65,8 +63,6 @@ use crate::support::{
 const TOLERANCE: Duration = Duration::from_millis(250);
 /// The same in the short version, which may share its cores with other tests.
 const GENEROUS: Duration = Duration::from_secs(5);
-/// Time before the end of the grace at which the closing of jobs begins.
-const CLOSING: Duration = Duration::from_millis(120);
 /// Maximum number of rounds for one that counts.
 const TRIES: u64 = 5;
 
@@ -118,44 +114,12 @@ impl Drop for BusyLoops {
     }
 }
 
-/// Measures how long the main thread of a process was ready to run and had no core, from the closing of its
-/// jobs to its end. Without `/proc` that is zero.
-struct CoreWait(tokio::task::JoinHandle<u64>);
-
-impl CoreWait {
-    fn start(process: Option<u32>, grace: Duration) -> Self {
-        let from = Instant::now() + grace.saturating_sub(CLOSING);
-        let path = process.map(|id| format!("/proc/{id}/schedstat")).unwrap_or_default();
-        let nanos = move || -> Option<u64> {
-            fs::read_to_string(&path).ok()?.split(' ').nth(1)?.parse().ok()
-        };
-        Self(tokio::spawn(async move {
-            let (mut first, mut last) = (0, 0);
-            while let Some(now) = nanos().filter(|now| *now >= last) {
-                last = now;
-                if first == 0 || Instant::now() < from {
-                    first = now;
-                }
-                sleep(Duration::from_millis(5)).await;
-            }
-            (last - first) / 1_000_000
-        }))
-    }
-
-    /// In ms.
-    async fn end(self) -> i64 {
-        i64::try_from(self.0.await.unwrap()).unwrap()
-    }
-}
-
 /// The result of a round.
 struct Round {
     /// A job ran at the signal.
     counts: bool,
     /// How much later than its grace the program ended, in ms. Negative: earlier.
     late: i64,
-    /// The part of its end in which its main thread had no core, in ms.
-    core_wait: i64,
     findings: Findings,
     acknowledged: usize,
 }
@@ -201,7 +165,6 @@ async fn round(shape: &'static Shape, seed: u64, is_beside_loops: bool) -> Round
     }
     sleep(Duration::from_millis(load.signal_after)).await;
     let before = Log::read(&path);
-    let core_wait = CoreWait::start(program.id(), Duration::from_millis(load.grace));
     let signalled = Instant::now();
     program.terminate().await;
     let counts = before.runs_until(&Log::read(&path));
@@ -211,7 +174,6 @@ async fn round(shape: &'static Shape, seed: u64, is_beside_loops: bool) -> Round
     }
     let ended = program.ended().await;
     let took = signalled.elapsed();
-    let core_wait = core_wait.end().await;
     let late = i64::try_from(took.as_millis()).unwrap() - i64::try_from(load.grace).unwrap();
     drop((loops, unread));
     over.store(true, Ordering::Relaxed);
@@ -224,8 +186,7 @@ async fn round(shape: &'static Shape, seed: u64, is_beside_loops: bool) -> Round
         findings.misnamed.push(format!("exit code {:?} in spite of enough time", ended.code));
     }
     println!(
-        "{}, seed {seed}{}{}: {} acknowledged of {}; exit {:?}, {late} ms after the grace of {}, \
-         {core_wait} ms without a core; {}",
+        "{}, seed {seed}{}{}: {} acknowledged of {}; exit {:?}, {late} ms after the grace of {}; {}",
         shape.name,
         if is_beside_loops { ", beside busy loops" } else { "" },
         if counts { "" } else { ", NOT COUNTED" },
@@ -240,7 +201,7 @@ async fn round(shape: &'static Shape, seed: u64, is_beside_loops: bool) -> Round
     } else {
         println!("    {findings:#?}\n    {load:?}\n    {ended:#?}");
     }
-    Round { counts, late, core_wait, findings, acknowledged: orders.acknowledged.len() }
+    Round { counts, late, findings, acknowledged: orders.acknowledged.len() }
 }
 
 /// The rounds of a shape.
@@ -250,8 +211,6 @@ struct Tally {
     not_counted: usize,
     acknowledged: usize,
     latest: Option<i64>,
-    /// The latest end, less the time without a core.
-    latest_run: Option<i64>,
     /// Rounds that ended after the bound, where there is one.
     late: usize,
     lost: usize,
@@ -265,12 +224,11 @@ impl Tally {
         self.lost += round.findings.lost.len();
         self.twice += round.findings.twice.len();
         self.misnamed += round.findings.misnamed.len();
-        self.late += usize::from(bound.is_some_and(|bound| round.late - round.core_wait > bound));
+        self.late += usize::from(bound.is_some_and(|bound| round.late > bound));
         if round.counts {
             self.rounds += 1;
             self.acknowledged += round.acknowledged;
             self.latest = self.latest.max(Some(round.late));
-            self.latest_run = self.latest_run.max(Some(round.late - round.core_wait));
         } else {
             self.not_counted += 1;
         }
@@ -281,7 +239,6 @@ impl Tally {
         self.not_counted += other.not_counted;
         self.acknowledged += other.acknowledged;
         self.latest = self.latest.max(other.latest);
-        self.latest_run = self.latest_run.max(other.latest_run);
         self.late += other.late;
         self.lost += other.lost;
         self.twice += other.twice;
@@ -289,15 +246,13 @@ impl Tally {
     }
 
     fn line(&self, name: &str) -> String {
-        let text = |ms: Option<i64>| ms.map_or("-".to_owned(), |ms| ms.to_string());
-        let (latest, latest_run) = (text(self.latest), text(self.latest_run));
+        let latest = self.latest.map_or("-".to_owned(), |latest| latest.to_string());
         format!(
-            "{name:<48} {:>6} {:>11} {:>12} {:>9} {:>9} {:>5} {:>5} {:>5} {:>8}",
+            "{name:<48} {:>6} {:>11} {:>12} {:>9} {:>5} {:>5} {:>5} {:>8}",
             self.rounds,
             self.not_counted,
             self.acknowledged,
             latest,
-            latest_run,
             self.late,
             self.lost,
             self.twice,
@@ -349,7 +304,7 @@ async fn sigterm_loses_no_acknowledged_job_and_repeats_none() {
     let tallies = tallies.lock().unwrap();
     let mut total = Tally::default();
     println!(
-        "{:<48} rounds not counted acknowledged latest ms with core  late  lost twice misnamed",
+        "{:<48} rounds not counted acknowledged latest ms late  lost twice misnamed",
         "load shape"
     );
     for (shape, tally) in shapes.iter().zip(tallies.iter()) {
