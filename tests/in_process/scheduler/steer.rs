@@ -732,7 +732,11 @@ async fn limit_changed_by_another_thread_starts_jobs() {
     let ran = Arc::new(AtomicUsize::new(0));
     for _ in 0..100 {
         let ran = ran.clone();
-        scheduler.try_spawn(async move { drop(ran.fetch_add(1, SeqCst)) }).unwrap();
+        scheduler
+            .try_spawn(async move {
+                ran.fetch_add(1, SeqCst);
+            })
+            .unwrap();
     }
     let control = scheduler.clone();
     std::thread::spawn(move || control.set_limit(5).unwrap()).join().unwrap();
