@@ -110,7 +110,7 @@ impl Shutdown {
     /// Called once, with the jobs of all schedulers, if there are any. It runs on a plain thread, by the
     /// runtime's `block_on`, so it may block, and may await sockets and timers of the runtime. It has
     /// [`unstarted_grace`](Self::unstarted_grace); if it has not returned by then, it runs on, and
-    /// [`ShutdownReport::unfinished_hooks`] says so. Its panic is logged.
+    /// [`ShutdownReport::unfinished_hooks`](crate::ShutdownReport::unfinished_hooks) says so. Its panic is logged.
     ///
     /// ```
     /// # use tower_jobs::{JobList, Scheduler, Shutdown};
