@@ -53,10 +53,8 @@ pub(crate) type JobEffects = Effects<Arc<Record>, Work>;
 pub(crate) enum Mode {
     Run,
     /// No job starts by itself.
-    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "made by `testing` only"))]
     Record,
     /// Spawning waits for the job's end.
-    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "made by `testing` only"))]
     Inline,
 }
 
