@@ -337,8 +337,8 @@ impl Scheduler {
     /// closes before the future has ended. The same if the job was not accepted for another reason, which
     /// is then the error's [`source`](std::error::Error::source): no runtime, or a
     /// [unique key](JobBuilder::unique_key) of another job. An error that
-    /// [`is_timeout`](JobError::is_timeout) if the future ran longer than its timeout, or did not end
-    /// when the scheduler closed.
+    /// [`is_timeout`](JobError::is_timeout) if the future ran longer than its timeout, and one that
+    /// [`is_abandoned`](JobError::is_abandoned) if it did not end when the scheduler closed.
     ///
     /// # Panics
     ///
