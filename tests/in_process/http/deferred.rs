@@ -516,7 +516,7 @@ async fn spawner_waits_until_fewer_than_pending_limit_wait() {
 }
 
 #[tokio::test]
-async fn many_aborted_deferred_jobs_are_gone_before_the_response_ends() {
+async fn many_aborted_deferred_jobs_are_gone_at_once() {
     const MANY: usize = 30_000;
     let scheduler = Scheduler::builder().deferred_limit(1).build();
     let open = respond(&scheduler).await;

@@ -245,7 +245,7 @@ async fn response_reset_behind_a_stalled_download_is_aborted() {
 }
 
 #[tokio::test]
-async fn response_behind_a_stalled_download_is_complete_once_it_is_sent() {
+async fn response_behind_a_stalled_download_ends_once_it_is_sent() {
     let (server, scheduler, recorder) = serve_beside_a_download().await;
     let mut client = http2_client(server.address, WINDOW).await;
     let mut stalled = http2_get(&mut client, "/download").await;

@@ -381,7 +381,7 @@ impl Drop for FailsAndClings {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failure_given_by_a_close_is_reported_once_if_the_drop_panics() {
+async fn failure_given_by_a_close_is_reported_once() {
     let (scheduler, mut failures) = closing_in_time();
     let (release, released) = std::sync::mpsc::channel();
     let (dropping, is_dropping) = oneshot::channel();

@@ -80,7 +80,7 @@ async fn reservations_and_pending_jobs_are_served_in_one_line() {
 }
 
 #[tokio::test]
-async fn reservation_waits_although_the_queue_is_full_and_holds_no_place() {
+async fn reservation_waits_beside_a_full_queue_and_holds_no_place() {
     let scheduler = limited(1, 1);
     let running = scheduler.try_spawn(pending::<()>()).unwrap();
     let mut reservations = [(); 3].map(|()| poll_by_hand(scheduler.reserve()));
