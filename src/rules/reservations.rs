@@ -55,9 +55,11 @@ impl Reservations {
         self.granted.remove(&turn)
     }
 
-    pub(super) fn replace_waker(&mut self, turn: Moment, waker: Waker) -> Option<Waker> {
-        let waiting = self.waiting.get_mut(&turn)?;
-        Some(mem::replace(waiting, waker))
+    /// Exchanges the waker of a waiting reservation for this one.
+    pub(super) fn swap_waker(&mut self, turn: Moment, waker: &mut Waker) {
+        if let Some(waiting) = self.waiting.get_mut(&turn) {
+            mem::swap(waiting, waker);
+        }
     }
 
     /// Removes a reservation that waits or is granted. Returns its waker, and whether a permit comes free.

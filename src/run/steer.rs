@@ -116,29 +116,28 @@ impl Core {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), SpawnError>> {
         self.bind_runtime()?;
-        let (waker, now) = (cx.waker().clone(), Moment::now());
-        let mut queue = self.queue();
-        match *turn {
-            None => match queue.reserve(waker, now) {
-                Ok(Reserve::Held) => Poll::Ready(Ok(())),
-                Ok(Reserve::Waits(waits)) => {
-                    *turn = Some(waits);
-                    Poll::Pending
+        let (mut waker, now) = (cx.waker().clone(), Moment::now());
+        // A waker that the queue does not keep is dropped after unlocking.
+        let taken = match *turn {
+            None => {
+                let reserved = self.queue().reserve(&mut waker, now);
+                match reserved {
+                    Ok(Reserve::Held) => Ok(()),
+                    Ok(Reserve::Waits(waits)) => {
+                        *turn = Some(waits);
+                        return Poll::Pending;
+                    }
+                    Err(refusal) => Err(refusal),
                 }
-                Err(refusal) => Poll::Ready(Err(refusal.into())),
-            },
-            Some(waits) => match queue.take_reserved(waits, waker) {
-                Ok(previous) => {
-                    drop(queue);
-                    drop(previous);
-                    Poll::Pending
-                }
-                Err(taken) => {
-                    *turn = None;
-                    Poll::Ready(taken.map_err(SpawnError::from))
-                }
-            },
-        }
+            }
+            Some(waits) => {
+                let taken = self.queue().take_reserved(waits, &mut waker);
+                let Some(taken) = taken else { return Poll::Pending };
+                *turn = None;
+                taken
+            }
+        };
+        Poll::Ready(taken.map_err(SpawnError::from))
     }
 
     pub(crate) fn cancel_reserve(self: &Arc<Self>, turn: Moment) {

@@ -121,11 +121,12 @@ impl<R: JobMeta, W> Queue<R, W> {
     }
 
     /// Takes a permit if one is free, else waits for one in line with the pending jobs. As for these, a
-    /// grant that is not used yet is no obstacle.
-    pub(crate) fn reserve(&mut self, waker: Waker, now: Moment) -> Result<Reserve, Refusal> {
+    /// grant that is not used yet is no obstacle. The caller drops a waker that is not taken.
+    pub(crate) fn reserve(&mut self, waker: &mut Waker, now: Moment) -> Result<Reserve, Refusal> {
         match self.take_free_permit() {
             Err(Refusal::Full) => {
                 let turn = self.next_turn(now);
+                let waker = mem::replace(waker, Waker::noop().clone());
                 self.cold.reservations.join(turn, waker);
                 Ok(Reserve::Waits(turn))
             }
@@ -145,20 +146,21 @@ impl<R: JobMeta, W> Queue<R, W> {
         Ok(())
     }
 
-    /// Takes the permit of a waiting reservation, if it was granted. Else it waits on, with this waker.
-    /// The caller drops the previous one.
+    /// Takes the permit of a waiting reservation, if it was granted. Else it waits on, with this waker in
+    /// exchange for the previous one. The caller drops that.
     pub(crate) fn take_reserved(
         &mut self,
         turn: Moment,
-        waker: Waker,
-    ) -> Result<Option<Waker>, Result<(), Refusal>> {
+        waker: &mut Waker,
+    ) -> Option<Result<(), Refusal>> {
         if self.cold.reservations.take(turn) {
-            return Err(Ok(()));
+            return Some(Ok(()));
         }
         if self.cold.phase == Phase::Closed {
-            return Err(Err(Refusal::Closed));
+            return Some(Err(Refusal::Closed));
         }
-        Ok(self.cold.reservations.replace_waker(turn, waker))
+        self.cold.reservations.swap_waker(turn, waker);
+        None
     }
 
     /// A reservation leaves, waiting or granted.

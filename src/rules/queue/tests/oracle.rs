@@ -565,7 +565,7 @@ fn check(limits: [Option<usize>; 4], steps: Vec<Step>) {
             Step::Reserve => {
                 let expected = model.reserve(true);
                 let bell = Arc::new(Bell::default());
-                match bench.queue.reserve(bell.clone().into(), bench.now) {
+                match bench.queue.reserve(&mut bell.clone().into(), bench.now) {
                     Ok(Reserve::Held) => model.permits.extend(expected),
                     Ok(Reserve::Waits(turn)) => {
                         assert_eq!(expected, Err(Refusal::Full));
@@ -587,15 +587,15 @@ fn check(limits: [Option<usize>; 4], steps: Vec<Step>) {
                 let Some(at) = pick(&Vec::from_iter(0..reservers.len()), at) else { continue };
                 let (reservation, turn, _) = reservers[at];
                 let bell = Arc::new(Bell::default());
-                let taken = bench.queue.take_reserved(turn, bell.clone().into());
+                let taken = bench.queue.take_reserved(turn, &mut bell.clone().into());
                 let is_granted = model.reserved.contains(&reservation);
                 match taken {
-                    Ok(_) => {
+                    None => {
                         assert!(!is_granted && model.phase != Phase::Closed);
                         reservers[at].2 = bell;
                         continue;
                     }
-                    Err(taken) => {
+                    Some(taken) => {
                         let expected = if is_granted { Ok(()) } else { Err(Refusal::Closed) };
                         assert_eq!(taken, expected);
                         model.reserved.retain(|other| *other != reservation);
