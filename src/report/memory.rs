@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,7 +15,10 @@ use crate::{
         observer::{JobEnd, JobSeen, Observer},
     },
     rules::state::{JobId, JobState, Outcome},
-    util::{clock::Moment, sync::lock},
+    util::{
+        clock::Moment,
+        sync::{Mutex, lock},
+    },
 };
 
 /// The answer to [`Scheduler::get`](crate::Scheduler::get).
@@ -73,7 +76,7 @@ struct State {
 
 impl Memory {
     pub(crate) fn new(most: usize) -> Self {
-        Self { most, state: Mutex::default() }
+        Self { most, state: Mutex::new(State::default()) }
     }
 
     pub(crate) fn live(&self, id: JobId) -> Option<Arc<Record>> {

@@ -21,7 +21,7 @@ use tokio::{
     time::{self, Instant},
 };
 
-use crate::util::panics::wake;
+use crate::util::{panics::wake, sync::lock_std};
 
 #[expect(clippy::disallowed_types, reason = "the thread sleeps in real time")]
 type RealInstant = std::time::Instant;
@@ -166,7 +166,7 @@ impl AlarmState {
 impl Alarms {
     /// Adds an alarm; `None` if there is no thread to keep it.
     fn add(&'static self, at: RealInstant, waker: Waker) -> Option<Key> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock_std(&self.state);
         state.last_id += 1;
         let key = (at, state.last_id);
         match state.thread {
@@ -192,14 +192,14 @@ impl Alarms {
     }
 
     fn remove(&self, key: Key) {
-        let removed = self.state.lock().unwrap_or_else(PoisonError::into_inner).wakers.remove(&key);
+        let removed = lock_std(&self.state).wakers.remove(&key);
         // Dropping a waker may be user code, so it is dropped after unlocking.
         drop(removed);
     }
 
     /// The thread: wakes tasks until no alarm is left.
     fn keep(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock_std(&self.state);
         let mut is_idle = false;
         loop {
             let now = RealInstant::now();
@@ -207,7 +207,7 @@ impl Alarms {
             if !due.is_empty() {
                 drop(state);
                 due.into_iter().for_each(wake);
-                state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                state = lock_std(&self.state);
                 continue;
             }
             let next = state.wakers.first_key_value().map(|(key, _)| key.0);

@@ -13,7 +13,7 @@ use tracing::{Span, dispatcher};
 
 use crate::util::{
     panics::{ignore_panic, notify},
-    sync::lock,
+    sync::lock_std,
 };
 
 /// Hooks that run at the same time.
@@ -48,7 +48,7 @@ impl Hooks {
             let _runtime = runtime.as_ref().map(Handle::enter);
             ignore_panic(|| dispatcher::with_default(&dispatch, || span.in_scope(hook)));
         };
-        let mut state = lock(&self.0.state);
+        let mut state = lock_std(&self.0.state);
         state.unfinished += 1;
         state.waiting.push_back(Box::new(hook));
         if state.threads == MAX_THREADS {
@@ -66,7 +66,7 @@ impl Hooks {
 
     /// Hooks that have not returned.
     pub(crate) fn unfinished(&self) -> usize {
-        lock(&self.0.state).unfinished
+        lock_std(&self.0.state).unfinished
     }
 
     /// Resolves when all hooks have returned.
@@ -85,14 +85,14 @@ impl Hooks {
 impl Shared {
     fn run_waiting(&self) {
         loop {
-            let mut state = lock(&self.state);
+            let mut state = lock_std(&self.state);
             let Some(hook) = state.waiting.pop_front() else {
                 state.threads -= 1;
                 return;
             };
             drop(state);
             hook();
-            let mut state = lock(&self.state);
+            let mut state = lock_std(&self.state);
             state.unfinished -= 1;
             let is_last = state.unfinished == 0;
             drop(state);

@@ -20,7 +20,7 @@ use crate::{
         observer::{JobEnd, JobSeen, Observer, RefusalReason},
     },
     rules::state::Outcome,
-    util::{clock::Moment, panics::ignore_panic, sync::lock},
+    util::{clock::Moment, panics::ignore_panic, sync::lock_std},
 };
 
 #[derive(Clone)]
@@ -44,7 +44,7 @@ pub(crate) struct Unseen(Option<Arc<InFlight>>);
 impl Drop for Unseen {
     fn drop(&mut self) {
         if let Some(in_flight) = &self.0 {
-            let mut unseen = lock(&in_flight.unseen);
+            let mut unseen = lock_std(&in_flight.unseen);
             *unseen -= 1;
             if *unseen == 0 {
                 in_flight.is_zero.notify_all();
@@ -112,7 +112,7 @@ impl Observers {
 
     #[cold]
     fn begin_observed(&self) -> Unseen {
-        *lock(&self.in_flight.unseen) += 1;
+        *lock_std(&self.in_flight.unseen) += 1;
         Unseen(Some(self.in_flight.clone()))
     }
 
@@ -136,7 +136,7 @@ impl Observers {
         if self.in_flight.has_closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        let mut unseen = lock(&self.in_flight.unseen);
+        let mut unseen = lock_std(&self.in_flight.unseen);
         while *unseen > 0 {
             unseen = self.in_flight.is_zero.wait(unseen).unwrap_or_else(PoisonError::into_inner);
         }

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::util::sync::lock;
+use crate::util::sync::lock_std;
 
 #[expect(clippy::disallowed_types, reason = "signals come in real time")]
 type RealInstant = std::time::Instant;
@@ -108,20 +108,20 @@ impl Listener {
 
     #[cfg(unix)]
     pub(super) fn add_signal(&self, signal: i32) -> io::Result<()> {
-        lock(&self.shared.state).signals.push(signal);
+        lock_std(&self.shared.state).signals.push(signal);
         hear(signal)
     }
 
     pub(super) fn set_grace(&self, grace: Duration) {
-        lock(&self.shared.state).grace = grace;
+        lock_std(&self.shared.state).grace = grace;
     }
 
     pub(super) fn set_ends_process(&self, ends_process: bool) {
-        lock(&self.shared.state).ends_process = ends_process;
+        lock_std(&self.shared.state).ends_process = ends_process;
     }
 
     pub(super) fn start_serving(&self) {
-        lock(&self.shared.state).stage = Stage::Serving;
+        lock_std(&self.shared.state).stage = Stage::Serving;
     }
 
     pub(super) fn has_heard(&self) -> bool {
@@ -143,7 +143,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        lock(&self.shared.state).stage = Stage::Over;
+        lock_std(&self.shared.state).stage = Stage::Over;
         forget_older();
     }
 }
@@ -153,14 +153,14 @@ static LISTENERS: Mutex<Vec<Arc<Shared>>> = Mutex::new(Vec::new());
 
 fn add(listener: &Arc<Shared>) -> io::Result<()> {
     // Before the handlers, so that none hears a signal for which there is no listener.
-    lock(&LISTENERS).push(listener.clone());
+    lock_std(&LISTENERS).push(listener.clone());
     DEFAULT_SIGNALS.iter().try_for_each(|signal| hear(*signal))
 }
 
 /// Forgets all listeners that are over but the youngest, which says what later signals mean.
 fn forget_older() {
-    let mut listeners = lock(&LISTENERS);
-    let is_over = |listener: &Arc<Shared>| lock(&listener.state).stage == Stage::Over;
+    let mut listeners = lock_std(&LISTENERS);
+    let is_over = |listener: &Arc<Shared>| lock_std(&listener.state).stage == Stage::Over;
     let youngest = listeners.iter().rposition(is_over);
     let mut index = 0;
     listeners.retain(|listener| {
@@ -172,11 +172,11 @@ fn forget_older() {
 /// Passes a signal to the listeners. Ends the process if none has a use for it.
 fn deliver(signal: i32) {
     let now = RealInstant::now();
-    let listeners = lock(&LISTENERS).clone();
+    let listeners = lock_std(&LISTENERS).clone();
     let (mut is_unused, mut woken) = (false, Vec::new());
     let mut ends = true;
     for listener in listeners {
-        let mut state = lock(&listener.state);
+        let mut state = lock_std(&listener.state);
         if !state.signals.contains(&signal) {
             continue;
         }
@@ -219,14 +219,14 @@ mod unix {
     };
 
     use super::{deliver, start_thread};
-    use crate::util::sync::lock;
+    use crate::util::sync::lock_std;
 
     pub(super) const DEFAULT_SIGNALS: &[i32] = &[SIGTERM, SIGINT];
 
     /// Hears this signal from now on, in the one thread.
     pub(super) fn hear(signal: i32) -> io::Result<()> {
         static THREAD: Mutex<Option<Handle>> = Mutex::new(None);
-        let mut thread = lock(&THREAD);
+        let mut thread = lock_std(&THREAD);
         if let Some(handle) = &*thread {
             return handle.add_signal(signal);
         }
@@ -261,7 +261,7 @@ mod windows {
     };
 
     use super::{deliver, start_thread};
-    use crate::util::sync::lock;
+    use crate::util::sync::lock_std;
 
     /// Stands for the four events.
     const ANY_EVENT: i32 = 0;
@@ -271,7 +271,7 @@ mod windows {
 
     pub(super) fn hear(_: i32) -> io::Result<()> {
         static IS_HEARD: Mutex<bool> = Mutex::new(false);
-        let mut is_heard = lock(&IS_HEARD);
+        let mut is_heard = lock_std(&IS_HEARD);
         if *is_heard {
             return Ok(());
         }

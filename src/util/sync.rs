@@ -10,7 +10,7 @@ pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
 #[cfg(all(test, tower_jobs_loom))]
 pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
 
-use std::sync::PoisonError;
+use std::sync::{Mutex as StdMutex, MutexGuard as StdMutexGuard, PoisonError};
 
 /// Aligned to a pair of cache lines, which processors fetch together. It prevents false sharing between
 /// the lock and the settings and reference counts around it.
@@ -23,6 +23,12 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     if let Some(guard) = counting::try_lock(mutex) {
         return guard;
     }
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As [`lock`], for the standard library's locks where a loom model has others: statics, and locks with a
+/// `Condvar`.
+pub(crate) fn lock_std<T: ?Sized>(mutex: &StdMutex<T>) -> StdMutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
