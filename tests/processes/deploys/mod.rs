@@ -13,7 +13,8 @@
 //! count, up to [`TRIES`] times.
 //!
 //! A signal during the start counts by the same rule: the program has then spawned jobs, as one that
-//! takes up work left by its last run. No server may start after the signal, and its absence is no failure.
+//! takes up work left by its last run. A second signal that comes after the shutdown's end leaves no report,
+//! so such a round does not count either. No server may start after the signal, and its absence is no failure.
 //!
 //! | variable         | meaning                                                                  |
 //! |------------------|--------------------------------------------------------------------------|
@@ -181,6 +182,13 @@ async fn round(shape: &'static Shape, seed: u64, is_beside_loops: bool) -> Round
         client.expect("a client does not panic");
     }
     let orders = orders.lock().unwrap();
+    let acknowledged = orders.acknowledged.len();
+    // `serve` had returned before the second signal, which then has its default effect.
+    let has_returned = ended.stderr.contains("; since the signal: drained in");
+    if shape.signals == Signals::Later && ended.code.is_none() && has_returned {
+        println!("{}, seed {seed}: ended before the second signal, NOT COUNTED", shape.name);
+        return Round { counts: false, late, findings: Findings::default(), acknowledged };
+    }
     let mut findings = check(&ended, Log::read(&path), &orders);
     if shape.has_time && ended.code != Some(0) {
         findings.misnamed.push(format!("exit code {:?} in spite of enough time", ended.code));
@@ -190,7 +198,7 @@ async fn round(shape: &'static Shape, seed: u64, is_beside_loops: bool) -> Round
         shape.name,
         if is_beside_loops { ", beside busy loops" } else { "" },
         if counts { "" } else { ", NOT COUNTED" },
-        orders.acknowledged.len(),
+        acknowledged,
         orders.kinds.len(),
         ended.code,
         load.grace,
@@ -201,7 +209,7 @@ async fn round(shape: &'static Shape, seed: u64, is_beside_loops: bool) -> Round
     } else {
         println!("    {findings:#?}\n    {load:?}\n    {ended:#?}");
     }
-    Round { counts, late, findings, acknowledged: orders.acknowledged.len() }
+    Round { counts, late, findings, acknowledged }
 }
 
 /// The rounds of a shape.

@@ -172,7 +172,7 @@ impl Load {
         let is_later = shape.signals == Signals::Later;
         let is_start_up = shape.signals == Signals::StartUp;
         let few = shape.unstarted_hook > 0;
-        let grace = 100 + random.below(700) + if is_later { 2_000 } else { 0 };
+        let grace = 100 + random.below(700) + if is_later { 3_000 } else { 0 };
         let start = if is_start_up { 50 + random.below(250) } else { 0 };
         let mut load = Self {
             limit: 1 + random.below(if few { 3 } else { 40 }),
