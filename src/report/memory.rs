@@ -27,7 +27,7 @@ use crate::{
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Lookup {
-    /// The job has not ended.
+    /// The job has not ended, or its end is being recorded.
     Live(JobInfo),
     /// The job has ended, and is among the last that are
     /// [remembered](crate::SchedulerBuilder::remember).

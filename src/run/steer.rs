@@ -11,6 +11,7 @@ use crate::{
         error::{JobError, SpawnError},
         record::Record,
     },
+    report::memory::Lookup,
     rules::{
         config::{self, ConfigError},
         queue::steer::Reserve,
@@ -81,15 +82,33 @@ impl Core {
 
     /// Finds an unfinished job. With a memory it is looked up, else looked for in bounded steps.
     pub(crate) fn find(&self, id: JobId) -> Option<(Arc<Record>, JobState)> {
-        let with_state = |record: Arc<Record>| (self.state(&record), record);
-        let found = match &self.memory {
-            Some(memory) => memory.live(id).map(with_state),
-            None => None,
-        };
-        let is_live = |(state, _): &(JobState, Arc<Record>)| *state != JobState::Finished;
-        if let Some((state, record)) = found.filter(is_live) {
-            return Some((record, state));
+        let known = self.memory.as_ref().and_then(|memory| memory.live(id));
+        match known.map(|record| (self.state(&record), record)) {
+            Some((JobState::Finished, _)) => None,
+            Some((state, record)) => Some((record, state)),
+            None => self.find_among_all(id),
         }
+    }
+
+    pub(crate) fn look_up(&self, id: JobId) -> Lookup {
+        let live = |record: &Record, state| Lookup::Live(record.info(state, Moment::now()));
+        if let Some(memory) = &self.memory {
+            // It may be over, if its end is being recorded.
+            if let Some(record) = memory.live(id) {
+                return live(&record, self.state(&record));
+            }
+            if let Some(ended) = memory.ended(id) {
+                return Lookup::Ended(ended);
+            }
+        }
+        match self.find_among_all(id) {
+            Some((record, state)) => live(&record, state),
+            None if id.is_of_this_process() => Lookup::Forgotten,
+            None => Lookup::Unknown,
+        }
+    }
+
+    fn find_among_all(&self, id: JobId) -> Option<(Arc<Record>, JobState)> {
         if !id.is_of_this_process() {
             return None;
         }

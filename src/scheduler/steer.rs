@@ -115,7 +115,8 @@ impl Scheduler {
     /// Looks up a job by its id.
     ///
     /// With [`remember`](crate::SchedulerBuilder::remember) an index is used, and the last jobs that ended are
-    /// known. Without it, unfinished jobs are looked for in steps, and ended ones are forgotten.
+    /// known. Without it, unfinished jobs are looked for in steps, and ended ones are forgotten. A job whose
+    /// end is being recorded is [`Live`](Lookup::Live) and [`Finished`](JobState::Finished).
     ///
     /// It knows this process only. Behind a load balancer, ask the process that spawned the job.
     ///
@@ -131,15 +132,7 @@ impl Scheduler {
     /// # }
     /// ```
     pub fn get(&self, id: JobId) -> Lookup {
-        if let Some((record, state)) = self.core().find(id) {
-            return Lookup::Live(record.info(state, Moment::now()));
-        }
-        let ended = self.core().memory.as_ref().and_then(|memory| memory.ended(id));
-        match ended {
-            Some(ended) => Lookup::Ended(ended),
-            None if id.is_of_this_process() => Lookup::Forgotten,
-            None => Lookup::Unknown,
-        }
+        self.core().look_up(id)
     }
 
     /// Lists up to `limit` jobs in this state, or in any, with ids above `after`, by id.

@@ -1,9 +1,16 @@
 //! Jobs by id: live, remembered, forgotten and unknown.
 
-use std::{future::pending, panic::resume_unwind, time::Duration};
+use std::{
+    future::pending,
+    panic::resume_unwind,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
 
 use tokio::time::sleep;
-use tower_jobs::{JobId, JobState, Lookup, Outcome, Scheduler};
+use tower_jobs::{
+    JobEnd, JobId, JobSeen, JobState, Lookup, Observer, Outcome, Scheduler, WeakScheduler,
+};
 
 use crate::support::{SECOND, oneshot::respond, turn, within};
 
@@ -250,4 +257,27 @@ async fn no_job_stays_in_the_index_after_its_end() {
     assert_eq!(remembered.count(), 5);
     let live = ids.iter().filter(|id| matches!(scheduler.get(**id), Lookup::Live(_)));
     assert_eq!(live.count(), 0);
+}
+
+/// Observers come before the memory.
+#[tokio::test]
+async fn job_is_not_forgotten_while_its_end_is_recorded() {
+    #[derive(Clone, Default)]
+    struct Asks(Arc<OnceLock<WeakScheduler>>, Arc<Mutex<Vec<JobState>>>);
+    impl Observer for Asks {
+        fn ended(&self, job: &JobSeen<'_>, _: &JobEnd<'_>) {
+            let scheduler = self.0.get().unwrap().upgrade().unwrap();
+            assert!(!scheduler.abort(job.id()) && !scheduler.close_job(job.id()), "it is over");
+            self.1.lock().unwrap().push(live(&scheduler, job.id()));
+        }
+    }
+    let asks = Asks::default();
+    let scheduler = Scheduler::builder().remember(5).observer(asks.clone()).build();
+    asks.0.set(scheduler.downgrade()).unwrap();
+    let job = scheduler.spawn(async {}).await.unwrap();
+    let id = job.id();
+    job.await.unwrap();
+    scheduler.close().await;
+    assert_eq!(*asks.1.lock().unwrap(), [JobState::Finished]);
+    assert_eq!(ended(&scheduler, id).outcome, Outcome::Completed);
 }
