@@ -64,7 +64,8 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     /// time counts from when a thread begins it. On a runtime without a timer (`enable_time`) the job
     /// panics when it first waits.
     ///
-    /// It is a timer of tokio: while a job blocks the thread that drives those, it is late.
+    /// It is a timer of tokio: while a job blocks the thread that drives those, it is late. A job that returns
+    /// only after its time was over has failed with a timeout too, and its result is dropped.
     ///
     /// # Panics
     ///

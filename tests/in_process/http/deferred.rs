@@ -663,16 +663,3 @@ fn deferred_job_unbegun_when_its_runtime_goes_is_cancelled() {
     assert!(job.is_finished() && scheduler.is_closed());
     check(&scheduler, |stats| (stats.accepted, stats.cancelled) = (1, 1));
 }
-
-#[tokio::test]
-async fn close_that_takes_the_last_deferred_job_wakes_wait_idle() {
-    let scheduler = limited(1, 1);
-    let open = respond(&scheduler).await;
-    drop(open.jobs.after_response(async {}).unwrap());
-    let mut waits = poll_by_hand(scheduler.wait_idle());
-    assert_pending!(waits.poll());
-    let report = scheduler.close().await;
-    assert_eq!(report.never_started.len(), 1);
-    assert!(waits.is_woken());
-    assert_ready!(waits.poll());
-}

@@ -377,27 +377,6 @@ async fn slow_drops_of_unstarted_jobs_do_not_hold_up_a_close() {
     drop(release);
 }
 
-#[tokio::test]
-async fn waiter_for_idle_is_woken_by_an_abandon() {
-    let scheduler = short_times().build();
-    let (release, released) = threads::channel::<()>();
-    let (begun, begins) = oneshot::channel();
-    let blocks = move || {
-        begun.send(()).expect("heard");
-        wait_for(&released);
-    };
-    let job = scheduler.spawn_blocking(blocks).await.unwrap();
-    begins.await.unwrap();
-    let waiting = scheduler.clone();
-    let waits = tokio::spawn(async move { waiting.wait_idle().await });
-    turn().await;
-    let report = timeout(PLENTY / 2, scheduler.close()).await.unwrap();
-    assert_eq!(report.abandoned.len(), 1);
-    timeout(PLENTY / 2, waits).await.unwrap().unwrap();
-    assert!(job.await.unwrap_err().is_abandoned());
-    drop(release);
-}
-
 #[tokio::test(start_paused = true)]
 async fn overdue_job_that_panics_in_its_drop_is_reported_once() {
     let failures = Arc::new(Mutex::new(Vec::new()));

@@ -37,6 +37,12 @@ async fn permit_counts_against_the_limit_until_its_job_takes_it() {
     assert!(job.is_active() && other.is_pending());
     assert_eq!(permits(&scheduler), (1, 0, 0));
     assert_eq!(scheduler.stats().outside_limit, 0);
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let mut outside = poll_by_hand(scheduler.shield(ended));
+    assert_pending!(outside.poll());
+    assert_eq!(scheduler.stats().outside_limit, 1);
+    end.send(()).unwrap();
+    outside.await.unwrap().unwrap();
     drop(second);
     assert_eq!(permits(&scheduler), (0, 0, 0));
     other.await.unwrap();

@@ -694,7 +694,9 @@ async fn shutdown_sets_the_deadline_at_the_trigger() {
     let scheduler = limited(1, 1);
     let (trigger, triggered) = tokio::sync::oneshot::channel::<()>();
     let shutdown = tower_jobs::Shutdown::with_trigger(&scheduler, async { drop(triggered.await) })
-        .grace(10 * SECOND);
+        .grace(10 * SECOND)
+        // The drain begins to wait after this time. The deadline is known before.
+        .readiness_delay(2 * SECOND);
     let _job = running(&scheduler);
     let mut serving = poll_by_hand(shutdown.serve(|stop| stop));
     assert_pending!(serving.poll());

@@ -36,3 +36,18 @@ fn remaining_active_jobs_are_one_page() {
     assert_eq!(page(3), (left.to_vec(), None));
     assert_eq!(page(2), (left[..1].to_vec(), Some(2)), "not more than asked for");
 }
+
+/// Steps of a clear end, however many jobs become pending meanwhile.
+#[test]
+fn clear_leaves_jobs_that_became_pending_after_it_began() {
+    let mut bench = Bench::new(1, None);
+    bench.offer_all::<4>();
+    let by = bench.queue.last_turn();
+    for expected in [vec![1, 2], vec![3], vec![]] {
+        assert_eq!(bench.offer(), Taken);
+        let (_, work) = bench.queue.clear_pending(by, 2);
+        assert_eq!(work.into_iter().map(Task::take).collect::<Vec<_>>(), expected);
+    }
+    assert_eq!(bench.queue.pending_count(), 3);
+    assert_eq!(bench.clear(), [4, 5, 6]);
+}
