@@ -4,7 +4,7 @@ use std::{future::Future, sync::Arc};
 
 use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::task::TaskTracker;
-use tower_jobs::Scheduler;
+use tower_jobs::{Observer, Scheduler};
 
 use crate::timing::{Contender, Entrant};
 
@@ -64,6 +64,29 @@ impl<W: Work> Contender for Awaited<W> {
         }
     }
 }
+
+/// This crate; each job has a permit that was reserved for it.
+#[derive(Debug)]
+pub struct Reserved<W>(pub Scheduler, pub W);
+
+impl<W: Work> Contender for Reserved<W> {
+    async fn spawn(&self, jobs: usize) {
+        for _ in 0..jobs {
+            let permit = self.0.reserve().await.expect("open");
+            drop(permit.spawn(self.1.job()).expect("open"));
+        }
+    }
+
+    async fn wait(&self) {
+        self.0.wait_idle().await;
+    }
+}
+
+/// Has the empty default of every call.
+#[derive(Debug)]
+struct Idle;
+
+impl Observer for Idle {}
 
 /// `tokio::spawn`; handles are kept, and awaited.
 #[derive(Debug)]
@@ -166,6 +189,12 @@ pub mod names {
     pub const DETACHED: &str = "**tower-jobs**, detached";
     /// [`Awaited`](super::Awaited)
     pub const AWAITED: &str = "**tower-jobs**, awaited";
+    /// [`Detached`](super::Detached)
+    pub const OBSERVED: &str = "**tower-jobs**, detached, with an observer";
+    /// [`Detached`](super::Detached)
+    pub const REMEMBERED: &str = "**tower-jobs**, detached, the last 1000 remembered";
+    /// [`Reserved`](super::Reserved)
+    pub const RESERVED: &str = "**tower-jobs**, a permit reserved for each";
     /// [`Tasks`](super::Tasks)
     pub const TASKS: &str = "`tokio::spawn` + await";
     /// [`Sets`](super::Sets)
@@ -206,4 +235,16 @@ pub fn entrants<W: Work>(limit: Option<usize>, work: W) -> Vec<Entrant> {
         entrants.push(Entrant::new(names::BEFORE, before));
     }
     entrants
+}
+
+/// This crate, with the parts that cost something only if they are used.
+pub fn optional_parts<W: Work>(limit: usize, work: W) -> [Entrant; 3] {
+    let builder = || Scheduler::builder().limit(limit).pending_limit(None);
+    let observed = builder().observer(Idle).build();
+    let remembers = builder().remember(1000).build();
+    [
+        Entrant::new(names::OBSERVED, Detached(observed, work)),
+        Entrant::new(names::REMEMBERED, Detached(remembers, work)),
+        Entrant::new(names::RESERVED, Reserved(builder().build(), work)),
+    ]
 }

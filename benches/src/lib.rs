@@ -29,8 +29,8 @@ pub use self::{
     arguments::is_brief,
     chart::Chart,
     contenders::{
-        Awaited, Detached, PermitBefore, PermitInside, Sets, Tasks, Tracked, Work, entrants, names,
-        noop, scheduler, two_yields,
+        Awaited, Detached, PermitBefore, PermitInside, Reserved, Sets, Tasks, Tracked, Work,
+        entrants, names, noop, optional_parts, scheduler, two_yields,
     },
     machine::ran_and_waited,
     others::others,

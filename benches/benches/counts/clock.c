@@ -1,5 +1,5 @@
 // A clock that goes on by 120 ns whenever it is read, which is about what a job takes: loaded before libc's
-// own, it makes every run the same, on whatever machine, with turns as long as in life.
+// own, it makes every run the same, on whatever machine.
 #include <time.h>
 
 int clock_gettime(clockid_t id, struct timespec *now) {

@@ -7,8 +7,7 @@
 //! Counted is all that runs in user space, the allocator of libc too (which takes no locks while
 //! there is one thread, and whose fast bins are off), but nothing of the kernel.
 //!
-//! The clock is one of our own (`clock.c`), as how long a runner's turn is depends on it: by that of the
-//! machine, under valgrind, a turn holds fewer jobs than in life, and on a busy one fewer still.
+//! The clock is one of our own (`clock.c`), so that no count depends on how long a run takes.
 
 use std::{
     collections::HashMap,

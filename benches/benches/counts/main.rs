@@ -29,8 +29,8 @@ use std::process::ExitCode;
 
 use tower_jobs_benches::{
     Chart, Entrant, Flavour, Load, Report, Table, entrants, is_brief,
-    names::{AWAITED, BEFORE, DETACHED, INSIDE, TASKS, TRACKED},
-    noop, two_yields,
+    names::{AWAITED, BEFORE, DETACHED, INSIDE, OBSERVED, REMEMBERED, RESERVED, TASKS, TRACKED},
+    noop, optional_parts, two_yields,
 };
 
 use crate::{
@@ -44,7 +44,9 @@ type Pick = fn(usize) -> (Vec<Entrant>, Load);
 const LOADS: [(&str, &str, Pick); 5] = [
     ("backlog", "No-op, backlog of 10 000 behind limit 100", |jobs| {
         let load = Load { producers: 1, waves: jobs / 10_000, jobs: 10_000 };
-        (entrants(Some(100), noop), load)
+        let mut all = entrants(Some(100), noop);
+        all.extend(optional_parts(100, noop));
+        (all, load)
     }),
     ("below", "No-op, below the limit: 50 at a time, limit 100", |jobs| {
         (entrants(Some(100), noop), Load { producers: 1, waves: jobs / 50, jobs: 50 })
@@ -63,6 +65,9 @@ const LOADS: [(&str, &str, Pick); 5] = [
 
 /// Key and name.
 const OURS: [(&str, &str); 2] = [("detached", DETACHED), ("awaited", AWAITED)];
+/// Of some loads only.
+const OPTIONAL: [(&str, &str); 3] =
+    [("observed", OBSERVED), ("remembered", REMEMBERED), ("reserved", RESERVED)];
 const NEIGHBOURS: [(&str, &str); 4] =
     [("tasks", TASKS), ("tracked", TRACKED), ("inside", INSIDE), ("before", BEFORE)];
 
@@ -124,9 +129,13 @@ fn all() {
 /// The contender of that key, and the load.
 fn pick(load: &str, contender: &str, jobs: usize) -> Option<(Entrant, Load)> {
     let (_, _, pick) = LOADS.iter().find(|(key, ..)| *key == load)?;
-    let (_, name) = OURS.iter().chain(&NEIGHBOURS).find(|(key, _)| *key == contender)?;
+    let (_, name) = ours().chain(&NEIGHBOURS).find(|(key, _)| *key == contender)?;
     let (entrants, load) = pick(jobs);
     Some((entrants.into_iter().find(|entrant| entrant.name == *name)?, load))
+}
+
+fn ours() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    OURS.iter().chain(&OPTIONAL)
 }
 
 fn run_one(flavour: Flavour, load: &str, contender: &str, jobs: usize) {
@@ -137,7 +146,7 @@ fn run_one(flavour: Flavour, load: &str, contender: &str, jobs: usize) {
 fn tables(machine: &mut Machine, report: &mut Report) {
     let (loads, neighbours) = if is_brief() { (1, 0) } else { (LOADS.len(), NEIGHBOURS.len()) };
     for (load, title, _) in &LOADS[..loads] {
-        let rows: Vec<_> = (OURS.iter().chain(&NEIGHBOURS[..neighbours]))
+        let rows: Vec<_> = (ours().chain(&NEIGHBOURS[..neighbours]))
             .filter(|(key, _)| pick(load, key, 0).is_some())
             .map(|(key, name)| (*name, machine.per_job(load, key)))
             .collect();
