@@ -12,7 +12,11 @@ clippy:
 
 # All tests, and the examples in the documentation.
 test:
-    cargo test --workspace --all-features
+    cargo test --all-features
+
+# Tests of the benchmarks' library, and the compiler's texts for frequent mistakes.
+test-members:
+    cargo test --package tower-jobs-benches --package tower-jobs-compile-errors
 
 docs:
     RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features

@@ -1,11 +1,11 @@
 //! Errors of spawning, and errors of jobs.
 
-use std::{any::Any, error::Error, fmt, sync::Mutex, time::Duration};
+use std::{any::Any, error::Error as StdError, fmt, sync::Mutex, time::Duration};
 
 use crate::rules::state::JobId;
 
 /// Boxes any error that a job may return.
-pub type BoxError = Box<dyn Error + Send + Sync>;
+pub type BoxError = Box<dyn StdError + Send + Sync>;
 /// The payload of a panic.
 pub(crate) type Panic = Box<dyn Any + Send>;
 
@@ -56,7 +56,7 @@ impl fmt::Display for SpawnError {
     }
 }
 
-impl Error for SpawnError {}
+impl StdError for SpawnError {}
 
 /// Returns the future of a job that was not accepted at once.
 ///
@@ -149,11 +149,11 @@ impl<F> fmt::Display for TrySpawnError<F> {
     }
 }
 
-impl<F> Error for TrySpawnError<F> {}
+impl<F> StdError for TrySpawnError<F> {}
 
 /// Says why a job has no value.
 ///
-/// If the job returned an error, that error is the [`source`](Error::source).
+/// If the job returned an error, that error is the [`source`](StdError::source).
 pub struct JobError(ErrorKind);
 
 enum ErrorKind {
@@ -223,7 +223,7 @@ impl JobError {
 
     /// Returns whether the job returned `Err`.
     ///
-    /// The [`source`](Error::source) is then the error that it returned.
+    /// The [`source`](StdError::source) is then the error that it returned.
     pub fn is_failed(&self) -> bool {
         matches!(self.0, ErrorKind::Failed(_))
     }
@@ -231,7 +231,7 @@ impl JobError {
     /// Returns whether the job was cancelled before it ended by itself.
     ///
     /// Causes: the job was closed or aborted, or its scheduler or its runtime ended. Shielded work that
-    /// was not accepted counts as cancelled too, and the [`source`](Error::source) is then a
+    /// was not accepted counts as cancelled too, and the [`source`](StdError::source) is then a
     /// [`SpawnError`].
     pub fn is_cancelled(&self) -> bool {
         matches!(self.0, ErrorKind::Cancelled | ErrorKind::Skipped | ErrorKind::Refused(_))
@@ -305,16 +305,19 @@ impl JobError {
     /// # Errors
     ///
     /// Returns `self` if the job did not return an error.
-    pub fn into_source(self) -> Result<Box<dyn Error + Send + Sync>, Self> {
+    pub fn into_source(self) -> Result<Box<dyn StdError + Send + Sync>, Self> {
         match self.0 {
             ErrorKind::Failed(error) => Ok(error),
             kind => Err(Self(kind)),
         }
     }
 
-    /// Returns whether shielded work was refused for this reason.
-    pub(crate) fn is_refused_as(&self, refusal: SpawnError) -> bool {
-        matches!(self.0, ErrorKind::Refused(error) if error == refusal)
+    /// Returns the reason for which shielded work was refused.
+    pub(crate) fn refusal(&self) -> Option<SpawnError> {
+        match self.0 {
+            ErrorKind::Refused(error) => Some(error),
+            _ => None,
+        }
     }
 
     /// Returns whether the error must be reported. Cancelled jobs and results already taken are not
@@ -375,8 +378,8 @@ impl fmt::Debug for JobError {
     }
 }
 
-impl Error for JobError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
+impl StdError for JobError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match &self.0 {
             ErrorKind::Failed(error) => Some(error.as_ref()),
             ErrorKind::Refused(error) => Some(error),

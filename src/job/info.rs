@@ -41,6 +41,9 @@ pub struct JobInfo {
     pub location: &'static Location<'static>,
     /// Time since the job was accepted.
     pub age: Duration,
+    /// The part of its work that the job says it has done, from 0 to 1: see
+    /// [`JobContext::progress`](crate::JobContext::progress). `None` if it has said nothing.
+    pub progress: Option<f32>,
 }
 
 #[cfg(feature = "serde")]

@@ -3,18 +3,20 @@
 //! In reading order:
 //!
 //! 1. `error`: errors of spawning, and errors of jobs.
-//! 2. `output`: the types that a job may return.
-//! 3. `options`: the kind, flags and names of a job.
-//! 4. `group`: jobs that belong together, such as those of one request.
-//! 5. `info`: a snapshot of one job.
-//! 6. `result`: the result cell, which reports each failure exactly once.
-//! 7. `record`: the part of a job that its handle, the queue and its runner share.
-//! 8. `times`: when a job was queued and started, for observers.
-//! 9. `span`: the job's `tracing` span.
-//! 10. `boxed`: large futures, boxed where they come in.
-//! 11. `body`: the user's future, and the code that stores its output.
-//! 12. `harness`: a job as a runner polls it.
+//! 2. `any_error`: either of them, for handlers.
+//! 3. `output`: the types that a job may return.
+//! 4. `options`: the kind, flags and names of a job.
+//! 5. `group`: jobs that belong together, such as those of one request.
+//! 6. `info`: a snapshot of one job.
+//! 7. `result`: the result cell, which reports each failure exactly once.
+//! 8. `record`: the part of a job that its handle, the queue and its runner share.
+//! 9. `times`: when a job was queued and started, for observers.
+//! 10. `span`: the job's `tracing` span.
+//! 11. `boxed`: large futures, boxed where they come in.
+//! 12. `body`: the user's future, and the code that stores its output.
+//! 13. `harness`: a job as a runner polls it.
 
+pub(crate) mod any_error;
 pub(crate) mod body;
 pub(crate) mod boxed;
 pub(crate) mod error;

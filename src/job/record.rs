@@ -78,6 +78,8 @@ pub(crate) struct ColdPart {
     runner: Mutex<Option<Waker>>,
     pub(super) output: Mutex<Output>,
     pub(super) times: Times,
+    /// One more than the bits of the number; 0 before.
+    progress: AtomicU32,
 }
 
 impl Record {
@@ -174,7 +176,17 @@ impl Record {
             key: self.concurrency_key().cloned(),
             location: self.location,
             age: if is_accepted { now.since(accepted_at) } else { Duration::ZERO },
+            progress: self.progress(),
         }
+    }
+
+    pub(crate) fn set_progress(&self, part: f32) {
+        self.cold().progress.store(part.to_bits() + 1, Ordering::Relaxed);
+    }
+
+    fn progress(&self) -> Option<f32> {
+        let stored = self.cold.get()?.progress.load(Ordering::Relaxed);
+        stored.checked_sub(1).map(f32::from_bits)
     }
 
     pub(super) fn cold(&self) -> &ColdPart {

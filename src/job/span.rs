@@ -13,18 +13,23 @@ use crate::{
 /// Relates the span of a job to the span of its spawner.
 ///
 /// Every job runs in its own span. The span has the name `job`, the level `INFO`, the target
-/// `tower_jobs`, and the fields `id`, `name` and `request`.
+/// `tower_jobs`, and the fields `id`, `name` and `request`. A filter below that level, such as
+/// `RUST_LOG=warn`, removes it, and log lines inside the job then name neither job nor request: use
+/// `RUST_LOG=warn,tower_jobs=info`. The event of a failure has all fields itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpanLink {
     /// The job's span follows from the spawner's span. The default.
     ///
-    /// The spawner's span may close before the job ends.
+    /// The spawner's span may close before the job ends. A log line of the job does not show the fields of the
+    /// request's span, such as a request id, and OpenTelemetry puts the job into a trace of its own, linked
+    /// to the request's.
     #[default]
     FollowsFrom,
     /// The job's span is a child of the spawner's span.
     ///
-    /// The spawner's span stays open until the job has ended.
+    /// The spawner's span stays open until the job has ended. A log line of the job shows the fields of the
+    /// request's span, and OpenTelemetry puts the job into the request's trace.
     Child,
     /// The job's span is a root, without a relation.
     None,

@@ -35,7 +35,7 @@ impl fmt::Display for JobFailure {
 }
 
 /// Formats an error and its causes, in one line.
-pub(crate) fn chain(error: &JobError) -> String {
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut chain = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -103,7 +103,7 @@ impl Observer for Memory {
 
     fn ended(&self, job: &JobSeen<'_>, end: &JobEnd<'_>) {
         // The error is user code, so it is shown before locking.
-        let error = end.error.map(chain);
+        let error = end.error.map(|error| chain(error));
         let info = job.record.info(JobState::Finished, Moment::now());
         let JobEnd { outcome, queued, ran, .. } = *end;
         let ended = EndedJob { job: info, outcome, error, queued, ran, ago: Duration::ZERO };

@@ -31,7 +31,9 @@ impl Scheduler {
 impl SchedulerBuilder {
     /// Maximum number of jobs that run at once.
     ///
-    /// `None` = any number. Defaults to 100.
+    /// `None` = any number. Defaults to 100. Threads that a job starts by itself, as with
+    /// `tokio::task::spawn_blocking`, are not counted once the job is over: use
+    /// [`Scheduler::spawn_blocking`](crate::Scheduler::spawn_blocking).
     ///
     /// # Panics
     ///

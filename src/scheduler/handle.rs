@@ -275,7 +275,7 @@ impl<T> fmt::Debug for Job<T> {
     }
 }
 
-/// Shows a job its own cancellation, id and name.
+/// Shows a job its own cancellation, id and name, and takes its progress.
 ///
 /// Passed to jobs of [`spawn_with`](crate::Scheduler::spawn_with).
 #[derive(Clone)]
@@ -301,6 +301,16 @@ impl JobContext {
     /// Returns whether the job has been cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.record.is_cancelled()
+    }
+
+    /// Says which part of its work the job has done, from 0 to 1, for [`JobInfo::progress`](crate::JobInfo).
+    ///
+    /// Numbers outside are taken as the nearest one inside, and what is no number changes nothing. It is
+    /// cheap, and wakes no task.
+    pub fn progress(&self, part: f32) {
+        if !part.is_nan() {
+            self.record.set_progress(part.clamp(0.0, 1.0));
+        }
     }
 
     /// Resolves when the job is cancelled: its scheduler, its handle or its request's jobs are closed.

@@ -191,6 +191,9 @@ impl Scheduler {
     ///
     /// Nothing happens until the returned future is polled. The job outlives that future, and its handle.
     ///
+    /// A job that awaits a job which it has spawned holds its permit meanwhile. When as many such jobs run as
+    /// the limit allows, all of them wait for ever. Use [`shield`](Self::shield) there: it needs no permit.
+    ///
     /// # Errors
     ///
     /// [`SpawnError::Closed`] if the scheduler is closed, or closes while this waits;

@@ -67,6 +67,11 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     /// It is a timer of tokio: while a job blocks the thread that drives those, it is late. A job that returns
     /// only after its time was over has failed with a timeout too, and its result is dropped.
     ///
+    /// Do not use it around a client that keeps a connection whose exchange was cut short, such as the default
+    /// `pool` of `lettre` 0.11: the next user of that connection reads the answers of the last. Set the client's
+    /// own timeout instead. A `tokio::task::spawn_blocking` inside the job runs on after the timeout, outside
+    /// the [`limit`](crate::SchedulerBuilder::limit): use the verb [`spawn_blocking`](Self::spawn_blocking).
+    ///
     /// # Panics
     ///
     /// If `timeout` is zero, or longer than 365 days.

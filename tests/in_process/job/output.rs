@@ -9,9 +9,11 @@ use std::{
     sync::Arc,
 };
 
-use tower_jobs::{BoxError, JobError, JobOutput, Scheduler};
+use tower_jobs::{
+    BoxError, JobContext, JobError, JobOutput, Lookup, Scheduler, display_error, value,
+};
 
-use crate::support::SECOND;
+use crate::support::{SECOND, turn};
 
 /// Runs a job that returns `value`.
 async fn returned<T: JobOutput + Send + 'static>(value: T) -> Result<T::Value, JobError> {
@@ -89,4 +91,52 @@ async fn type_of_ones_own_may_be_returned() {
     let scheduler = Scheduler::new();
     assert_eq!(scheduler.shield(async { Receipt(0) }).await.unwrap(), Receipt(0));
     assert_eq!((scheduler.stats().failed, scheduler.stats().completed), (1, 0));
+}
+
+#[tokio::test]
+async fn value_is_any_type_and_never_a_failure() {
+    struct Receipt(u64);
+    let scheduler = Scheduler::new();
+    let job = scheduler.spawn(value(async { Receipt(7) })).await.unwrap();
+    assert_eq!(job.await.unwrap().0, 7);
+    let job = scheduler.spawn(value(async { Err::<(), _>("no disk") })).await.unwrap();
+    assert_eq!(job.await.unwrap(), Err("no disk"));
+    assert_eq!((scheduler.stats().completed, scheduler.stats().failed), (2, 0));
+}
+
+#[tokio::test]
+async fn displayed_error_fails_with_its_text() {
+    struct Code(u16);
+    impl std::fmt::Display for Code {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "code {}", self.0)
+        }
+    }
+    let failed = returned(Err::<(), _>(display_error(Code(7)))).await.unwrap_err();
+    assert_eq!(failed.into_source().unwrap().to_string(), "code 7");
+}
+
+#[tokio::test]
+async fn job_says_its_progress() {
+    let scheduler = Scheduler::builder().remember(1).build();
+    let (told, mut tell) = tokio::sync::mpsc::unbounded_channel();
+    let work = |context: JobContext| async move {
+        while let Some(part) = tell.recv().await {
+            context.progress(part);
+        }
+    };
+    let job = scheduler.spawn_with(work).await.unwrap();
+    assert_eq!(job.info().progress, None);
+    for (said, shown) in
+        [(0.25, 0.25), (f32::NAN, 0.25), (7.0, 1.0), (-7.0, 0.0), (f32::INFINITY, 1.0), (0.5, 0.5)]
+    {
+        told.send(said).unwrap();
+        turn().await;
+        assert_eq!(job.info().progress, Some(shown), "after {said}");
+    }
+    drop(told);
+    let id = job.id();
+    job.await.unwrap();
+    let Lookup::Ended(ended) = scheduler.get(id) else { panic!("it has ended") };
+    assert_eq!(ended.job.progress, Some(0.5));
 }

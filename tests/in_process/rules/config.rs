@@ -232,6 +232,7 @@ mod with_serde {
                 "key": null,
                 "location": job.info().location.to_string(),
                 "age": { "secs": 1, "nanos": 500_000_000 },
+                "progress": null,
             })
         );
         assert_eq!(to_value(JobState::Finished).unwrap(), "finished");
@@ -248,6 +249,7 @@ mod with_serde {
                 "key": null,
                 "location": info.location.to_string(),
                 "age": { "secs": 1, "nanos": 500_000_000 },
+                "progress": null,
             }])
         };
         assert_eq!(

@@ -1,0 +1,1 @@
+//! The compiler's texts for frequent mistakes with `tower-jobs`: see `tests/mistakes`.
