@@ -154,7 +154,7 @@ impl<B: Default, E> Future for AtomicFuture<Response<B>, E> {
             Err(error) => {
                 tracing::debug!(%error, "the scheduler refused or ended an atomic handler");
                 let mut response = Response::new(B::default());
-                if error.is_refused_as(SpawnError::NoRuntime) {
+                if error.refusal() == Some(SpawnError::NoRuntime) {
                     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
                     return Poll::Ready(Ok(response));
                 }

@@ -2,7 +2,7 @@
 
 use std::{any::type_name, convert::Infallible, fmt, marker::PhantomData};
 
-use axum_core::{
+use axum::{
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, Response},
 };
@@ -10,7 +10,10 @@ use http::{HeaderValue, StatusCode, header::RETRY_AFTER, request::Parts};
 
 use crate::{
     http::{atomic::RETRY_AFTER_SECONDS, jobs::Jobs},
-    job::error::{SpawnError, TrySpawnError},
+    job::{
+        any_error::Error,
+        error::{SpawnError, TrySpawnError},
+    },
 };
 
 /// Rejects a request whose route has no [`JobsLayer`](crate::JobsLayer) around it.
@@ -105,14 +108,33 @@ impl IntoResponse for SpawnError {
                 (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
             }
             Self::Duplicate(_) => (StatusCode::CONFLICT, self.to_string()).into_response(),
-            Self::Closed | Self::Full | Self::DeferredFull | Self::TimedOut => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                [(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS))],
-                self.to_string(),
-            )
-                .into_response(),
+            Self::Closed | Self::Full | Self::DeferredFull | Self::TimedOut => {
+                unavailable(self.to_string())
+            }
         }
     }
+}
+
+impl IntoResponse for Error {
+    /// The texts are ours: the job's own error or panic may hold anything.
+    fn into_response(self) -> Response {
+        if let Some(refusal) = self.refusal() {
+            return refusal.into_response();
+        }
+        match self {
+            Self::Job(error) if error.is_cancelled() => unavailable("the job was cancelled"),
+            Self::Job(error) if error.is_timeout() => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "the job took too long").into_response()
+            }
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "the job failed").into_response(),
+        }
+    }
+}
+
+/// 503, with a time to retry after.
+fn unavailable(text: impl Into<String>) -> Response {
+    let retry = [(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS))];
+    (StatusCode::SERVICE_UNAVAILABLE, retry, text.into()).into_response()
 }
 
 impl<F> IntoResponse for TrySpawnError<F> {

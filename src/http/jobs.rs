@@ -81,12 +81,12 @@ impl<M> Jobs<M> {
         self.scheduler.shutting_down().await;
     }
 
-    /// Returns the label of this request's jobs: method and path.
+    /// Returns the label of this request's jobs: method and axum's matched path, such as
+    /// `GET /users/{id}`.
     ///
-    /// With the feature `matched-path`, the path is axum's matched path, such as `/users/{id}`.
-    /// Otherwise it is the path of the request's URI. A nested router removes its prefix from the URI,
-    /// so the label of a layer inside it has only the rest of the path.
-    /// [`JobsLayer::label`](crate::JobsLayer::label) replaces this default.
+    /// Without a matched path it is the method alone. A raw path is never part of it, since it may hold
+    /// tokens and personal data. [`JobsLayer::label`](crate::JobsLayer::label) and
+    /// [`label_by_path`](crate::JobsLayer::label_by_path) replace this default.
     pub fn label(&self) -> &str {
         self.request.label()
     }

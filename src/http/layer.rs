@@ -21,6 +21,13 @@ use crate::{
     scheduler::Scheduler,
 };
 
+#[derive(Clone)]
+enum Label {
+    Default,
+    Path,
+    Own(Arc<LabelFn>),
+}
+
 type LabelFn = dyn Fn(&Method, &Uri, &Extensions) -> Option<String> + Send + Sync;
 
 /// Puts a [`Jobs`] into the extensions of every request.
@@ -74,7 +81,7 @@ type LabelFn = dyn Fn(&Method, &Uri, &Extensions) -> Option<String> + Send + Syn
 /// ```
 pub struct JobsLayer<M = ()> {
     scheduler: Scheduler,
-    label: Option<Arc<LabelFn>>,
+    label: Label,
     marker: PhantomData<fn() -> M>,
 }
 
@@ -92,22 +99,38 @@ impl<M> JobsLayer<M> {
     /// `JobsLayer::new(..)` would then need an annotation.
     #[doc(alias = "marked")]
     pub fn with_marker(scheduler: Scheduler) -> Self {
-        Self { scheduler, label: None, marker: PhantomData }
+        Self { scheduler, label: Label::Default, marker: PhantomData }
     }
 
     /// Sets the function that makes the label of a request's jobs.
     ///
     /// The function is called once for each request. If it returns `None`, the request has the default
-    /// label: the method and axum's matched path with the feature `matched-path`, otherwise the method
-    /// and the path of the URI.
+    /// label: the method and axum's matched path, or the method alone if there is none. The matched path
+    /// needs the feature `axum`.
     ///
-    /// Use it to keep paths that contain secrets or personal data out of logs.
+    /// Labels are in log lines, listings and reports: keep secrets and personal data out of them.
     #[must_use]
     pub fn label(
         mut self,
         label: impl Fn(&Method, &Uri, &Extensions) -> Option<String> + Send + Sync + 'static,
     ) -> Self {
-        self.label = Some(Arc::new(label));
+        self.label = Label::Own(Arc::new(label));
+        self
+    }
+
+    /// Labels a request's jobs with the method and the path of the URI, without its query.
+    ///
+    /// For gRPC, whose paths name a service and a method: `POST /shop.Orders/Place`. Paths of other services
+    /// may hold tokens and personal data, which would then be in log lines, listings and reports. A nested
+    /// router of axum removes its prefix from the URI, so a layer inside it sees only the rest.
+    ///
+    /// ```
+    /// # let scheduler = tower_jobs::Scheduler::new();
+    /// let layer = tower_jobs::JobsLayer::new(scheduler).label_by_path();
+    /// ```
+    #[must_use]
+    pub fn label_by_path(mut self) -> Self {
+        self.label = Label::Path;
         self
     }
 }
@@ -115,10 +138,12 @@ impl<M> JobsLayer<M> {
 impl<M> JobsLayer<M> {
     fn origin<B>(&self, request: &Request<B>) -> Origin {
         let (method, uri, extensions) = (request.method(), request.uri(), request.extensions());
-        match self.label.as_ref().and_then(|label| label(method, uri, extensions)) {
-            Some(label) => Origin::Label(label.into()),
-            None => Origin::new(method, uri, extensions),
-        }
+        let own = match &self.label {
+            Label::Own(label) => label(method, uri, extensions),
+            Label::Path => return Origin::by_path(method, uri),
+            Label::Default => None,
+        };
+        own.map_or_else(|| Origin::new(method, extensions), |label| Origin::Label(label.into()))
     }
 }
 

@@ -25,31 +25,38 @@ use crate::{
 /// The source of a label. The label is formatted on first use.
 #[derive(Debug)]
 pub(crate) enum Origin {
+    /// A path may hold tokens and addresses, so it is never part of the default.
+    Method(Method),
     /// The method and the path of the URI. The path is `None` if the URI is a host only, as for
     /// `CONNECT`.
     Path(Method, Option<PathAndQuery>),
-    #[cfg(feature = "matched-path")]
+    #[cfg(feature = "axum")]
     MatchedPath(Method, axum::extract::MatchedPath),
     /// A label of [`JobsLayer::label`](crate::JobsLayer::label).
     Label(Arc<str>),
 }
 
 impl Origin {
-    #[cfg_attr(not(feature = "matched-path"), allow(unused_variables))]
-    pub(crate) fn new(method: &Method, uri: &Uri, extensions: &Extensions) -> Self {
-        #[cfg(feature = "matched-path")]
+    #[cfg_attr(not(feature = "axum"), allow(unused_variables))]
+    pub(crate) fn new(method: &Method, extensions: &Extensions) -> Self {
+        #[cfg(feature = "axum")]
         if let Some(path) = extensions.get::<axum::extract::MatchedPath>() {
             return Self::MatchedPath(method.clone(), path.clone());
         }
+        Self::Method(method.clone())
+    }
+
+    pub(crate) fn by_path(method: &Method, uri: &Uri) -> Self {
         Self::Path(method.clone(), uri.path_and_query().cloned())
     }
 
     fn label(&self) -> Arc<str> {
         match self {
+            Self::Method(method) => method.as_str().into(),
             Self::Path(method, path) => {
                 format!("{method} {}", path.as_ref().map_or("", PathAndQuery::path)).into()
             }
-            #[cfg(feature = "matched-path")]
+            #[cfg(feature = "axum")]
             Self::MatchedPath(method, path) => format!("{method} {}", path.as_str()).into(),
             Self::Label(label) => label.clone(),
         }
@@ -257,7 +264,7 @@ mod tests {
         let scheduler = Scheduler::new();
         let (first, first_request) = request(&scheduler);
         let (second, second_request) = request(&scheduler);
-        let tell = |outcome| async move { (outcome,) };
+        let tell = |outcome| async move { outcome };
         let job = first.after_response_with(tell).expect("there is room");
         let skipped = second.after_success(async {}).expect("there is room");
         second_request.set_status(StatusCode::OK);
@@ -266,9 +273,9 @@ mod tests {
 
         scheduler.core().give_up_responses();
         assert_eq!(counts(&scheduler.stats()), [0, 2, 0, 0, 1]);
-        assert_eq!(job.await.expect("no failure"), (ResponseOutcome::Unfinished(None),));
+        assert_eq!(job.await.expect("no failure"), ResponseOutcome::Unfinished(None));
         let unfinished = ResponseOutcome::Unfinished(Some(StatusCode::OK));
-        assert_eq!(other.await.expect("no failure"), (unfinished,));
+        assert_eq!(other.await.expect("no failure"), unfinished);
         assert!(skipped.await.is_err_and(|error| error.is_skipped()));
         for request in [&first_request, &second_request] {
             assert_eq!((request.response.waiting_count(), request.outcome()), (0, None));
@@ -277,7 +284,7 @@ mod tests {
         // Jobs deferred later start at once, or are skipped.
         let late = second.after_response_with(tell).expect("there is room");
         assert!(late.is_active());
-        assert_eq!(late.await.expect("no failure"), (unfinished,));
+        assert_eq!(late.await.expect("no failure"), unfinished);
         let skipped = second.after_success(async {}).expect("there is room");
         assert!(skipped.is_finished());
         assert!(skipped.await.is_err_and(|error| error.is_skipped()));
@@ -299,15 +306,15 @@ mod tests {
     }
 
     #[test]
-    fn label_has_method_and_path_without_query() {
-        let of = |method, uri: &'static str| {
-            Origin::new(&method, &Uri::from_static(uri), &Extensions::new()).label()
-        };
+    fn label_by_path_has_no_query() {
+        let of =
+            |method, uri: &'static str| Origin::by_path(&method, &Uri::from_static(uri)).label();
         assert_eq!(&*of(Method::GET, "/users/7?full=yes"), "GET /users/7");
         assert_eq!(&*of(Method::POST, "https://example.com"), "POST /");
         assert_eq!(&*of(Method::OPTIONS, "*"), "OPTIONS *");
         assert_eq!(&*of(Method::CONNECT, "example.com:443"), "CONNECT ");
         let odd = Method::from_bytes(b"A-METHOD-OF-ONES-OWN").expect("a valid method");
+        assert_eq!(&*Origin::new(&odd, &Extensions::new()).label(), odd.as_str());
         assert_eq!(&*of(odd, "/"), "A-METHOD-OF-ONES-OWN /");
     }
 }

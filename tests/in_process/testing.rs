@@ -56,7 +56,9 @@ where
             Ok::<_, Infallible>(Response::new(Empty::new()))
         }
     });
-    let service = ServiceBuilder::new().layer(JobsLayer::new(scheduler.clone())).service(inner);
+    let service = ServiceBuilder::new()
+        .layer(JobsLayer::new(scheduler.clone()).label_by_path())
+        .service(inner);
     service.oneshot(Request::post("/signup").body(()).unwrap()).await.unwrap()
 }
 

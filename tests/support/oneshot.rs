@@ -55,7 +55,8 @@ where
         jobs.set(request.extensions().get::<Jobs>().cloned());
         ready(Ok::<_, Infallible>(response.take().expect("one request")))
     });
-    let service = ServiceBuilder::new().layer(JobsLayer::new(scheduler.clone())).service(inner);
+    let layer = JobsLayer::new(scheduler.clone()).label_by_path();
+    let service = ServiceBuilder::new().layer(layer).service(inner);
     let request = Request::post("/signup").version(version).body(()).expect("a request");
     let response = service.oneshot(request).await.expect("a response");
     Open { jobs: jobs.take().expect("the layer is there"), response }

@@ -107,9 +107,8 @@ async fn deferred_job_is_refused_when_try_spawn_would_be() {
         assert_eq!(refused.into_future().await, 3);
         let refused = open.jobs.after_success(async { 4 }).unwrap_err();
         assert_eq!(refused.into_future().await, 4);
-        let refused =
-            open.jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap_err();
-        assert_eq!(refused.into_future()(COMPLETE).await, (COMPLETE,));
+        let refused = open.jobs.after_response_with(|outcome| async move { outcome }).unwrap_err();
+        assert_eq!(refused.into_future()(COMPLETE).await, COMPLETE);
 
         drop(open.response);
         assert!(first.is_pending());
@@ -154,8 +153,8 @@ async fn deferred_job_beyond_deferred_limit_is_refused() {
         SpawnError::DeferredFull
     });
     assert_eq!(refused.into_future().await, 3);
-    let refused = open.jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap_err();
-    assert_eq!(refused.into_future()(COMPLETE).await, (COMPLETE,));
+    let refused = open.jobs.after_response_with(|outcome| async move { outcome }).unwrap_err();
+    assert_eq!(refused.into_future()(COMPLETE).await, COMPLETE);
     assert!(scheduler.try_spawn(async {}).is_ok(), "other spawns are not affected");
     turn().await;
     assert_eq!(scheduler.len(), 2);
@@ -241,9 +240,9 @@ async fn deferred_timeout_in_the_handler_has_no_status() {
     let scheduler = Scheduler::builder().deferred_timeout(SECOND).build();
     let inner = service_fn(async |request: Request<()>| {
         let jobs = request.extensions().get::<Jobs>().expect("the layer is there");
-        let job = jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap();
+        let job = jobs.after_response_with(|outcome| async move { outcome }).unwrap();
         let outcome = within("the timeout", job).await.unwrap();
-        assert_eq!(outcome, (ResponseOutcome::Unfinished(None),));
+        assert_eq!(outcome, ResponseOutcome::Unfinished(None));
         Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
     });
     let layer = JobsLayer::new(scheduler.clone());
@@ -263,9 +262,9 @@ async fn deferred_timeout_watches_again_after_a_pause() {
         sleep(3 * SECOND).await;
         let open = respond(&scheduler).await;
         let began = tokio::time::Instant::now();
-        let job = open.jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap();
+        let job = open.jobs.after_response_with(|outcome| async move { outcome }).unwrap();
         let unfinished = ResponseOutcome::Unfinished(Some(StatusCode::OK));
-        assert_eq!(within("the timeout", job).await.unwrap(), (unfinished,));
+        assert_eq!(within("the timeout", job).await.unwrap(), unfinished);
         assert!(began.elapsed() <= SECOND * 11 / 10, "{:?}", began.elapsed());
         assert_eq!(unfinished.status(), Some(StatusCode::OK));
     }
@@ -275,10 +274,10 @@ async fn deferred_timeout_watches_again_after_a_pause() {
 async fn job_in_time_for_deferred_timeout_has_its_own_outcome() {
     let scheduler = Scheduler::builder().deferred_timeout(10 * SECOND).build();
     let open = respond(&scheduler).await;
-    let job = open.jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap();
+    let job = open.jobs.after_response_with(|outcome| async move { outcome }).unwrap();
     sleep(9 * SECOND).await;
     drop(open.response);
-    assert_eq!(job.await.unwrap(), (COMPLETE,));
+    assert_eq!(job.await.unwrap(), COMPLETE);
     let report = scheduler.wait_and_close().await;
     assert_eq!((report.is_clean(), report.elapsed), (true, Duration::ZERO), "{report}");
 }
@@ -317,9 +316,9 @@ async fn job_deferred_after_its_response_starts_with_its_outcome() {
         let late = async move {
             go.notified().await;
             assert_eq!(jobs.response(), Some(ABORTED));
-            let late = jobs.after_response_with(|outcome| async move { (outcome,) }).unwrap();
+            let late = jobs.after_response_with(|outcome| async move { outcome }).unwrap();
             let skipped = jobs.after_success(async {}).unwrap();
-            (late.is_active(), late.await.unwrap().0, skipped.await.unwrap_err().is_skipped())
+            (late.is_active(), late.await.unwrap(), skipped.await.unwrap_err().is_skipped())
         };
         open.jobs.try_spawn(async move { Vec::from([late.await]) }).unwrap()
     };

@@ -4,7 +4,10 @@
 //! Row 31 of aiojobs: `without_the_layer_the_answer_names_the_cure` and
 //! `optional_jobs_are_none_without_the_layer_and_some_with_it`.
 
-use std::future::{Future, Ready, pending, ready};
+use std::{
+    future::{Future, Ready, pending, ready},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -15,7 +18,7 @@ use axum::{
 };
 use tokio_test::assert_ready;
 use tower::ServiceExt;
-use tower_jobs::{Jobs, JobsLayer, Scheduler, SpawnError, TrySpawnError};
+use tower_jobs::{Error, Jobs, JobsLayer, Scheduler, SpawnError, TrySpawnError};
 
 use crate::support::{
     SECOND, limited,
@@ -52,24 +55,18 @@ fn users() -> Router {
     Router::new().route("/users/{id}", get(label))
 }
 
-#[track_caller]
-fn assert_label(label: &str, with_matched_path: &str, without: &str) {
-    let expected = if cfg!(feature = "matched-path") { with_matched_path } else { without };
-    assert_eq!(label, expected);
-}
-
 #[tokio::test]
 async fn job_is_labelled_with_its_requests_method_and_path() {
     let app = users().layer(labelled());
     let label = text(call(app, "GET", "/users/7?token=secret").await).await;
-    assert_label(&label, "GET /users/{id}", "GET /users/7");
+    assert_eq!(label, "GET /users/{id}");
 }
 
 #[tokio::test]
 async fn label_has_the_full_path_of_a_nested_route() {
     let app = Router::new().nest("/api", Router::new().nest("/v1", users())).layer(labelled());
     let label = text(call(app, "GET", "/api/v1/users/7").await).await;
-    assert_label(&label, "GET /api/v1/users/{id}", "GET /api/v1/users/7");
+    assert_eq!(label, "GET /api/v1/users/{id}");
 }
 
 #[tokio::test]
@@ -77,21 +74,27 @@ async fn layer_inside_a_nested_router_labels_with_what_it_sees() {
     let app = Router::new().nest("/api", users().layer(labelled()));
     let label = text(call(app, "GET", "/api/users/7").await).await;
     // axum strips the prefix off the URI, not off the matched path.
-    assert_label(&label, "GET /api/users/{id}", "GET /users/7");
+    assert_eq!(label, "GET /api/users/{id}");
 }
 
 #[tokio::test]
-async fn request_that_matched_no_route_is_labelled_with_its_path() {
+async fn request_that_matched_no_route_is_labelled_by_method() {
     let app = Router::new().fallback(label).layer(labelled());
-    assert_eq!(text(call(app, "GET", "/nowhere").await).await, "GET /nowhere");
+    assert_eq!(text(call(app, "GET", "/nowhere").await).await, "GET");
 }
 
 #[tokio::test]
-async fn layer_around_the_whole_router_labels_with_the_path() {
+async fn layer_around_the_whole_router_labels_by_method() {
     use tower::Layer;
     let request = Request::get("/users/7").body(Body::empty()).expect("a request");
     let response = labelled().layer(users()).oneshot(request).await.expect("infallible");
-    assert_eq!(text(response.map(Body::new)).await, "GET /users/7");
+    assert_eq!(text(response.map(Body::new)).await, "GET");
+}
+
+#[tokio::test]
+async fn label_by_path_is_the_path_without_its_query() {
+    let app = users().layer(labelled().label_by_path());
+    assert_eq!(text(call(app, "GET", "/users/7?token=secret").await).await, "GET /users/7");
 }
 
 #[tokio::test]
@@ -102,7 +105,7 @@ async fn label_may_be_ones_own() {
     let app = users().layer(layer);
     assert_eq!(text(call(app.clone(), "GET", "/users/7").await).await, "GET of a user");
     let label = text(call(app, "GET", "/users/plain").await).await;
-    assert_label(&label, "GET /users/{id}", "GET /users/plain");
+    assert_eq!(label, "GET /users/{id}");
 }
 
 // The layer is missing.
@@ -284,4 +287,47 @@ fn handler_without_a_runtime_answers_500() {
     assert_internal_error(at_once(call(app(spawn, &scheduler), "GET", "/")));
     assert_internal_error(at_once(call(app(try_spawn, &scheduler), "GET", "/")));
     assert_internal_error(at_once(call(app(try_spawn_converted, &scheduler), "GET", "/")));
+}
+
+#[tokio::test]
+async fn error_of_any_verb_is_a_response_without_the_jobs_text() {
+    async fn handler(jobs: Jobs, path: http::Uri) -> Result<&'static str, Error> {
+        match path.path() {
+            "/panics" => {
+                async fn panics() {
+                    panic!("s3cr3t");
+                }
+                jobs.spawn(panics()).await?.await?;
+            }
+            "/late" => {
+                let job = jobs.job("late").timeout(Duration::from_nanos(1));
+                job.spawn(pending::<()>()).await?.await?;
+            }
+            "/cancelled" => {
+                let job = jobs.spawn(pending::<()>()).await?;
+                job.abort();
+                job.await?;
+            }
+            "/waits" => drop(jobs.spawn(async { Err::<(), _>("s3cr3t") }).await?.await?),
+            _ => {
+                jobs.scheduler().close().await;
+                jobs.try_spawn(async {})?.await?;
+            }
+        }
+        Ok("well")
+    }
+    let layer = JobsLayer::new(Scheduler::builder().on_failure(drop).build());
+    let app = Router::new().fallback(handler).layer(layer);
+    for (path, status, retry, body) in [
+        ("/waits", 500, false, "the job failed"),
+        ("/panics", 500, false, "the job failed"),
+        ("/late", 500, false, "the job took too long"),
+        ("/cancelled", 503, true, "the job was cancelled"),
+        ("/closed", 503, true, "the scheduler is closed and accepts no more jobs"),
+    ] {
+        let response = call(app.clone(), "GET", path).await;
+        assert_eq!(response.status().as_u16(), status, "{path}");
+        assert_eq!(response.headers().contains_key("retry-after"), retry, "{path}");
+        assert_eq!(text(response).await, body, "{path}");
+    }
 }

@@ -47,7 +47,7 @@ async fn jobs_are_found_in_the_extensions_of_any_tower_request() {
 
     service.oneshot(request()).await.expect("a response");
 
-    assert_eq!(scheduler.jobs()[0].request.as_deref(), Some("POST /signup"));
+    assert_eq!(scheduler.jobs()[0].request.as_deref(), Some("POST"));
     scheduler.wait_idle().await;
     assert_eq!(scheduler.stats().completed, 1);
 }
@@ -57,8 +57,9 @@ async fn jobs_of_a_bare_hyper_server_run_after_the_response() {
     let scheduler = Scheduler::new();
     let (open, gate) = oneshot::channel::<()>();
     let gate = Arc::new(Mutex::new(Some(gate)));
-    let service = ServiceBuilder::new().layer(JobsLayer::new(scheduler.clone())).service_fn(
-        move |request: Request<Incoming>| {
+    let layer = JobsLayer::new(scheduler.clone()).label_by_path();
+    let service =
+        ServiceBuilder::new().layer(layer).service_fn(move |request: Request<Incoming>| {
             let gate = gate.lock().expect("no panic").take().expect("one request");
             async move {
                 let jobs: &Jobs = request.extensions().get().expect("the layer is there");
@@ -67,8 +68,7 @@ async fn jobs_of_a_bare_hyper_server_run_after_the_response() {
                 *response.status_mut() = StatusCode::ACCEPTED;
                 Ok::<_, SpawnError>(response)
             }
-        },
-    );
+        });
     let (listener, address) = listen().await;
     let server = tokio::spawn(async move {
         let (stream, _) = listener.accept().await.expect("a client");
@@ -127,7 +127,7 @@ async fn label_is_asked_for_once_for_every_request() {
     let mut with_id = request();
     with_id.extensions_mut().insert(7_u32);
     assert_eq!(label(with_id).await, "POST /signup #7");
-    assert_eq!(label(request()).await, "POST /signup", "the default");
+    assert_eq!(label(request()).await, "POST", "the default");
     assert_eq!(asked.load(Ordering::Relaxed), 2);
 }
 

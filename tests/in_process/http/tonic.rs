@@ -99,13 +99,15 @@ fn service(
 + Send
 + use<> {
     let events = events.clone();
-    JobsLayer::new(scheduler.clone()).layer(service_fn(move |request: http::Request<Body>| {
-        let events = events.clone();
-        let sign_up = service_fn(move |request| sign_up(request, events.clone()));
-        async move {
-            Ok::<_, Infallible>(tonic::server::Grpc::new(Text).unary(sign_up, request).await)
-        }
-    }))
+    JobsLayer::new(scheduler.clone()).label_by_path().layer(service_fn(
+        move |request: http::Request<Body>| {
+            let events = events.clone();
+            let sign_up = service_fn(move |request| sign_up(request, events.clone()));
+            async move {
+                Ok::<_, Infallible>(tonic::server::Grpc::new(Text).unary(sign_up, request).await)
+            }
+        },
+    ))
 }
 
 const PATH: &str = "/welcome.Desk/SignUp";
