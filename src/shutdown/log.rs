@@ -3,9 +3,15 @@
 use std::{sync::mpsc, thread, time::Duration};
 
 use tokio::sync::oneshot;
-use tracing::{Span, dispatcher};
 
-use crate::{run::deadlines::real_timeout, util::panics::ignore_panic};
+use crate::{
+    run::deadlines::real_timeout,
+    shutdown::{
+        report::{PhaseTimings, ShutdownReport},
+        server::ServerOutput,
+    },
+    util::{log_context::LogContext, panics::ignore_panic},
+};
 
 type Line = Box<dyn FnOnce() + Send>;
 
@@ -16,10 +22,10 @@ impl Log {
     /// Lines go to the caller's subscriber, in the caller's span.
     pub(super) fn start() -> Self {
         let (sender, lines) = mpsc::channel::<Line>();
-        let (span, dispatch) = (Span::current(), dispatcher::get_default(Clone::clone));
+        let context = LogContext::current();
         let write = move || {
             for line in lines {
-                ignore_panic(|| dispatcher::with_default(&dispatch, || span.in_scope(line)));
+                ignore_panic(|| context.run(line));
             }
         };
         // The thread is not joined: it may be held up. Without one there are no lines.
@@ -29,6 +35,20 @@ impl Log {
 
     pub(super) fn line(&self, line: impl FnOnce() + Send + 'static) {
         drop(self.0.send(Box::new(line)));
+    }
+
+    pub(super) fn report<T: ServerOutput>(&self, report: &ShutdownReport<T>) {
+        let (line, server, is_clean) =
+            (report.to_string(), report.server.as_str(), report.is_clean());
+        let PhaseTimings { readiness, connections, jobs } = report.phases;
+        macro_rules! event {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "tower_jobs", server, ?readiness, ?connections, ?jobs, "{line}"
+                )
+            };
+        }
+        self.line(move || if is_clean { event!(info) } else { event!(warn) });
     }
 
     /// Waits until all lines are written, for up to `timeout`.

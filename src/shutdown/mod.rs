@@ -6,10 +6,12 @@
 //! 2. `settings`: the settings.
 //! 3. `signals`: the signal thread of the process.
 //! 4. `server`: the server, its [`StopSignal`] and its outcome.
-//! 5. `log`: log lines, on a plain thread.
-//! 6. `report`: the [`ShutdownReport`].
+//! 5. `parts`: the other parts of the application that end with it.
+//! 6. `log`: log lines, on a plain thread.
+//! 7. `report`: the [`ShutdownReport`].
 
 mod log;
+mod parts;
 mod report;
 mod server;
 mod settings;
@@ -27,8 +29,14 @@ use tokio::{
     time::{self, Instant},
 };
 
-use self::{log::Log, server::Server, signals::Listener};
+use self::{
+    log::Log,
+    parts::{Part, Parts},
+    server::Server,
+    signals::{Listener, Trigger},
+};
 pub use self::{
+    parts::{PartContext, PartOutcome, PartReport},
     report::{PhaseTimings, ShutdownReport, UnfinishedHooks},
     server::{ServerOutcome, ServerOutput, StopSignal},
 };
@@ -99,6 +107,8 @@ const LATE_LOG_GRACE: Duration = Duration::from_millis(50);
 ///    [`unstarted_grace`](Self::unstarted_grace). The scheduler's own `wait_timeout` does not apply.
 /// 5. Jobs still running then are cancelled, and dropped if they do not end: [`Scheduler::close`].
 /// 6. With [`and_scheduler`](Self::and_scheduler), the next scheduler goes through 4 and 5.
+/// 7. Each [`part`](Self::part) of the application that waits for the end of the jobs goes on, and has
+///    [`part_grace`](Self::part_grace) at least.
 ///
 /// A server that ends by itself, fails or panics goes to 4, with the whole grace ahead of it. A first
 /// signal then changes nothing.
@@ -119,8 +129,8 @@ const LATE_LOG_GRACE: Duration = Duration::from_millis(50);
 ///
 /// # Guarantees
 ///
-/// [`serve`](Self::serve) returns when the grace ends, at most 20 ms later per scheduler and 50 ms later
-/// for the log, as long as one worker of the runtime is free: on a current-thread runtime a job that never
+/// [`serve`](Self::serve) returns when the grace ends, at most 20 ms later per scheduler, 20 ms later for the
+/// parts and 50 ms later for the log, as long as one worker of the runtime is free: on a current-thread runtime a job that never
 /// awaits stops this too. That holds while log lines cannot be written, and while hooks block: log lines
 /// and hooks have plain threads.
 ///
@@ -154,6 +164,8 @@ const LATE_LOG_GRACE: Duration = Duration::from_millis(50);
 /// With `preStop` no `readiness_delay` is needed; without it, set one of about two probe periods
 /// (it is part of the grace). systemd: `TimeoutStopSec=30` and `KillMode=mixed`. Docker:
 /// `docker stop --timeout 30`, and `exec` in the entry point so that the signal arrives.
+///
+#[doc = include_str!("../../docs/pictures/shutdown.svg")]
 #[must_use = "nothing is served until `serve` is awaited"]
 pub struct Shutdown {
     /// In the order in which they are closed. There is one at least.
@@ -162,38 +174,10 @@ pub struct Shutdown {
     connection_grace: Duration,
     readiness_delay: Duration,
     unstarted_grace: Duration,
+    part_grace: Duration,
     trigger: Trigger,
     on_unstarted: Option<OnUnstarted>,
-}
-
-/// The beginning of a shutdown.
-enum Trigger {
-    /// `None` once it has resolved.
-    Once(Option<BoxFuture>),
-    Signals(Listener),
-}
-
-impl Trigger {
-    /// Resolves at the first event, and then at each further one.
-    async fn next(&mut self) {
-        match self {
-            Self::Signals(listener) => listener.next().await,
-            Self::Once(trigger) => {
-                match trigger {
-                    Some(future) => future.await,
-                    None => return pending().await,
-                }
-                *trigger = None;
-            }
-        }
-    }
-
-    fn listener(&self) -> Option<&Listener> {
-        match self {
-            Self::Signals(listener) => Some(listener),
-            Self::Once(_) => None,
-        }
-    }
+    parts: Vec<Part>,
 }
 
 impl Shutdown {
@@ -234,8 +218,10 @@ impl Shutdown {
             connection_grace: Duration::from_secs(10),
             readiness_delay: Duration::ZERO,
             unstarted_grace: Duration::from_secs(2),
+            part_grace: Duration::from_secs(2),
             trigger,
             on_unstarted: None,
+            parts: Vec::new(),
         }
     }
 
@@ -254,7 +240,7 @@ impl Shutdown {
     ///
     /// # Cancel safety
     ///
-    /// Dropped early, it drops the server and leaves the jobs running. After the signal the scheduler stays
+    /// Dropped early, it drops the server and the parts, and leaves the jobs running. After the signal the scheduler stays
     /// draining, or closed. See [`Scheduler::wait_and_close`].
     pub async fn serve<S>(self, serve: impl FnOnce(StopSignal) -> S) -> ShutdownReport<S::Output>
     where
@@ -263,18 +249,20 @@ impl Shutdown {
         // There must be a timer. At the end it would be too late to find none.
         drop(time::sleep(Duration::ZERO));
         self.refuse_long_delay();
-        let unstarted_grace = self.used_unstarted_grace();
-        let Self { schedulers, grace, mut trigger, on_unstarted, .. } = self;
+        let (unstarted_grace, part_grace) = self.used_graces();
+        let Self { schedulers, grace, mut trigger, on_unstarted, parts, .. } = self;
         if let Some(listener) = trigger.listener() {
             listener.start_serving();
         }
         let is_early = trigger.listener().is_some_and(Listener::has_heard);
+        let mut parts = Parts::start(parts);
         let mut server = if is_early { Server::not_started() } else { Server::start(serve) };
         let signalled = first(trigger.next(), server.run()).await.is_some();
 
         let began = Instant::now();
         let deadline = began + grace;
-        let ends = ends(&schedulers, deadline - unstarted_grace);
+        parts.begin(deadline);
+        let ends = ends(&schedulers, deadline - unstarted_grace - part_grace);
         // The time that closing takes is the jobs', however long the server takes.
         let before_closing = schedulers[0].core().latest_close(ends[0]);
         for (scheduler, end) in schedulers.iter().zip(&ends) {
@@ -347,7 +335,7 @@ impl Shutdown {
         phases.jobs = began.elapsed() - phases.readiness - phases.connections;
 
         let unstarted = run_on_unstarted(on_unstarted, &reports);
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = (deadline - part_grace).saturating_duration_since(Instant::now());
         let left = if is_hurried { left.min(unstarted_grace) } else { left };
         let hooks =
             || schedulers.iter().map(|scheduler| &scheduler.core().hooks).chain([&unstarted]);
@@ -357,6 +345,18 @@ impl Shutdown {
             }
         };
         drop(real_timeout(left.max(HOOK_GRACE), all_ended).await);
+        parts.tell_jobs_over(deadline);
+        let end = deadline.max(Instant::now() + HOOK_GRACE);
+        let mut is_cut_short = is_hurried;
+        if !is_cut_short {
+            let ended = timeout_at(Some(end), parts.all_ended());
+            is_cut_short = last(trigger.next(), ended).await.is_none();
+        }
+        // A signal leaves them no more than their own grace.
+        if is_cut_short {
+            let end = end.min(Instant::now() + part_grace);
+            drop(timeout_at(Some(end), parts.all_ended()).await);
+        }
         let report = ShutdownReport {
             server: server.into_outcome(),
             signalled,
@@ -364,12 +364,13 @@ impl Shutdown {
             others: reports,
             totals: schedulers.iter().map(Scheduler::stats).collect(),
             phases,
+            parts: parts.into_reports().await,
             unfinished_hooks: UnfinishedHooks {
                 on_failure: schedulers.iter().map(|each| each.core().hooks.unfinished()).sum(),
                 on_unstarted: unstarted.unfinished() > 0,
             },
         };
-        log_report(&log, &report);
+        log.report(&report);
         let left = deadline.saturating_duration_since(Instant::now());
         log.flush(left.clamp(LATE_LOG_GRACE, LOG_GRACE)).await;
         report
@@ -392,19 +393,6 @@ fn run_on_unstarted(hook: Option<OnUnstarted>, reports: &[DrainReport]) -> Hooks
         }
     });
     hooks
-}
-
-fn log_report<T: ServerOutput>(log: &Log, report: &ShutdownReport<T>) {
-    let (line, server, is_clean) = (report.to_string(), report.server.as_str(), report.is_clean());
-    let PhaseTimings { readiness, connections, jobs } = report.phases;
-    macro_rules! event {
-        ($level:ident) => {
-            tracing::$level!(
-                target: "tower_jobs", server, ?readiness, ?connections, ?jobs, "{line}"
-            )
-        };
-    }
-    log.line(move || if is_clean { event!(info) } else { event!(warn) });
 }
 
 /// The end of each scheduler's time, so that closing the last is over by `deadline`.

@@ -14,12 +14,17 @@ use crate::{
         drain_report::{DrainReport, MAX_LINE},
         stats::Stats,
     },
-    shutdown::server::{ServerOutcome, ServerOutput},
+    shutdown::{
+        parts::{PartOutcome, PartReport},
+        server::{ServerOutcome, ServerOutput},
+    },
     util::one_line::OneLine,
 };
 
 /// Bytes of the server's error in the line.
 const MAX_ERROR: usize = 2_000;
+/// Bytes for a part in the line.
+const MAX_PART: usize = 500;
 /// Bytes for the jobs of all schedulers in the line.
 const MAX_JOBS: usize = 12_000;
 /// How long [`ShutdownReport::print`] waits for standard output.
@@ -72,13 +77,15 @@ pub struct ShutdownReport<T> {
     pub totals: Vec<Stats>,
     /// How long it took.
     pub phases: PhaseTimings,
+    /// The [parts](crate::Shutdown::part) of the application, in the order in which they were given.
+    pub parts: Vec<PartReport>,
     /// Hooks that did not return in time.
     pub unfinished_hooks: UnfinishedHooks,
 }
 
 impl<T: ServerOutput> ShutdownReport<T> {
-    /// Whether the server ended without an error, and every job that ended since the shutdown began
-    /// ended well.
+    /// Whether the server ended without an error, every job that ended since the shutdown began ended well,
+    /// and so did every [part](crate::Shutdown::part).
     ///
     /// An exit code of 0 should mean this. Jobs that failed before the signal are in
     /// [`totals`](Self::totals) only. A server that the signal prevented from starting counts as well.
@@ -86,6 +93,7 @@ impl<T: ServerOutput> ShutdownReport<T> {
         self.server.is_well()
             && self.jobs.is_clean()
             && self.others.iter().all(DrainReport::is_clean)
+            && self.parts.iter().all(|part| part.outcome == PartOutcome::Ended)
     }
 
     /// Prints the report's line to standard output, without blocking and without panicking.
@@ -141,6 +149,9 @@ impl<T: ServerOutput> fmt::Display for ShutdownReport<T> {
         if on_unstarted {
             line += "; on_unstarted unfinished";
         }
+        for part in self.parts.iter().filter(|part| part.outcome != PartOutcome::Ended) {
+            line += &format!("; {}", cut(part.to_string(), MAX_PART));
+        }
         let total = |count: fn(&Stats) -> u64| self.totals.iter().map(count).sum::<u64>();
         line += &format!("; in all: {} completed", total(|stats| stats.completed));
         for (count, outcome) in [
@@ -174,7 +185,7 @@ fn cut(mut text: String, most: usize) -> String {
 impl<T: ServerOutput> serde::Serialize for ShutdownReport<T> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;
-        let mut report = serializer.serialize_struct("ShutdownReport", 8)?;
+        let mut report = serializer.serialize_struct("ShutdownReport", 9)?;
         report.serialize_field("server", self.server.as_str())?;
         report.serialize_field("error", &self.server.error_text())?;
         report.serialize_field("signalled", &self.signalled)?;
@@ -182,6 +193,7 @@ impl<T: ServerOutput> serde::Serialize for ShutdownReport<T> {
         report.serialize_field("others", &self.others)?;
         report.serialize_field("totals", &self.totals)?;
         report.serialize_field("phases", &self.phases)?;
+        report.serialize_field("parts", &self.parts)?;
         report.serialize_field("unfinished_hooks", &self.unfinished_hooks)?;
         report.end()
     }

@@ -1,8 +1,17 @@
 //! The settings of a shutdown.
 
-use std::{fmt, future::Future, time::Duration};
+use std::{borrow::Cow, fmt, future::Future, time::Duration};
 
-use crate::{report::job_list::JobList, rules::config, scheduler::Scheduler, shutdown::Shutdown};
+use crate::{
+    job::output::JobOutput,
+    report::job_list::JobList,
+    rules::config,
+    scheduler::Scheduler,
+    shutdown::{
+        Shutdown,
+        parts::{Part, PartContext},
+    },
+};
 
 /// Settings.
 impl Shutdown {
@@ -143,6 +152,75 @@ impl Shutdown {
         self
     }
 
+    /// Adds a part of the application that is no job, and ends with it: a pool to be closed, telemetry to be
+    /// flushed, a consumer, periodic work.
+    ///
+    /// `run` is called by [`serve`](Self::serve), before the server, and its future is a task of the runtime
+    /// from then on. The [`PartContext`] tells it when the shutdown begins, when the jobs are over, and the
+    /// deadline. It has [`part_grace`](Self::part_grace) after the jobs, and more if they leave more. A part
+    /// that has not ended by the end of the grace is dropped.
+    /// [`ShutdownReport::parts`](crate::ShutdownReport::parts) names each part, and one that failed, panicked or
+    /// did not end makes the shutdown [unclean](crate::ShutdownReport::is_clean).
+    ///
+    /// Parts run side by side. Of two that must end in order, make one part.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_jobs::{PartContext, Scheduler, Shutdown};
+    /// # #[derive(Clone)] struct Pool;
+    /// # impl Pool { async fn close(&self) {} async fn vacuum(&self) {} }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let (scheduler, pool) = (Scheduler::new(), Pool);
+    /// let vacuumed = pool.clone();
+    /// let report = Shutdown::with_trigger(&scheduler, async { /* .. */ })
+    ///     // Ends once no job needs it any more.
+    ///     .part("pool", move |part| async move {
+    ///         part.jobs_over().await;
+    ///         pool.close().await;
+    ///     })
+    ///     // Every five minutes, until the signal.
+    ///     .part("vacuum", move |part| async move {
+    ///         let mut ticks = tokio::time::interval(Duration::from_secs(300));
+    ///         loop {
+    ///             tokio::select! {
+    ///                 () = part.begun() => return,
+    ///                 _ = ticks.tick() => vacuumed.vacuum().await,
+    ///             }
+    ///         }
+    ///     })
+    ///     .serve(|stop| stop)
+    ///     .await;
+    /// assert!(report.is_clean());
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// [`serve`](Self::serve) panics if `run` does. A panic of its future is in the report.
+    pub fn part<F>(
+        mut self,
+        name: impl Into<Cow<'static, str>>,
+        run: impl FnOnce(PartContext) -> F + Send + 'static,
+    ) -> Self
+    where
+        F: Future<Output: JobOutput> + Send + 'static,
+    {
+        self.parts.push(Part::new(name.into(), run));
+        self
+    }
+
+    /// Time for the [parts](Self::part) after the jobs, taken off the jobs' time. Defaults to 2 s if there is a
+    /// part. At most a quarter of the grace is taken.
+    ///
+    /// # Panics
+    ///
+    /// If it is longer than 365 days.
+    #[track_caller]
+    pub fn part_grace(mut self, grace: Duration) -> Self {
+        self.part_grace = accept("part_grace", grace);
+        self
+    }
+
     pub(super) fn refuse_long_delay(&self) {
         let (delay, grace) = (self.readiness_delay, self.grace);
         assert!(
@@ -152,11 +230,12 @@ impl Shutdown {
         );
     }
 
-    pub(super) fn used_unstarted_grace(&self) -> Duration {
-        match self.on_unstarted {
-            Some(_) => self.unstarted_grace.min(self.grace / 2),
-            None => Duration::ZERO,
-        }
+    /// Time that is taken off the jobs' for `on_unstarted`, and for the parts.
+    pub(super) fn used_graces(&self) -> (Duration, Duration) {
+        let of =
+            |is_used, grace: Duration, most| if is_used { grace.min(most) } else { Duration::ZERO };
+        let unstarted = of(self.on_unstarted.is_some(), self.unstarted_grace, self.grace / 2);
+        (unstarted, of(!self.parts.is_empty(), self.part_grace, self.grace / 4))
     }
 }
 

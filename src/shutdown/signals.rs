@@ -4,6 +4,7 @@
 //! user code runs.
 
 use std::{
+    future::pending,
     io,
     sync::{Arc, Mutex},
     thread,
@@ -12,7 +13,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::util::sync::lock_std;
+use crate::{shutdown::BoxFuture, util::sync::lock_std};
 
 #[expect(clippy::disallowed_types, reason = "signals come in real time")]
 type RealInstant = std::time::Instant;
@@ -145,6 +146,36 @@ impl Drop for Listener {
     fn drop(&mut self) {
         lock_std(&self.shared.state).stage = Stage::Over;
         forget_older();
+    }
+}
+
+/// The beginning of a shutdown.
+pub(super) enum Trigger {
+    /// `None` once it has resolved.
+    Once(Option<BoxFuture>),
+    Signals(Listener),
+}
+
+impl Trigger {
+    /// Resolves at the first event, and then at each further one.
+    pub(super) async fn next(&mut self) {
+        match self {
+            Self::Signals(listener) => listener.next().await,
+            Self::Once(trigger) => {
+                match trigger {
+                    Some(future) => future.await,
+                    None => return pending().await,
+                }
+                *trigger = None;
+            }
+        }
+    }
+
+    pub(super) fn listener(&self) -> Option<&Listener> {
+        match self {
+            Self::Signals(listener) => Some(listener),
+            Self::Once(_) => None,
+        }
     }
 }
 

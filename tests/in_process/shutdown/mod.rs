@@ -2,6 +2,7 @@
 
 mod deadline;
 mod other_servers;
+mod parts;
 mod server;
 
 use std::future::ready;
