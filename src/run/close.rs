@@ -4,7 +4,6 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use tracing::dispatcher::{self, Dispatch};
 
 use crate::{
     job::{
@@ -21,6 +20,7 @@ use crate::{
     run::{core::Core, deadlines, observers::Unseen},
     util::{
         clock::Moment,
+        log_context::LogContext,
         panics::{drop_contained, ignore_panic, notify, wake},
         sync::lock,
         waiting::wait_until,
@@ -234,7 +234,7 @@ impl Core {
     /// Drops these, one after the other, where they hold up no worker: their `Drop` may block.
     fn drop_on_blocking_pool<T: Send + 'static>(&self, values: Vec<T>) {
         if let Some(runtime) = self.runtime().filter(|_| !values.is_empty()) {
-            let values = Logged { values, dispatch: dispatcher::get_default(Clone::clone) };
+            let values = Logged { values, context: LogContext::current() };
             let dropping = move || drop(values);
             // Panics if the system has no thread left. A runtime that is gone drops them here.
             ignore_panic(|| drop(runtime.spawn_blocking(dropping)));
@@ -314,12 +314,12 @@ impl Core {
 /// Values that are dropped under the subscriber of the thread that they come from.
 struct Logged<T> {
     values: Vec<T>,
-    dispatch: Dispatch,
+    context: LogContext,
 }
 
 impl<T> Drop for Logged<T> {
     fn drop(&mut self) {
-        dispatcher::with_default(&self.dispatch, || self.values.drain(..).for_each(drop));
+        self.context.run(|| self.values.drain(..).for_each(drop));
     }
 }
 

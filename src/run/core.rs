@@ -31,7 +31,10 @@ use crate::{
         state::Outcome,
         step::{Effects, RareEffects, Stealable, Wake},
     },
-    run::{hooks::Hooks, idle_runners::IdleRunners, observers::Observers, runner::Runner},
+    run::{
+        hooks::Hooks, idle_runners::IdleRunners, observers::Observers, runner::Runner,
+        standard_error::StandardError,
+    },
     util::{
         clock::Moment,
         panics::wake,
@@ -83,6 +86,7 @@ pub(crate) struct Core {
     pub(crate) span: SpanLink,
     pub(super) on_failure: Option<FailureHook>,
     pub(crate) hooks: Hooks,
+    pub(crate) standard_error: StandardError,
     /// The moment of the first drain or close.
     pub(super) drain_began: OnceLock<Instant>,
     pub(super) close_deadline: OnceLock<Instant>,
@@ -119,6 +123,7 @@ impl Core {
             span,
             on_failure,
             hooks: Hooks::default(),
+            standard_error: StandardError::default(),
             drain_began: OnceLock::new(),
             close_deadline: OnceLock::new(),
             drained: OnceLock::new(),

@@ -5,7 +5,10 @@ use tokio::runtime::Handle;
 use crate::{
     job::{error::JobError, record::Record},
     report::failure::JobFailure,
-    run::core::{Core, FailureHook},
+    run::{
+        core::{Core, FailureHook},
+        standard_error::is_last_resort,
+    },
     util::{
         clock::Moment,
         one_line::OneLine,
@@ -32,19 +35,37 @@ impl Core {
         }
     }
 
-    /// Calls `on_failure` inside the jobs' runtime, or logs the failure. While the scheduler closes, a plain thread does so: neither
-    /// may hold up the closing.
+    /// Calls `on_failure` inside the jobs' runtime, or logs the failure. While the scheduler closes, a plain
+    /// thread does so: neither may hold up the closing. Where no log is set up, the failure goes to standard
+    /// error.
     #[cold]
     pub(crate) fn report(&self, record: &Record, error: JobError) {
         let job = record.info(self.state(record), Moment::now());
         let (hook, runtime) = (self.on_failure.clone(), self.runtime().cloned());
         let failure = JobFailure { job, error };
+        if hook.is_none() && is_last_resort() {
+            return self.write_to_standard_error(failure);
+        }
         let is_closing = self.close_deadline.get().is_some() && self.drained.get().is_none();
         if is_closing {
             self.hooks.run(runtime, move || report_to(hook.as_ref(), None, failure));
         } else {
             report_to(hook.as_ref(), runtime.as_ref(), failure);
         }
+    }
+}
+
+impl Core {
+    #[cold]
+    fn write_to_standard_error(&self, failure: JobFailure) {
+        // The error is user code: showing or dropping it may panic.
+        let shown = catch_panic(|| format!("tower-jobs: {failure}"));
+        let line = shown.unwrap_or_else(|payload| {
+            forget_panic(payload);
+            format!("tower-jobs: {}: its error cannot be shown", failure.job)
+        });
+        drop_contained(failure);
+        self.standard_error.write(line, &self.hooks);
     }
 }
 

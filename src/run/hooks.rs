@@ -9,9 +9,9 @@ use std::{
 };
 
 use tokio::{runtime::Handle, sync::Notify};
-use tracing::{Span, dispatcher};
 
 use crate::util::{
+    log_context::LogContext,
     panics::{ignore_panic, notify},
     sync::lock_std,
 };
@@ -43,10 +43,10 @@ struct State {
 impl Hooks {
     /// Runs `hook` on a thread, in the caller's span and in `runtime`. Without a thread it runs here.
     pub(crate) fn run(&self, runtime: Option<Handle>, hook: impl FnOnce() + Send + 'static) {
-        let (span, dispatch) = (Span::current(), dispatcher::get_default(Clone::clone));
+        let context = LogContext::current();
         let hook = move || {
             let _runtime = runtime.as_ref().map(Handle::enter);
-            ignore_panic(|| dispatcher::with_default(&dispatch, || span.in_scope(hook)));
+            ignore_panic(|| context.run(hook));
         };
         let mut state = lock_std(&self.0.state);
         state.unfinished += 1;

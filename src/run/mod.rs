@@ -13,9 +13,10 @@
 //! 7. `cancel`: closes, aborts or replaces single jobs.
 //! 8. `close`: `close` and `wait_and_close`.
 //! 9. `hooks`: plain threads for hooks beside closing.
-//! 10. `observers`: calls the observers.
-//! 11. `steer`: limits, pausing, reservations, and single jobs by id.
-//! 12. `deadlines`: timeouts, inside a runtime or outside any.
+//! 10. `standard_error`: lines of failures where nothing else would show them.
+//! 11. `observers`: calls the observers.
+//! 12. `steer`: limits, pausing, reservations, and single jobs by id.
+//! 13. `deadlines`: timeouts, inside a runtime or outside any.
 
 pub(crate) mod admission;
 pub(crate) mod cancel;
@@ -28,4 +29,5 @@ pub(crate) mod hooks;
 pub(crate) mod idle_runners;
 pub(crate) mod observers;
 pub(crate) mod runner;
+pub(crate) mod standard_error;
 pub(crate) mod steer;

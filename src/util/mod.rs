@@ -6,9 +6,11 @@
 //! 2. `clock`: a moment of tokio's clock, in eight bytes.
 //! 3. `panics`: catches the panics of user code.
 //! 4. `waiting`: waits for a condition that another thread announces.
-//! 5. `one_line`: text for logs, without line breaks.
+//! 5. `log_context`: the subscriber and the span, for another thread.
+//! 6. `one_line`: text for logs, without line breaks.
 
 pub(crate) mod clock;
+pub(crate) mod log_context;
 pub(crate) mod one_line;
 pub(crate) mod panics;
 pub(crate) mod sync;

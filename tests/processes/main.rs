@@ -14,4 +14,6 @@ mod deploys;
 mod examples;
 mod signals;
 mod stack;
+mod standard_error;
+mod status;
 mod welcome_email;
