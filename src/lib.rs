@@ -25,7 +25,7 @@
 //!
 //! # async fn send_welcome() -> std::io::Result<()> { Ok(()) }
 //! async fn signup(jobs: Jobs) -> Result<StatusCode, SpawnError> {
-//!     jobs.spawn(send_welcome()).await?;
+//!     jobs.try_spawn(send_welcome())?; // answers 503 while the queue is full
 //!     Ok(StatusCode::ACCEPTED)
 //! }
 //!
@@ -33,7 +33,7 @@
 //! let scheduler = Scheduler::builder().limit(20).build();
 //! let app = Router::new().route("/signup", post(signup)).layer(JobsLayer::new(scheduler.clone()));
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-//! let report = Shutdown::new(&scheduler) // with the feature `shutdown`
+//! let report = Shutdown::new(&scheduler)
 //!     .serve(|stop| axum::serve(listener, app).with_graceful_shutdown(stop).into_future())
 //!     .await;
 //! report.print(); // the outcome of the jobs, in one line
@@ -51,6 +51,7 @@
 //! | [`AtomicLayer`] | handlers that run to their end although the client disconnects |
 //! | [`Shutdown`] | signal, server and jobs under one deadline |
 //! | [`DrainReport`], [`JobList`], [`Stats`] | how jobs ended, and how many are in each state |
+//! | [`docs::verbs`], [`docs::migration`] | all verbs in tables; aiojobs and tokio, name by name |
 //! | [`docs::middleware_order`] | the effect of other layers, inside or outside, on jobs |
 //! | [`docs::response_end`] | when a response is over, and when it is complete |
 //! | [`docs::testing`] | testing your handlers |
@@ -60,9 +61,8 @@
 //!
 //! | feature | default | it adds |
 //! |---|---|---|
-//! | `axum` | yes | the [`Jobs`] extractor, spawn errors that are responses, and the handlers [`readiness`] and [`liveness`]; needs `axum-core` only |
-//! | `matched-path` | no | jobs are labelled with axum's matched path (`/users/{id}`) instead of the request's path; needs `axum` |
-//! | `shutdown` | no | [`Shutdown`]; needs `signal-hook`, and on Windows tokio's `signal` |
+//! | `axum` | yes | the [`Jobs`] extractor, errors that are responses, labels with axum's matched path, and the handlers [`readiness`] and [`liveness`]; needs `axum` without its default features |
+//! | `shutdown` | yes | [`Shutdown`]; needs `signal-hook`, and on Windows tokio's `signal` |
 //! | `serde` | no | [`SchedulerConfig`] from configuration files; snapshots that serialize |
 //! | `testing` | no | the module `testing`: schedulers and checks for the tests of applications |
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -97,10 +97,11 @@ pub use crate::http::{
     outcome::ResponseOutcome,
 };
 pub use job::{
+    any_error::Error,
     error::{BoxError, JobError, SpawnError, TrySpawnError},
     info::JobInfo,
     options::JobKind,
-    output::JobOutput,
+    output::{JobOutput, PlainValue, ValueFuture, display_error, value},
     span::SpanLink,
 };
 pub use report::{
@@ -126,8 +127,8 @@ pub use scheduler::{
 };
 #[cfg(feature = "shutdown")]
 pub use shutdown::{
-    PhaseTimings, ServerOutcome, ServerOutput, Shutdown, ShutdownReport, StopSignal,
-    UnfinishedHooks,
+    PartContext, PartOutcome, PartReport, PhaseTimings, ServerOutcome, ServerOutput, Shutdown,
+    ShutdownReport, StopSignal, UnfinishedHooks,
 };
 
 /// The README's code, compiled.
