@@ -4,7 +4,7 @@ use std::{error::Error as StdError, fmt};
 
 use crate::job::error::{JobError, SpawnError, TrySpawnError};
 
-/// Any error of this crate that a handler meets: a job was refused, or has no value.
+/// Holds any error of this crate that a handler meets: a job was refused, or has no value.
 ///
 /// For handlers that both spawn and await, with `?`:
 ///
@@ -35,7 +35,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The reason for which a job was not accepted, if it was not.
+    /// Returns the reason for which a job was not accepted, if it was not.
     pub fn refusal(&self) -> Option<SpawnError> {
         match self {
             Self::Spawn(error) => Some(*error),
