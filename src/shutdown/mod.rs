@@ -103,8 +103,8 @@ const LATE_LOG_GRACE: Duration = Duration::from_millis(50);
 /// 3. The stop signal: the server stops accepting, and has [`connection_grace`](Self::connection_grace)
 ///    to finish its connections. Their handlers may still spawn jobs. A server that has not finished by
 ///    then is dropped, and jobs that wait for the end of their response start.
-/// 4. Jobs have the rest of the grace, less the scheduler's `close_timeout`, 20 ms, and
-///    [`unstarted_grace`](Self::unstarted_grace). The scheduler's own `wait_timeout` does not apply.
+/// 4. Jobs have the rest of the grace, less the scheduler's `close_timeout`, 20 ms,
+///    [`unstarted_grace`](Self::unstarted_grace) and [`part_grace`](Self::part_grace). The scheduler's own `wait_timeout` does not apply.
 /// 5. Jobs still running then are cancelled, and dropped if they do not end: [`Scheduler::close`].
 /// 6. With [`and_scheduler`](Self::and_scheduler), the next scheduler goes through 4 and 5.
 /// 7. Each [`part`](Self::part) of the application that waits for the end of the jobs goes on, and has
