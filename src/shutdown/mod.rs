@@ -309,14 +309,9 @@ impl Shutdown {
             };
             last(give_up, drain).await.unwrap_or_default()
         };
-        let hurry = async {
-            if !signalled {
-                // The server ended by itself, so the first signal changes nothing.
-                trigger.next().await;
-            }
-            trigger.next().await;
-        };
-        let closed_in_order = last(hurry, in_order).await;
+        // If the server ended by itself, the first signal changes nothing.
+        let mut is_first = !signalled;
+        let closed_in_order = last(trigger.next_that_hurries(&mut is_first), in_order).await;
         let is_hurried = closed_in_order.is_none();
         let mut reports = match closed_in_order {
             Some(reports) => reports,
@@ -350,7 +345,8 @@ impl Shutdown {
         let mut is_cut_short = is_hurried;
         if !is_cut_short {
             let ended = timeout_at(Some(end), parts.all_ended());
-            is_cut_short = last(trigger.next(), ended).await.is_none();
+            let hurry = trigger.next_that_hurries(&mut is_first);
+            is_cut_short = last(hurry, ended).await.is_none();
         }
         // A signal leaves them no more than their own grace.
         if is_cut_short {

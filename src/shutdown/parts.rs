@@ -2,11 +2,16 @@
 
 use std::{
     borrow::Cow,
+    fmt,
     future::{Future, pending},
     pin::Pin,
 };
 
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinHandle},
+    time::Instant,
+};
 
 use crate::{
     job::{
@@ -42,7 +47,7 @@ impl Part {
 }
 
 /// How far the shutdown is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Stage {
     Serving,
     Begun { deadline: Instant },
@@ -52,16 +57,6 @@ enum Stage {
 /// A part's view of the shutdown. See [`Shutdown::part`](crate::Shutdown::part).
 #[derive(Clone, Debug)]
 pub struct PartContext(watch::Receiver<Stage>);
-
-impl std::fmt::Debug for Stage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Serving => "Serving",
-            Self::Begun { .. } => "Begun",
-            Self::JobsOver { .. } => "JobsOver",
-        })
-    }
-}
 
 impl PartContext {
     /// Resolves when the shutdown begins: at the signal, or when the server has ended by itself.
@@ -129,9 +124,9 @@ pub struct PartReport {
     pub outcome: PartOutcome,
 }
 
-impl std::fmt::Display for PartReport {
+impl fmt::Display for PartReport {
     /// Formats as `part "pool" unfinished`, in one line.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "part \"{}\" ", OneLine(&self.name))?;
         match &self.outcome {
             PartOutcome::Ended => f.write_str("ended"),
@@ -215,7 +210,7 @@ impl Drop for Parts {
     }
 }
 
-fn panicked(error: tokio::task::JoinError) -> PartOutcome {
+fn panicked(error: JoinError) -> PartOutcome {
     // Otherwise the runtime has gone away.
     let Ok(payload) = error.try_into_panic() else { return PartOutcome::Unfinished };
     let error = JobError::panicked(payload);

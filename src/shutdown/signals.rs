@@ -171,6 +171,15 @@ impl Trigger {
         }
     }
 
+    /// As `next`, but for one event that changes nothing, if `is_first`.
+    pub(super) async fn next_that_hurries(&mut self, is_first: &mut bool) {
+        if *is_first {
+            self.next().await;
+            *is_first = false;
+        }
+        self.next().await;
+    }
+
     pub(super) fn listener(&self) -> Option<&Listener> {
         match self {
             Self::Signals(listener) => Some(listener),

@@ -164,3 +164,19 @@ async fn dropped_serve_drops_the_parts() {
     turn().await;
     assert_eq!(drops.count(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn first_signal_after_the_servers_end_leaves_parts_their_time() {
+    let (scheduler, began) = (Scheduler::new(), Instant::now());
+    let report = Shutdown::with_trigger(&scheduler, sleep(2 * SECOND))
+        .grace(20 * SECOND)
+        .part_grace(SECOND)
+        .part("pool", |part| async move {
+            part.jobs_over().await;
+            sleep(9 * SECOND).await;
+        })
+        .serve(|_| ready(()))
+        .await;
+    assert_eq!(outcomes(&report), [("pool", &PartOutcome::Ended)]);
+    assert_eq!(began.elapsed().as_secs(), 9);
+}
