@@ -68,7 +68,7 @@ struct Exports(Arc<Mutex<Known>>);
 #[derive(Default)]
 struct Known {
     jobs: HashMap<String, (JobId, String)>,
-    /// As many as the scheduler remembers, and those that have not ended.
+    /// The oldest first. It may be forgotten before a younger one, but never before its end.
     order: VecDeque<String>,
 }
 
@@ -77,7 +77,7 @@ impl Exports {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, job: JobId, owner: String) -> String {
+    fn add(&self, scheduler: &Scheduler, job: JobId, owner: String) -> String {
         let id = Uuid::new_v4().to_string();
         let mut known = self.known();
         known.jobs.insert(id.clone(), (job, owner));
@@ -85,7 +85,10 @@ impl Exports {
         // Twice as many: that a job is forgotten is known longer than the job.
         if known.order.len() > 2 * REMEMBERED {
             let oldest = known.order.pop_front().unwrap_or_default();
-            known.jobs.remove(&oldest);
+            match known.jobs.get(&oldest).map(|(job, _)| scheduler.get(*job)) {
+                Some(Lookup::Live(_)) => known.order.push_back(oldest),
+                _ => drop(known.jobs.remove(&oldest)),
+            }
         }
         id
     }
@@ -108,7 +111,7 @@ async fn order(
         return Ok((StatusCode::UNPROCESSABLE_ENTITY, cure).into_response());
     };
     let job = jobs.job("export").spawn_with(move |context| export(context, pages)).await?;
-    let place = format!("/exports/{}", exports.add(job.id(), user));
+    let place = format!("/exports/{}", exports.add(jobs.scheduler(), job.id(), user));
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, place)], "accepted").into_response())
 }
 
