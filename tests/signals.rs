@@ -35,6 +35,8 @@ mod program {
     use tower_jobs::{Scheduler, Shutdown};
 
     const MS: Duration = Duration::from_millis(1);
+    /// The jobs of the word `overdue`, all of which fail when the shutdown begins.
+    pub(super) const FAILURES: usize = 40;
 
     /// Waits until the test closes standard input.
     fn wait_for_test() {
@@ -47,7 +49,14 @@ mod program {
         if has("logs") {
             tracing_subscriber::fmt().with_writer(io::stdout).init();
         }
-        let scheduler = Scheduler::builder().limit(1).build();
+        // Writes all lines when this function returns.
+        let _guard = has("buffered").then(|| {
+            let (writer, guard) = tracing_appender::non_blocking(io::stdout());
+            tracing_subscriber::fmt().with_writer(writer).init();
+            guard
+        });
+        let limit = if has("overdue") { 2 * FAILURES } else { 1 };
+        let scheduler = Scheduler::builder().limit(limit).build();
         let grace = if has("short") { 500 * MS } else { 20_000 * MS };
         let mut shutdown = if has("triggered") {
             Shutdown::with_trigger(&scheduler, pending())
@@ -73,6 +82,16 @@ mod program {
             }
             if has("long") {
                 drop(scheduler.spawn(pending::<()>()).await.unwrap());
+            }
+            if has("overdue") {
+                for number in 0..FAILURES {
+                    let watched = scheduler.clone();
+                    let fails = async move {
+                        watched.shutting_down().await;
+                        Err::<(), _>(format!("failure {number}."))
+                    };
+                    drop(scheduler.try_spawn(fails).unwrap());
+                }
             }
             if has("blocking") {
                 let job = scheduler.spawn_blocking(|| thread::sleep(60_000 * MS));
@@ -146,6 +165,7 @@ mod cases {
     const TABLE: &[(&str, fn())] = &[
         ("A1 signal is heard and the grace holds while the driver is blocked", driver_is_blocked),
         ("A2 B9 full standard output does not hold up the end", stdout_is_full),
+        ("B7 buffered log lines are all written", buffered_lines_are_written),
         ("A4 doubled signal is one", signal_is_doubled),
         ("A4 SIGINT and SIGTERM together are one", two_signals_together),
         ("A4 `timeout` signals child and group", timeout_signals_twice),
@@ -295,7 +315,12 @@ mod cases {
     }
 
     fn stdout_is_full() {
-        for words in ["logs short long", "logs short blocking backlog", "short blocking"] {
+        for words in [
+            "logs short long",
+            "logs short blocking backlog",
+            "short blocking",
+            "buffered short blocking backlog",
+        ] {
             let (read, mut write) = UnixStream::pair().unwrap();
             write.set_nonblocking(true).unwrap();
             while write.write(&[b'.'; 4096]).is_ok() {}
@@ -310,6 +335,25 @@ mod cases {
             assert!(signalled.elapsed() < SHORT + TOLERANCE, "{words}: {:?}", signalled.elapsed());
             assert_eq!(status.code(), Some(1));
             drop(read);
+        }
+    }
+
+    fn buffered_lines_are_written() {
+        for _ in 0..20 {
+            let program = start("buffered short overdue blocking");
+            program.wait_for("serving");
+            program.signal("-TERM");
+            let (status, printed) = program.ended();
+            assert_eq!(status.code(), Some(1), "{printed}");
+            for number in 0..super::program::FAILURES {
+                assert!(printed.contains(&format!("failure {number}.")), "{number}: {printed}");
+            }
+            // One by the log, and one by `print`.
+            assert_eq!(
+                printed.matches("server finished; since the signal").count(),
+                2,
+                "{printed}"
+            );
         }
     }
 
