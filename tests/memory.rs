@@ -42,11 +42,6 @@ fn assert_flat(figures: &[usize], more: usize) {
     assert!(*most <= figures[0] + more, "bytes held grew: {figures:?}");
 }
 
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(test);
-}
-
 const LIMIT: usize = 20;
 const PENDING_LIMIT: usize = 200;
 /// Requests for each job that ends.
@@ -70,42 +65,37 @@ fn deferring(scheduler: &Scheduler, end: &Arc<Semaphore>) -> Router {
     Router::new().route("/", get(handler)).layer(JobsLayer::new(scheduler.clone()))
 }
 
-#[test]
-fn overload_is_refused_and_memory_stays_flat() {
-    run(async {
-        let scheduler = limited(LIMIT, PENDING_LIMIT);
-        let end = Arc::new(Semaphore::new(0));
-        let app = deferring(&scheduler, &end);
-        let [mut accepted, mut refused] = [0; 2];
-        let mut figures = Vec::new();
-        for round in 0..200 {
-            for _ in 0..LIMIT * OVERLOAD {
-                let response = call(app.clone(), "GET", "/").await;
-                match response.status() {
-                    StatusCode::OK => accepted += 1,
-                    StatusCode::SERVICE_UNAVAILABLE => refused += 1,
-                    status => panic!("{status}"),
-                }
-                drop(text(response).await);
+#[tokio::test]
+async fn overload_is_refused_and_memory_stays_flat() {
+    let scheduler = limited(LIMIT, PENDING_LIMIT);
+    let end = Arc::new(Semaphore::new(0));
+    let app = deferring(&scheduler, &end);
+    let [mut accepted, mut refused] = [0; 2];
+    let mut figures = Vec::new();
+    for round in 0..200 {
+        for _ in 0..LIMIT * OVERLOAD {
+            let response = call(app.clone(), "GET", "/").await;
+            match response.status() {
+                StatusCode::OK => accepted += 1,
+                StatusCode::SERVICE_UNAVAILABLE => refused += 1,
+                status => panic!("{status}"),
             }
-            end.add_permits(LIMIT);
-            let ended = (round + 1) * count(LIMIT);
-            while scheduler.stats().completed < ended {
-                yield_now().await;
-            }
-            let stats = scheduler.stats();
-            assert_adds_up(&stats);
-            assert!(
-                stats.pending <= count(PENDING_LIMIT) && stats.active <= count(LIMIT),
-                "{stats:?}"
-            );
-            if round >= 20 && round % 20 == 0 {
-                figures.push(held());
-            }
+            drop(text(response).await);
         }
-        assert!(refused > 8 * accepted, "{refused} refused of {}", refused + accepted);
-        assert_flat(&figures, 8 * KIB);
-        // Full is 220 jobs of some more than a KiB each.
-        assert!(figures[0] < 4 * KIB * (LIMIT + PENDING_LIMIT), "bytes held: {figures:?}");
-    });
+        end.add_permits(LIMIT);
+        let ended = (round + 1) * count(LIMIT);
+        while scheduler.stats().completed < ended {
+            yield_now().await;
+        }
+        let stats = scheduler.stats();
+        assert_adds_up(&stats);
+        assert!(stats.pending <= count(PENDING_LIMIT) && stats.active <= count(LIMIT), "{stats:?}");
+        if round >= 20 && round % 20 == 0 {
+            figures.push(held());
+        }
+    }
+    assert!(refused > 8 * accepted, "{refused} refused of {}", refused + accepted);
+    assert_flat(&figures, 8 * KIB);
+    // Full is 220 jobs of some more than a KiB each.
+    assert!(figures[0] < 4 * KIB * (LIMIT + PENDING_LIMIT), "bytes held: {figures:?}");
 }
