@@ -18,6 +18,13 @@ test:
 test-members:
     cargo test --package tower-jobs-benches --package tower-jobs-compile-errors
 
+# Pages in headless Chromium. Needs Debian's chromium and chromium-driver, and npm.
+test-browser:
+    mkdir -p target/browser
+    cp browser-tests/package.json browser-tests/package-lock.json target/browser
+    npm ci --prefix target/browser --no-audit --no-fund --loglevel error
+    cargo test --package tower-jobs-browser-tests
+
 docs:
     RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
 
