@@ -5,8 +5,38 @@
 #[doc = include_str!("verbs.md")]
 pub mod verbs {}
 
+// The first definition of a link counts: these, and not the files that the page links to.
+#[doc = "[aiojobs]: crate::docs::migration::aiojobs"]
+#[doc = "[tokio]: crate::docs::migration::tokio"]
+#[doc = "[FastAPI]: crate::docs::migration::fastapi"]
+#[doc = "[Express]: crate::docs::migration::express"]
+#[doc = "[Laravel]: crate::docs::migration::laravel"]
+#[doc = "[Next.js]: crate::docs::migration::nextjs"]
+#[doc = "[Spring]: crate::docs::migration::spring"]
+#[doc = ""]
 #[doc = include_str!("migration.md")]
-pub mod migration {}
+pub mod migration {
+    #[doc = include_str!("migration/aiojobs.md")]
+    pub mod aiojobs {}
+
+    #[doc = include_str!("migration/express.md")]
+    pub mod express {}
+
+    #[doc = include_str!("migration/fastapi.md")]
+    pub mod fastapi {}
+
+    #[doc = include_str!("migration/laravel.md")]
+    pub mod laravel {}
+
+    #[doc = include_str!("migration/nextjs.md")]
+    pub mod nextjs {}
+
+    #[doc = include_str!("migration/spring.md")]
+    pub mod spring {}
+
+    #[doc = include_str!("migration/tokio.md")]
+    pub mod tokio {}
+}
 
 #[doc = include_str!("../../docs/pictures/layers.svg")]
 #[doc = ""]
