@@ -14,9 +14,9 @@ clippy:
 test:
     cargo test --all-features
 
-# Tests of the benchmarks' library, and the compiler's texts for frequent mistakes.
+# Tests of the benchmarks' library, the compiler's texts for frequent mistakes, and the recipes' programs.
 test-members:
-    cargo test --package tower-jobs-benches --package tower-jobs-compile-errors
+    cargo test --package tower-jobs-benches --package tower-jobs-compile-errors --package tower-jobs-recipes
 
 # Pages in headless Chromium. Needs Debian's chromium and chromium-driver, and npm.
 test-browser:

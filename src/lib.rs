@@ -52,6 +52,7 @@
 //! | [`Shutdown`] | signal, server and jobs under one deadline |
 //! | [`DrainReport`], [`JobList`], [`Stats`] | how jobs ended, and how many are in each state |
 //! | [`docs::verbs`], [`docs::migration`] | all verbs in tables; the names of aiojobs, tokio, FastAPI, Express, Laravel, Next.js and Spring, and those here |
+//! | [`docs::recipes`] | retry, delay, periodic work and more, each a program |
 //! | [`docs::middleware_order`] | the effect of other layers, inside or outside, on jobs |
 //! | [`docs::response_end`] | when a response is over, and when it is complete |
 //! | [`docs::testing`] | testing your handlers |

@@ -38,6 +38,9 @@ pub mod migration {
     pub mod tokio {}
 }
 
+#[doc = include_str!("recipes.md")]
+pub mod recipes {}
+
 #[doc = include_str!("../../docs/pictures/layers.svg")]
 #[doc = ""]
 #[doc = include_str!("middleware_order.md")]

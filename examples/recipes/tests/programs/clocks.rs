@@ -1,0 +1,74 @@
+//! The programs whose clock is paused. The order and the times of their events are always the same.
+
+use crate::support::{process::Ended, recipe, run};
+
+/// Asserts that the program succeeded, with these lines and then a report with `totals`.
+#[track_caller]
+fn assert_printed(ended: &Ended, lines: &[&str], totals: &str) {
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    assert_eq!(ended.stderr, "", "{ended:#?}");
+    let printed: Vec<_> = ended.stdout.lines().collect();
+    let (report, printed) = printed.split_last().expect("the report is its last line");
+    assert_eq!(printed, lines, "{ended:#?}");
+    assert!(report.ends_with(totals), "no {totals:?} in {report}");
+}
+
+/// At a limit of 1, order 2 is delivered in the first pause of order 1. The shutdown comes after 20 s.
+#[tokio::test]
+async fn retry_holds_no_permit_in_its_pauses() {
+    let ended = run(recipe!("retry")).await;
+    let given_up = |line, order, status| {
+        let printed = ended.stdout.lines().nth(line).unwrap_or_default();
+        assert!(printed.starts_with("given up: job "), "{ended:#?}");
+        assert!(printed.contains(order) && printed.ends_with(status), "{ended:#?}");
+        printed
+    };
+    let lines = [
+        " 0 s: order 1: 503",
+        " 0 s: order 2: 200",
+        " 0 s: order 3: 404",
+        given_up(3, "\"order 3\"", "status 404"),
+        " 0 s: order 4: 500",
+        " 1 s: order 4: 500",
+        " 1 s: order 1: 503",
+        " 4 s: order 4: 500",
+        " 4 s: order 1: 503",
+        " 9 s: order 1: 200",
+        "12 s: order 4: 500",
+        "20 s: order 4: 500",
+        given_up(12, "\"order 4\"", "status 500"),
+    ];
+    assert_printed(&ended, &lines, "in all: 4 completed, 11 failed");
+}
+
+#[tokio::test]
+async fn delayed_job_runs_in_time_or_at_the_shutdown() {
+    let ended = run(recipe!("delay")).await;
+    let lines = [
+        " 5 min: is the invoice of Grace paid?",
+        "10 min: is the invoice of Ada paid?",
+        "20 min: is the invoice of Mary paid?", // the shutdown ends the delay
+    ];
+    assert_printed(&ended, &lines, "in all: 6 completed, 1 cancelled");
+}
+
+#[tokio::test]
+async fn periodic_job_skips_a_tick_while_it_runs_and_is_drained() {
+    let ended = run(recipe!("periodic")).await;
+    let skipped = ended.stdout.lines().nth(5).expect("a tick is skipped");
+    assert!(skipped.starts_with("15 min: vacuum skipped, 3-"), "{skipped}");
+    let lines = [
+        " 0 min: vacuum begins",
+        " 0 min: vacuum ends",
+        " 5 min: vacuum begins",
+        " 5 min: vacuum ends",
+        "10 min: vacuum begins",
+        skipped,
+        "17 min: vacuum ends",
+        "20 min: vacuum begins",
+        "20 min: vacuum ends",
+        "25 min: vacuum begins",
+        "25 min: vacuum ends", // 10 s after the shutdown began
+    ];
+    assert_printed(&ended, &lines, "in all: 5 completed");
+}
