@@ -1,4 +1,4 @@
-//! Memory under overload: a flat line, in bytes asked of the allocator.
+//! Memory under overload, and after slow clients: a flat line, in bytes asked of the allocator.
 //!
 //! In a binary of its own because its allocator counts, and tests beside it would be counted as well.
 #![allow(
@@ -13,16 +13,25 @@ use std::{alloc::System, sync::Arc};
 
 use axum::{Router, http::StatusCode, routing::get};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use tokio::{sync::Semaphore, task::yield_now};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    task::yield_now,
+};
 use tower_jobs::{Jobs, JobsLayer, Scheduler, SpawnError};
 
 use support::{
     assert_adds_up, limited,
     oneshot::{call, text},
+    slow_clients::Site,
+    turn,
+    wire::{Http1, Http2, Protocol},
 };
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Held by the test whose bytes are counted.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 const KIB: usize = 1024;
 
@@ -65,8 +74,32 @@ fn deferring(scheduler: &Scheduler, end: &Arc<Semaphore>) -> Router {
     Router::new().route("/", get(handler)).layer(JobsLayer::new(scheduler.clone()))
 }
 
+/// Waves of a hundred clients that read slowly, read nothing or vanish. The first waves fill the caches of
+/// the runtime and of the scheduler.
+async fn slow_clients_leave_no_bytes(protocol: Protocol) {
+    let mut site = Site::start(protocol).await;
+    let mut figures = Vec::new();
+    for wave in 0..8 {
+        assert_eq!(site.wave().await, 0, "values held after wave {wave}");
+        turn().await;
+        if wave >= 2 {
+            figures.push(held());
+        }
+    }
+    println!("{protocol:?}: bytes held after each wave: {figures:?}");
+    assert_flat(&figures, 8 * KIB);
+}
+
+#[tokio::test]
+async fn slow_clients_leave_no_bytes_behind() {
+    let _alone = ALONE.lock().await;
+    slow_clients_leave_no_bytes(Http1).await;
+    slow_clients_leave_no_bytes(Http2).await;
+}
+
 #[tokio::test]
 async fn overload_is_refused_and_memory_stays_flat() {
+    let _alone = ALONE.lock().await;
     let scheduler = limited(LIMIT, PENDING_LIMIT);
     let end = Arc::new(Semaphore::new(0));
     let app = deferring(&scheduler, &end);

@@ -91,6 +91,9 @@ verbs! {
         drop(scheduler.spawn_blocking(move || use_it(&bytes)).await.unwrap());
     }
     "shield": |scheduler, _jobs| { scheduler.shield(large::<N>()).await.unwrap() }
+    "Permit::spawn": |scheduler, _jobs| {
+        drop(scheduler.reserve().await.unwrap().spawn(large::<N>()).unwrap());
+    }
     "job().spawn": |scheduler, _jobs| {
         drop(scheduler.job("large").spawn(large::<N>()).await.unwrap());
     }
@@ -99,8 +102,14 @@ verbs! {
     }
     "Jobs::spawn": |_scheduler, jobs| { drop(jobs.spawn(large::<N>()).await.unwrap()) }
     "Jobs::try_spawn": |_scheduler, jobs| { drop(jobs.try_spawn(large::<N>()).unwrap()) }
+    "Jobs::spawn_with": |_scheduler, jobs| {
+        drop(jobs.spawn_with(|_| large::<N>()).await.unwrap());
+    }
     "Jobs::shield": |_scheduler, jobs| { jobs.shield(large::<N>()).await.unwrap() }
     "after_response": |_scheduler, jobs| { drop(jobs.after_response(large::<N>()).unwrap()) }
+    "Jobs::job().after_response": |_scheduler, jobs| {
+        drop(jobs.job("large").after_response(large::<N>()).unwrap());
+    }
     "after_success": |_scheduler, jobs| { drop(jobs.after_success(large::<N>()).unwrap()) }
     "after_response_with": |_scheduler, jobs| {
         drop(jobs.after_response_with(|_| large::<N>()).unwrap());

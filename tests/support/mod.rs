@@ -24,6 +24,7 @@ pub(crate) mod logs;
 pub(crate) mod mail;
 pub(crate) mod oneshot;
 pub(crate) mod process;
+pub(crate) mod slow_clients;
 pub(crate) mod wire;
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
