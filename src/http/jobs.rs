@@ -2,28 +2,22 @@
 
 use std::{borrow::Cow, fmt, future::Future, marker::PhantomData, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
-
 use crate::{
     http::{after_response::RequestScope, outcome::ResponseOutcome, request::RequestState},
     job::{
         boxed::{GiveBack, box_large, box_large_closure},
         error::{JobError, SpawnError, TrySpawnError},
         group::GroupOwner,
-        info::JobInfo,
         options::Options,
         output::JobOutput,
-        record::Record,
     },
-    rules::state::JobState,
-    run::{core::Mode, deadlines},
+    run::core::Mode,
     scheduler::{
         Scheduler,
         handle::{Job, JobContext},
         spawn::{JobBuilder, Value},
         spawn_future::SpawnFuture,
     },
-    util::clock::Moment,
 };
 
 /// Spawns jobs on a [`Scheduler`] on behalf of one request.
@@ -310,101 +304,80 @@ impl<M> Jobs<M> {
         box_large!(future: F => self.builder().defer(future, ResponseOutcome::is_success, GiveBack::give_back))
     }
 
+    /// Spawns a blocking closure that starts when the response ends, with any outcome.
+    ///
+    /// It is accepted and starts like [`after_response`](Self::after_response), and then runs like a job of
+    /// [`spawn_blocking`](Self::spawn_blocking): on one of the runtime's blocking threads, counted and
+    /// limited. The closure cannot be stopped once a thread has begun it.
+    ///
+    /// ```
+    /// # #[cfg(feature = "axum")] {
+    /// # use tower_jobs::{Jobs, SpawnError};
+    /// async fn export(jobs: Jobs) -> Result<&'static str, SpawnError> {
+    ///     jobs.after_response_blocking(|| std::fs::remove_file("export.csv"))?;
+    ///     Ok("the file")
+    /// }
+    /// # let _: axum::routing::MethodRouter = axum::routing::get(export);
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Like [`Scheduler::try_spawn`]. [`TrySpawnError::into_future`] gives the closure back.
+    #[track_caller]
+    pub fn after_response_blocking<C, R>(
+        &self,
+        closure: C,
+    ) -> Result<Job<R::Value>, TrySpawnError<C>>
+    where
+        C: FnOnce() -> R + Send + 'static,
+        R: JobOutput + Send + 'static,
+    {
+        box_large_closure!(closure: C => self.builder().defer_blocking(closure, |_| true))
+    }
+
+    /// Spawns a blocking closure that gets the outcome of the response.
+    ///
+    /// Like [`after_response_blocking`](Self::after_response_blocking).
+    ///
+    /// # Errors
+    ///
+    /// Like [`Scheduler::try_spawn`].
+    #[track_caller]
+    pub fn after_response_blocking_with<C, R>(
+        &self,
+        closure: C,
+    ) -> Result<Job<R::Value>, TrySpawnError<C>>
+    where
+        C: FnOnce(ResponseOutcome) -> R + Send + 'static,
+        R: JobOutput + Send + 'static,
+    {
+        box_large_closure!(closure: C => self.builder().defer_blocking_with(closure))
+    }
+
+    /// Spawns a blocking closure that starts only after a successful response.
+    ///
+    /// Like [`after_response_blocking`](Self::after_response_blocking), and skipped like a job of
+    /// [`after_success`](Self::after_success).
+    ///
+    /// # Errors
+    ///
+    /// Like [`Scheduler::try_spawn`].
+    #[track_caller]
+    pub fn after_success_blocking<C, R>(
+        &self,
+        closure: C,
+    ) -> Result<Job<R::Value>, TrySpawnError<C>>
+    where
+        C: FnOnce() -> R + Send + 'static,
+        R: JobOutput + Send + 'static,
+    {
+        box_large_closure!(closure: C => self.builder().defer_blocking(closure, ResponseOutcome::is_success))
+    }
+
     /// Returns the outcome of the response, if it has ended.
     pub fn response(&self) -> Option<ResponseOutcome> {
         self.request.outcome()
-    }
-}
-
-/// This request's jobs, as a group.
-///
-/// The group has all jobs that are spawned through this `Jobs` and its clones.
-///
-/// If the request has had a job by the time of the response's head, the extensions of the response hold
-/// the same `Jobs`. A test can therefore wait for the jobs of one request, and of no other:
-/// `response.extensions().get::<Jobs>()`.
-impl<M> Jobs<M> {
-    /// Counts this request's jobs: deferred, pending and active.
-    pub fn len(&self) -> usize {
-        self.request.group().len()
-    }
-
-    /// Returns whether this request has no jobs.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Lists this request's jobs, oldest first.
-    ///
-    /// This visits all jobs of the scheduler, a bounded number per lock. Jobs that start or end
-    /// meanwhile may be missing or listed.
-    pub fn jobs(&self) -> Vec<JobInfo> {
-        let now = Moment::now();
-        self.records().iter().map(|(record, state)| record.info(*state, now)).collect()
-    }
-
-    /// Waits until this request has no jobs.
-    ///
-    /// Deferred jobs count. While the request has any, do not await this before the response has ended,
-    /// above all not in the request's own handler: it would wait without end. Do not await it inside
-    /// one of the request's own jobs: that job would wait for itself.
-    ///
-    /// # Cancel safety
-    ///
-    /// Can be dropped at any point.
-    pub async fn wait_idle(&self) {
-        self.request.group().wait_until(|| self.request.group().len() == 0).await;
-    }
-
-    /// Closes this request's jobs, and returns those that did not end.
-    ///
-    /// Each job is closed as by [`Job::close`]:
-    ///
-    /// - A job that has not started never starts.
-    /// - A job of `spawn_with` is asked to end, and has the scheduler's `close_timeout` to do so.
-    /// - Any other job is cancelled at its next `.await`.
-    ///
-    /// A job that has not ended after the `close_timeout` is aborted, and is in the returned list. A
-    /// blocking job that has started cannot be aborted, and runs on.
-    ///
-    /// The scheduler stays open, for this request too.
-    ///
-    /// # Panics
-    ///
-    /// Panics if called within a runtime without a timer (`enable_time`).
-    ///
-    /// # Cancel safety
-    ///
-    /// The first poll asks the jobs to end. If this is dropped later, jobs that do not end are not
-    /// aborted.
-    pub async fn close(&self) -> Vec<JobInfo> {
-        let core = self.scheduler.core();
-        let records: Vec<Arc<Record>> =
-            self.records().into_iter().map(|(record, _)| record).collect();
-        // Unstarted jobs are removed first, so that none gets the permit of a job that ends.
-        let started: Vec<_> =
-            records.iter().filter(|record| !core.remove_unstarted(record)).collect();
-        started.into_iter().for_each(|record| core.close_started(record));
-        let deadline = Instant::now() + self.scheduler.close_timeout();
-        let all_ended =
-            self.request.group().wait_until(|| records.iter().all(|record| record.is_finished()));
-        if deadlines::timeout_at(Some(deadline), all_ended).await.is_ok() {
-            return Vec::new();
-        }
-        let late: Vec<_> = records.into_iter().filter(|record| !record.is_finished()).collect();
-        late.iter().for_each(|record| core.abort_job(record));
-        late.iter().map(|record| record.info(core.state(record), Moment::now())).collect()
-    }
-
-    fn records(&self) -> Vec<(Arc<Record>, JobState)> {
-        let mut records = Vec::new();
-        self.scheduler.core().for_each_job(|(record, state)| {
-            if record.is_in_group(self.request.group()) {
-                records.push((record, state));
-            }
-        });
-        records.sort_unstable_by_key(|(record, _)| record.id());
-        records
     }
 }
 

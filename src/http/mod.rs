@@ -7,10 +7,11 @@
 //! 3. `request`: the state of one request: label, response end, group of jobs.
 //! 4. `after_response`: jobs that start when the response ends.
 //! 5. `jobs`: [`Jobs`](jobs::Jobs), the view of the scheduler that a handler gets.
-//! 6. `body`: the response future and body, which detect the end of the response.
-//! 7. `layer`: the layer that puts a `Jobs` into every request.
-//! 8. `atomic`: the layer that runs its inner service as a job.
-//! 9. `axum`: the extractor, errors as responses, and the probes.
+//! 6. `request_group`: its part for the jobs of one request as a group.
+//! 7. `body`: the response future and body, which detect the end of the response.
+//! 8. `layer`: the layer that puts a `Jobs` into every request.
+//! 9. `atomic`: the layer that runs its inner service as a job.
+//! 10. `axum`: the extractor, errors as responses, and the probes.
 
 pub(crate) mod after_response;
 pub(crate) mod atomic;
@@ -21,4 +22,5 @@ pub(crate) mod jobs;
 pub(crate) mod layer;
 pub(crate) mod outcome;
 pub(crate) mod request;
+mod request_group;
 pub(crate) mod response_end;

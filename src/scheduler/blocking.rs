@@ -1,17 +1,18 @@
 //! Blocking closures as jobs.
 
 use std::{
-    future::{Future, poll_fn},
+    future::Future,
     pin::Pin,
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use tokio::{runtime::Handle, time::Instant};
+use tokio::{runtime::Handle, task::JoinHandle, time::Instant};
 
 use crate::{
     job::{
+        body::{Run, Stored},
         error::JobError,
         output::JobOutput,
         record::Record,
@@ -21,49 +22,99 @@ use crate::{
     util::panics::drop_contained,
 };
 
-/// Runs the closure on one of the runtime's blocking threads, and stores its result.
-pub(super) async fn run_blocking<C, R>(
-    closure: C,
+/// A closure, and the function that calls it with its input.
+pub(crate) struct BlockingCall<C, I, R> {
+    pub(crate) closure: C,
+    pub(crate) input: I,
+    pub(crate) call: fn(C, I) -> R,
+}
+
+/// Runs a closure on one of the runtime's blocking threads, and stores its result.
+pub(crate) struct BlockingRun<C, I, R> {
+    /// Present until a thread gets it.
+    call: Option<BlockingCall<C, I, R>>,
+    thread: Option<JoinHandle<Option<(R, Duration)>>>,
     record: Arc<Record>,
     timeout: Option<Duration>,
     span: Option<JobSpan>,
-) -> Outcome
+}
+
+/// The body of a blocking job.
+pub(crate) type BlockingBody<C, I, R> = Run<BlockingRun<C, I, R>, Stored>;
+
+/// The closure is moved out before it runs, and never pinned.
+impl<C, I, R> Unpin for BlockingRun<C, I, R> {}
+
+impl<C, I, R> BlockingRun<C, I, R> {
+    pub(super) fn new(
+        call: BlockingCall<C, I, R>,
+        record: Arc<Record>,
+        timeout: Option<Duration>,
+        span: Option<JobSpan>,
+    ) -> Self {
+        Self { call: Some(call), thread: None, record, timeout, span }
+    }
+
+    /// Takes the closure of a job that was refused.
+    pub(crate) fn into_closure(self) -> C {
+        self.call.expect("a refused job has not run").closure
+    }
+}
+
+impl<C, I, R> BlockingRun<C, I, R>
 where
-    C: FnOnce() -> R + Send + 'static,
+    C: Send + 'static,
+    I: Send + 'static,
+    R: Send + 'static,
+{
+    fn start(&mut self) -> JoinHandle<Option<(R, Duration)>> {
+        let BlockingCall { closure, input, call } = self.call.take().expect("started once");
+        let record = self.record.clone();
+        let run = move || {
+            let runs = !record.must_stop() && record.claim_blocking();
+            let began = Instant::now();
+            runs.then(|| (call(closure, input), began.elapsed()))
+        };
+        #[expect(clippy::disallowed_methods, reason = "a job is polled inside its runtime")]
+        let runtime = Handle::current();
+        let mut closure = UnrunClosure { closure: Some(run), span: self.span.take() };
+        runtime.spawn_blocking(move || {
+            let run = closure.closure.take();
+            in_span(closure.span.as_ref(), || run.and_then(|run| run()))
+        })
+    }
+}
+
+impl<C, I, R> Future for BlockingRun<C, I, R>
+where
+    C: Send + 'static,
+    I: Send + 'static,
     R: JobOutput + Send + 'static,
 {
-    let in_thread = record.clone();
-    let run = move || {
-        let runs = !in_thread.must_stop() && in_thread.claim_blocking();
-        let began = Instant::now();
-        runs.then(|| (closure(), began.elapsed()))
-    };
-    #[expect(clippy::disallowed_methods, reason = "a job is polled inside its runtime")]
-    let runtime = Handle::current();
-    let mut closure = UnrunClosure { closure: Some(run), span };
-    let mut thread = runtime.spawn_blocking(move || {
-        let run = closure.closure.take();
-        in_span(closure.span.as_ref(), || run.and_then(|run| run()))
-    });
-    let ended = poll_fn(|cx| {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        if self.thread.is_none() {
+            self.thread = Some(self.start());
+        }
+        let this = &mut *self;
+        let (record, thread) = (&this.record, this.thread.as_mut().expect("started just now"));
         if record.must_stop() && record.claim_blocking() {
             // No thread will run the closure, but the thread's handle would resolve only once one has
             // taken it from its queue.
             thread.abort();
-            return Poll::Ready(Ok(None));
+            return Poll::Ready(record.end(JobError::cancelled(), Outcome::Cancelled));
         }
-        Pin::new(&mut thread).poll(cx)
-    })
-    .await;
-    match (ended, timeout) {
-        (Ok(Some((_, took))), Some(timeout)) if took > timeout => {
-            record.end(JobError::run_timeout(timeout), Outcome::TimedOut)
-        }
-        (Ok(Some((output, _))), _) => record.end_with(output.into_result()),
-        (Err(error), _) if error.is_panic() => {
-            record.end(JobError::panicked(error.into_panic()), Outcome::Panicked)
-        }
-        (Ok(None) | Err(_), _) => record.end(JobError::cancelled(), Outcome::Cancelled),
+        Poll::Ready(match (ready!(Pin::new(thread).poll(cx)), this.timeout) {
+            (Ok(Some((_, took))), Some(timeout)) if took > timeout => {
+                record.end(JobError::run_timeout(timeout), Outcome::TimedOut)
+            }
+            (Ok(Some((output, _))), _) => record.end_with(output.into_result()),
+            (Err(error), _) if error.is_panic() => {
+                record.end(JobError::panicked(error.into_panic()), Outcome::Panicked)
+            }
+            (Ok(None) | Err(_), _) => record.end(JobError::cancelled(), Outcome::Cancelled),
+        })
     }
 }
 

@@ -12,7 +12,7 @@
 //! 8. `steer`: changing limits, pausing, and single jobs by id.
 //! 9. `weak`: a handle that does not keep the scheduler open.
 
-mod blocking;
+pub(crate) mod blocking;
 pub(crate) mod builder;
 mod closing;
 pub(crate) mod handle;

@@ -5,7 +5,7 @@ use std::{
 
 use crate::{
     job::{
-        body::{AsResult, Body, Packed, PassThrough, Run, Stored, Unpacked},
+        body::{AsResult, Body, Packed, PassThrough, Run, Unpacked},
         boxed::{GiveBack, box_large, box_large_closure, is_large},
         error::{JobError, SpawnError, TrySpawnError},
         options::{JobFlags, JobKind, Options},
@@ -20,7 +20,7 @@ use crate::{
     },
     run::core::{Core, Mode},
     scheduler::{
-        blocking::run_blocking,
+        blocking::{BlockingBody, BlockingCall, BlockingRun},
         handle::{Job, JobContext},
         shield::ShieldedWork,
         spawn_future::SpawnFuture,
@@ -265,11 +265,9 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         R: JobOutput + Send + 'static,
     {
         let core = self.core;
-        let timeout = self.timeout_for(JobKind::Blocking);
-        let (record, span) = self.open(JobKind::Blocking);
-        let run = run_blocking(closure, record.clone(), timeout, span.clone());
-        let packed = Packed::new(|| Run::<_, Stored>::new(run, &record), None, span);
-        SpawnFuture::new(core, record, packed.into_work())
+        let call = |closure: C, ()| closure();
+        let (record, run) = self.pack_blocking(BlockingCall { closure, input: (), call });
+        SpawnFuture::new(core, record, run.into_work())
     }
 
     /// Like [`Scheduler::shield`](crate::Scheduler::shield).
@@ -319,6 +317,24 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         let timeout = self.timeout_for(kind);
         let (record, span) = self.open(kind);
         let packed = Packed::new(|| body(&record), timeout, span);
+        (record, packed)
+    }
+
+    /// Makes the record and body of a blocking job. The thread that runs it keeps its run timeout.
+    #[track_caller]
+    pub(crate) fn pack_blocking<C, I, R>(
+        self,
+        call: BlockingCall<C, I, R>,
+    ) -> (Arc<Record>, Packed<BlockingBody<C, I, R>>)
+    where
+        C: Send + 'static,
+        I: Send + 'static,
+        R: JobOutput + Send + 'static,
+    {
+        let timeout = self.timeout_for(JobKind::Blocking);
+        let (record, span) = self.open(JobKind::Blocking);
+        let run = BlockingRun::new(call, record.clone(), timeout, span.clone());
+        let packed = Packed::new(|| Run::new(run, &record), None, span);
         (record, packed)
     }
 

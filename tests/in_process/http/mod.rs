@@ -2,6 +2,7 @@
 
 mod after_response;
 mod atomic;
+mod blocking;
 mod deferred;
 mod disconnects;
 #[cfg(feature = "axum")]
