@@ -54,7 +54,7 @@ impl<M> Jobs<M> {
 
     /// Closes this request's jobs, and returns those that did not end.
     ///
-    /// Each job is closed as by [`Job::close`]:
+    /// Each job is closed as by [`Job::close`](crate::Job::close):
     ///
     /// - A job that has not started never starts.
     /// - A job of `spawn_with` is asked to end, and has the scheduler's `close_timeout` to do so.
