@@ -6,7 +6,7 @@ pub fn is_brief() -> bool {
     has("--test") || !has("--bench")
 }
 
-/// Whether the figures go into `BENCHMARKS.md`.
+/// Whether the figures go into `benches/RESULTS.md`, and from there into `BENCHMARKS.md`.
 pub(crate) fn is_write() -> bool {
     has("--write")
 }

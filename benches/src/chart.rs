@@ -9,9 +9,34 @@ const HEAD: f64 = 50.0;
 const FOOT: f64 = 46.0;
 /// About the width of a letter.
 const LETTER: f64 = 6.7;
-/// One shade for each figure of a group.
-const OURS: [&str; 3] = ["#1f6feb", "#6ea8fe", "#b6d4fe"];
-const THEIRS: [&str; 3] = ["#8c959f", "#afb8c1", "#d0d7de"];
+
+/// Colours for a light page or a dark one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Theme {
+    page: &'static str,
+    text: &'static str,
+    grid: &'static str,
+    /// One shade for each figure of a group.
+    ours: [&'static str; 3],
+    theirs: [&'static str; 3],
+}
+
+impl Theme {
+    pub(crate) const LIGHT: Self = Self {
+        page: "#ffffff",
+        text: "#1f2328",
+        grid: "#d0d7de",
+        ours: ["#1f6feb", "#6ea8fe", "#b6d4fe"],
+        theirs: ["#8c959f", "#afb8c1", "#d0d7de"],
+    };
+    pub(crate) const DARK: Self = Self {
+        page: "#0d1117",
+        text: "#f0f6fc",
+        grid: "#3d444d",
+        ours: ["#4493f8", "#2f6bb8", "#1f4a80"],
+        theirs: ["#9198a1", "#656c76", "#464c55"],
+    };
+}
 
 /// Horizontal bars: one for each contender, or a group of them. Names in bold, as in the tables,
 /// are ours, and in another colour.
@@ -40,7 +65,11 @@ impl Chart {
         series: &[&str],
         rows: impl IntoIterator<Item = (&'a str, Vec<f64>)>,
     ) -> Self {
-        assert!((1..=OURS.len()).contains(&series.len()), "1 to 3 series, not {}", series.len());
+        assert!(
+            (1..=Theme::LIGHT.ours.len()).contains(&series.len()),
+            "1 to 3 series, not {}",
+            series.len()
+        );
         let rows: Vec<_> =
             rows.into_iter().map(|(name, values)| (name.to_owned(), values)).collect();
         for (name, values) in &rows {
@@ -56,8 +85,9 @@ impl Chart {
         &self.title
     }
 
-    /// All of it as SVG. White below, so that it can be read on a dark page as well.
-    pub(crate) fn svg(&self) -> String {
+    /// All of it as SVG, on the theme's own colour, so that it can be read on any page.
+    pub(crate) fn svg(&self, theme: Theme) -> String {
+        let Theme { page, text, grid, .. } = theme;
         let longest = self.rows.iter().map(|(name, _)| plain(name).chars().count()).max();
         let left = longest.unwrap_or(0) as f64 * LETTER + 24.0;
         let group = BAR * self.series.len() as f64 + GAP;
@@ -74,18 +104,18 @@ impl Chart {
 
         let mut svg = Svg(String::new());
         svg.line(format_args!(
-            r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" font-family="Helvetica, Arial, sans-serif" font-size="13" fill="#1f2328">"##,
+            r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" font-family="Helvetica, Arial, sans-serif" font-size="13" fill="{text}">"#,
         ));
         let title = escaped(&plain(&self.title));
         svg.line(format_args!("<title>{title}</title>"));
-        svg.line(format_args!(r##"<rect width="100%" height="100%" rx="6" fill="#ffffff"/>"##));
+        svg.line(format_args!(r#"<rect width="100%" height="100%" rx="6" fill="{page}"/>"#));
         svg.line(format_args!(
             r#"<text x="16" y="28" font-size="15" font-weight="bold">{title}</text>"#
         ));
         for tick in ticks {
             let (x, below) = (x(tick), bottom + 16.0);
             svg.line(format_args!(
-                r##"<path d="M{x:.1} {HEAD}V{bottom}" stroke="#d0d7de"/><text x="{x:.1}" y="{below}" text-anchor="middle" font-size="11">{}</text>"##,
+                r#"<path d="M{x:.1} {HEAD}V{bottom}" stroke="{grid}"/><text x="{x:.1}" y="{below}" text-anchor="middle" font-size="11">{}</text>"#,
                 grouped(&tick.to_string()),
             ));
         }
@@ -97,7 +127,8 @@ impl Chart {
         for (row, (name, values)) in self.rows.iter().enumerate() {
             let top = HEAD + group * row as f64 + GAP / 2.0;
             let is_ours = name.contains("**");
-            let (colours, weight) = if is_ours { (OURS, "bold") } else { (THEIRS, "normal") };
+            let (colours, weight) =
+                if is_ours { (theme.ours, "bold") } else { (theme.theirs, "normal") };
             let baseline = top + BAR * self.series.len() as f64 / 2.0 + 4.5;
             svg.line(format_args!(
                 r#"<text x="{:.1}" y="{baseline}" text-anchor="end" font-weight="{weight}">{}</text>"#,
@@ -112,7 +143,7 @@ impl Chart {
                     colours[number],
                 ));
                 svg.line(format_args!(
-                    r##"<text x="{:.1}" y="{}" font-weight="{weight}" font-size="12" stroke="#ffffff" stroke-width="3" paint-order="stroke">{}</text>"##,
+                    r#"<text x="{:.1}" y="{}" font-weight="{weight}" font-size="12" stroke="{page}" stroke-width="3" paint-order="stroke">{}</text>"#,
                     left + width + 6.0,
                     top + BAR / 2.0 + 3.5,
                     escaped(&label(*value, series)),
@@ -150,7 +181,7 @@ fn figure(value: f64) -> String {
 }
 
 /// A number with spaces between its thousands, from 10 000 on.
-fn grouped(number: &str) -> String {
+pub(crate) fn grouped(number: &str) -> String {
     let whole = number.find('.').unwrap_or(number.len());
     let mut grouped = number.to_owned();
     if whole > 4 {
@@ -211,7 +242,7 @@ mod tests {
 
     #[test]
     fn names_are_plain_and_escaped() {
-        let svg = Chart::bars("a < b", "ns", [("**ours** & `Vec<T>`", 1.0)]).svg();
+        let svg = Chart::bars("a < b", "ns", [("**ours** & `Vec<T>`", 1.0)]).svg(Theme::LIGHT);
         assert!(svg.contains(">ours &amp; Vec&lt;T&gt;</text>"), "{svg}");
         assert!(svg.contains("<title>a &lt; b</title>"), "{svg}");
         assert!(!svg.contains('`') && !svg.contains("**"), "{svg}");
@@ -219,14 +250,18 @@ mod tests {
 
     #[test]
     fn ours_has_a_colour() {
-        let svg = Chart::bars("", "ns", [("**ours**", 1.0), ("theirs", 2.0)]).svg();
-        assert_eq!((svg.matches(OURS[0]).count(), svg.matches(THEIRS[0]).count()), (1, 1));
+        let chart = Chart::bars("", "ns", [("**ours**", 1.0), ("theirs", 2.0)]);
+        for theme in [Theme::LIGHT, Theme::DARK] {
+            let svg = chart.svg(theme);
+            let bars = [theme.ours[0], theme.theirs[0]].map(|colour| svg.matches(colour).count());
+            assert_eq!(bars, [1, 1]);
+        }
     }
 
     #[test]
     fn a_group_names_its_figures() {
         let rows = [("**ours**", vec![1.0, 20.0]), ("theirs", vec![1.5, 300.0])];
-        let svg = Chart::groups("", "ms", &["p50", "p99"], rows).svg();
+        let svg = Chart::groups("", "ms", &["p50", "p99"], rows).svg(Theme::LIGHT);
         for label in ["1.00 p50", "20.0 p99", "1.50 p50", "300 p99"] {
             assert!(svg.contains(&format!(">{label}</text>")), "{label} in {svg}");
         }
@@ -235,7 +270,8 @@ mod tests {
     #[test]
     fn the_longest_label_has_room_beside_the_longest_bar() {
         for series in ["", "p99", "beside jobs that compute"] {
-            let svg = Chart::groups("", "µs", &[series], [("theirs", vec![510_854.0])]).svg();
+            let chart = Chart::groups("", "µs", &[series], [("theirs", vec![510_854.0])]);
+            let svg = chart.svg(Theme::LIGHT);
             let text = label(510_854.0, series);
             let line = svg.lines().find(|line| line.ends_with(&format!(">{text}</text>")));
             let x = line.and_then(|line| line.split('"').nth(1)).expect("a label");

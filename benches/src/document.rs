@@ -1,4 +1,4 @@
-//! Parts of `BENCHMARKS.md`, between lines such as `<!-- speed -->` and `<!-- /speed -->`.
+//! Parts of a document, between lines such as `<!-- speed -->` and `<!-- /speed -->`.
 
 use std::ops::Range;
 

@@ -6,7 +6,8 @@
 //!
 //! - `timing`: loads, turns and medians; `contenders`: who takes part, on top of that.
 //! - `table`, `chart`, `document`, `machine`: text in, text out.
-//! - `report`: puts these together, and prints or writes what comes of it.
+//! - `report`: puts these together, and prints or writes what comes of it; `summary`: the figures of the page
+//!   for readers, from all tables.
 
 #![allow(clippy::missing_panics_doc, reason = "a benchmark that fails ends there")]
 #![allow(clippy::print_stdout, reason = "the tables are the benchmark's output")]
@@ -22,6 +23,7 @@ mod machine;
 pub mod orchestra;
 mod others;
 mod report;
+mod summary;
 mod table;
 mod timing;
 
@@ -34,7 +36,7 @@ pub use self::{
     },
     machine::ran_and_waited,
     others::others,
-    report::{Goals, Report},
+    report::{Goals, Report, write_summary},
     table::Table,
     timing::{
         BoxedFuture, Contender, Entrant, Flavour, Load, Times, in_turns, median, per_job,

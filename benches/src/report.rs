@@ -1,4 +1,5 @@
-//! What a benchmark tells: printed, and with `--write` put into `BENCHMARKS.md`.
+//! What a benchmark tells: printed, and with `--write` put into `benches/RESULTS.md`, whose most telling
+//! figures are repeated in `BENCHMARKS.md`.
 
 use std::{
     fs, io,
@@ -7,9 +8,10 @@ use std::{
 
 use crate::{
     arguments::{is_brief, is_write},
-    chart::Chart,
+    chart::{Chart, Theme},
     document::{self, GOALS},
     machine,
+    summary::{SUMMARY, Summary},
     table::Table,
 };
 
@@ -81,7 +83,7 @@ impl Goals {
 }
 
 /// What one benchmark has to tell. It is printed as it comes; [`finish`](Self::finish) puts it into
-/// `BENCHMARKS.md` as well, and its charts below `benches/charts/`, if `--write` says so.
+/// `benches/RESULTS.md` as well, and its charts below `benches/charts/`, if `--write` says so.
 #[derive(Debug)]
 pub struct Report {
     /// The goals, which come last.
@@ -92,14 +94,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// A report of the benchmark of this name, which is that of its part in `BENCHMARKS.md`.
+    /// A report of the benchmark of this name, which is that of its part in `benches/RESULTS.md`.
     /// Panics early if it could not be written at the end.
     pub fn new(bench: &'static str) -> Self {
         let is_refused = is_write() && is_brief();
         assert!(!is_refused, "a brief run is not written: leave out --write, or --test");
-        let document = read();
-        for part in [bench, GOALS] {
-            document::get(&document, part).unwrap_or_else(|problem| fail(&problem));
+        for (path, part) in [(results(), bench), (results(), GOALS), (page(), SUMMARY)] {
+            document::get(&read(&path), part).unwrap_or_else(|problem| fail(&path, &problem));
         }
         println!("\n## {bench}");
         let (goals, markdown, charts) = Default::default();
@@ -127,9 +128,8 @@ impl Report {
 
     /// Adds a chart. The key names its file.
     pub fn chart(&mut self, key: &str, chart: &Chart) {
-        let path = format!("{}/{key}.svg", charts(self.bench));
-        self.text(&format!("![{}]({path})", chart.title()));
-        self.charts.push((path, chart.svg()));
+        self.text(&format!("![{}](charts/{}/{key}.svg)", chart.title(), self.bench));
+        self.charts.push((format!("{key}.svg"), chart.svg(Theme::LIGHT)));
     }
 
     /// Tells the goals, and writes all of it if `--write` says so.
@@ -139,11 +139,13 @@ impl Report {
             println!("\n### Goals\n\n{goals}");
         }
         if is_write() {
-            let document = self.document(&read(), &goals).unwrap_or_else(|problem| fail(&problem));
-            self.write(&document).unwrap_or_else(|error| {
-                panic!("cannot write {} and its charts: {error}", path().display())
-            });
-            println!("\nwritten to {}", path().display());
+            let path = results();
+            let document = self.document(&read(&path), &goals);
+            let document = document.unwrap_or_else(|problem| fail(&path, &problem));
+            write_charts(self.bench, &self.charts);
+            write(&path, &document);
+            println!("\nwritten to {}", path.display());
+            write_summary();
         }
     }
 
@@ -166,24 +168,44 @@ impl Report {
         let document = document::replace(old, GOALS, &format!("\n{goals}\n"))?;
         document::replace(&document, self.bench, &format!("{}\n", self.markdown))
     }
+}
 
-    fn write(&self, document: &str) -> io::Result<()> {
-        let directory = workspace().join(charts(self.bench));
-        // Charts that are no more go away.
-        match fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => fs::create_dir_all(&directory)?,
+/// Writes the summary in `BENCHMARKS.md`, and its charts, from the tables in `benches/RESULTS.md`.
+pub fn write_summary() {
+    let summary = Summary::of(&read(&results())).unwrap_or_else(|fault| fail(&results(), &fault));
+    let page_then = document::replace(&read(&page()), SUMMARY, &summary.markdown);
+    let page_then = page_then.unwrap_or_else(|problem| fail(&page(), &problem));
+    write_charts(SUMMARY, &summary_charts(&summary));
+    write(&page(), &page_then);
+    println!("written to {}", page().display());
+}
+
+/// The files of the summary's charts: for a light page, and for a dark one.
+fn summary_charts(summary: &Summary) -> Vec<(String, String)> {
+    let themes = [("", Theme::LIGHT), ("-dark", Theme::DARK)];
+    let files = summary.charts.iter().flat_map(|(key, chart)| {
+        themes.map(|(suffix, theme)| (format!("{key}{suffix}.svg"), chart.svg(theme)))
+    });
+    files.collect()
+}
+
+/// Replaces the charts of a benchmark, or of the summary. Those that are no more go away.
+fn write_charts(name: &str, charts: &[(String, String)]) {
+    let directory = chart_folder(name);
+    match fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            cannot("remove", &directory, &error)
         }
-        for (path, svg) in &self.charts {
-            fs::write(workspace().join(path), svg)?;
-        }
-        fs::write(path(), document)
+        _ => fs::create_dir_all(&directory)
+            .unwrap_or_else(|error| cannot("make", &directory, &error)),
+    }
+    for (file, svg) in charts {
+        write(&directory.join(file), svg);
     }
 }
 
-/// Where a benchmark's charts are, in the workspace.
-fn charts(bench: &str) -> String {
-    format!("benches/charts/{bench}")
+fn chart_folder(name: &str) -> PathBuf {
+    workspace().join("benches/charts").join(name)
 }
 
 fn workspace() -> PathBuf {
@@ -191,18 +213,30 @@ fn workspace() -> PathBuf {
     benches.parent().expect("a member of a workspace").to_owned()
 }
 
-fn path() -> PathBuf {
+/// All tables.
+fn results() -> PathBuf {
+    workspace().join("benches/RESULTS.md")
+}
+
+/// The page for readers.
+fn page() -> PathBuf {
     workspace().join("BENCHMARKS.md")
 }
 
-fn read() -> String {
-    let path = path();
-    fs::read_to_string(&path)
-        .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| cannot("read", path, &error))
 }
 
-fn fail(problem: &str) -> ! {
-    panic!("{} {problem}", path().display())
+fn write(path: &Path, text: &str) {
+    fs::write(path, text).unwrap_or_else(|error| cannot("write", path, &error));
+}
+
+fn cannot(act: &str, path: &Path, error: &io::Error) -> ! {
+    panic!("cannot {act} {}: {error}", path.display())
+}
+
+fn fail(path: &Path, problem: &str) -> ! {
+    panic!("{} {problem}", path.display())
 }
 
 #[cfg(test)]
@@ -225,5 +259,19 @@ mod tests {
         assert_eq!(verdicts(Some(2.006)), ["missed", "met"]);
         assert_eq!(verdicts(Some(f64::NAN)), ["not measured"; 2]);
         assert_eq!(verdicts(None), ["not measured"; 2]);
+    }
+
+    /// The remedy is `cargo run -p tower-jobs-benches --example summary`.
+    #[test]
+    fn page_has_the_six_rows_and_charts_of_the_results() {
+        let summary = Summary::of(&read(&results())).expect("all figures");
+        let page = read(&page());
+        assert_eq!(document::get(&page, SUMMARY), Ok(summary.markdown.as_str()));
+        assert_eq!(page.lines().filter(|line| line.starts_with("| [")).count(), 6);
+        let charts = summary_charts(&summary);
+        assert_eq!(charts.len(), 4, "two charts, light and dark");
+        for (file, svg) in charts {
+            assert_eq!(read(&chart_folder(SUMMARY).join(&file)), svg, "{file}");
+        }
     }
 }
