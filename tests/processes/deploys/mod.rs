@@ -9,8 +9,9 @@
 //!
 //! Round n takes shape n of the table, and starts over at its end; every other round of a shape runs beside
 //! as many spinning threads as there are cores. A round counts if a job ran at the signal: it had started
-//! before, and had not ended when the signal was sent. Another round takes the place of one that does not
-//! count, up to [`TRIES`] times.
+//! before, and had not ended when the signal was sent. So the signal waits for a running job, up to [`PATIENCE`],
+//! and another round takes the place of one that does not count, up to [`TRIES`] times. The long version fails
+//! if a shape has no round that counts; the short one prints it, since a busy machine may be the reason.
 //!
 //! A signal during the start counts by the same rule: the program has then spawned jobs, as one that
 //! takes up work left by its last run. A second signal that comes after the shutdown's end leaves no report,
@@ -66,6 +67,8 @@ const TOLERANCE: Duration = Duration::from_millis(250);
 const GENEROUS: Duration = Duration::from_secs(5);
 /// Maximum number of rounds for one that counts.
 const TRIES: u64 = 5;
+/// Maximum delay of the signal until a job runs. On a busy machine a client may have sent none yet.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn program(log: &Path, folder: &Path, settings: &[(&str, String)]) -> Process {
     Process::start(with_settings(&mut example("graceful_shutdown", folder), log, settings))
@@ -112,6 +115,18 @@ impl BusyLoops {
 impl Drop for BusyLoops {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The log as soon as a job runs, or after [`PATIENCE`].
+async fn log_with_a_running_job(path: &Path) -> Log {
+    let began = Instant::now();
+    loop {
+        let log = Log::read(path);
+        if log.runs_until(&log) || began.elapsed() > PATIENCE {
+            return log;
+        }
+        sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -165,7 +180,7 @@ async fn round(shape: &'static Shape, seed: u64, is_beside_loops: bool) -> Round
         }
     }
     sleep(Duration::from_millis(load.signal_after)).await;
-    let before = Log::read(&path);
+    let before = log_with_a_running_job(&path).await;
     let signalled = Instant::now();
     program.terminate().await;
     let counts = before.runs_until(&Log::read(&path));
@@ -323,7 +338,9 @@ async fn sigterm_loses_no_acknowledged_job_and_repeats_none() {
     println!("{}", total.line("total"));
     assert_eq!((total.lost, total.twice, total.misnamed), (0, 0, 0), "lost, twice, misnamed");
     assert_eq!(total.late, 0, "rounds that ended more than {bound} ms after their grace");
-    assert!(tallies.iter().all(|tally| tally.rounds > 0), "a shape has no round that counts");
+    assert!(total.rounds > 0, "no round counts");
+    let all_count = tallies.iter().all(|tally| tally.rounds > 0);
+    assert!(all_count || !is_long, "a shape has no round that counts");
 }
 
 /// A program that listens, in a folder of its own.
