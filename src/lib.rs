@@ -56,6 +56,7 @@
 //! | [`docs::middleware_order`] | the effect of other layers, inside or outside, on jobs |
 //! | [`docs::response_end`] | when a response is over, and when it is complete |
 //! | [`docs::testing`] | testing your handlers |
+//! | [`docs::metrics`] | metrics, with queries and alerts |
 //! | [`docs::design`], [`docs::performance`] | how the crate works inside, and the cost of a job |
 //!
 //! # Features
@@ -65,11 +66,12 @@
 //! | `axum` | yes | the [`Jobs`] extractor, errors that are responses, labels with axum's matched path, and the handlers [`readiness`] and [`liveness`]; needs `axum` without its default features |
 //! | `shutdown` | yes | [`Shutdown`]; needs `signal-hook`, and on Windows tokio's `signal` |
 //! | `serde` | no | [`SchedulerConfig`] from configuration files; snapshots that serialize |
+//! | `metrics` | no | [`JobMetrics`]: counts, gauges and histograms for Prometheus and the like; needs `metrics` |
 //! | `testing` | no | the module `testing`: schedulers and checks for the tests of applications |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Links to the items of a feature are broken without it.
 #![cfg_attr(
-    not(all(feature = "axum", feature = "shutdown", feature = "testing")),
+    not(all(feature = "axum", feature = "metrics", feature = "shutdown", feature = "testing")),
     allow(rustdoc::broken_intra_doc_links)
 )]
 
@@ -117,6 +119,8 @@ pub use rules::{
     config::{ConfigError, SchedulerConfig},
     state::{JobId, JobState, Outcome, ParseJobIdError},
 };
+#[cfg(feature = "metrics")]
+pub use scheduler::metrics::JobMetrics;
 pub use scheduler::{
     Scheduler,
     builder::SchedulerBuilder,

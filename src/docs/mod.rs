@@ -54,6 +54,9 @@ pub mod response_end {}
 #[doc = include_str!("testing.md")]
 pub mod testing {}
 
+#[doc = include_str!("metrics.md")]
+pub mod metrics {}
+
 #[doc = include_str!("design.md")]
 pub mod design {}
 

@@ -161,6 +161,32 @@ pub enum Outcome {
 impl Outcome {
     /// Number of variants.
     pub(crate) const COUNT: usize = Outcome::Abandoned as usize + 1;
+
+    /// All outcomes.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Completed,
+        Self::Failed,
+        Self::Panicked,
+        Self::TimedOut,
+        Self::Cancelled,
+        Self::Skipped,
+        Self::NeverStarted,
+        Self::Abandoned,
+    ];
+
+    /// Returns the outcome as a word of lower case, for labels of metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Panicked => "panicked",
+            Self::TimedOut => "timed_out",
+            Self::Cancelled => "cancelled",
+            Self::Skipped => "skipped",
+            Self::NeverStarted => "never_started",
+            Self::Abandoned => "abandoned",
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::runtime::Handle;
 
+#[cfg(feature = "metrics")]
+use crate::scheduler::metrics::JobMetrics;
 use crate::{
     job::span::SpanLink,
     report::{failure::JobFailure, observer::Observer},
@@ -19,6 +21,8 @@ use crate::{
 pub struct SchedulerBuilder {
     config: SchedulerConfig,
     setup: Setup,
+    #[cfg(feature = "metrics")]
+    metrics: Option<JobMetrics>,
 }
 
 impl Scheduler {
@@ -181,6 +185,17 @@ impl SchedulerBuilder {
         self
     }
 
+    /// Publishes the scheduler as one of this set of metrics, labelled with its name.
+    ///
+    /// The label `scheduler` is the [`name`](Self::name), or `default` without one. Schedulers of one process
+    /// need different names, since their gauges would overwrite each other. Defaults to no metrics, in which
+    /// case a job costs nothing for them. A second call replaces the set of the first.
+    #[cfg(feature = "metrics")]
+    pub fn metrics(mut self, metrics: &JobMetrics) -> Self {
+        self.metrics = Some(metrics.clone());
+        self
+    }
+
     /// Remembers the last `jobs` that ended, for [`Scheduler::get`].
     ///
     /// Defaults to 0. One takes some 300 bytes, and its error text. All unfinished jobs are then found by
@@ -225,7 +240,12 @@ impl SchedulerBuilder {
     /// Makes the scheduler.
     #[must_use]
     pub fn build(self) -> Scheduler {
-        Scheduler::from_core(Arc::new(Core::new(self.config, Mode::Run, self.setup)))
+        let make = |setup| Arc::new(Core::new(self.config, Mode::Run, setup));
+        #[cfg(feature = "metrics")]
+        if let Some(metrics) = self.metrics {
+            return Scheduler::from_core(metrics.watch(self.setup, make));
+        }
+        Scheduler::from_core(make(self.setup))
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{
     job::info::JobInfo,
     report::stats::{Refusals, Stats},
     rules::{state::Outcome, step::Phase},
+    run::core::Core,
     scheduler::Scheduler,
     util::clock::Moment,
 };
@@ -126,32 +127,7 @@ impl Scheduler {
 
     /// Returns all counts, taken at one moment.
     pub fn stats(&self) -> Stats {
-        let now = Moment::now();
-        let queue = self.core().queue();
-        let totals = queue.totals();
-        let [deferred, pending, active] = queue.oldest();
-        Stats {
-            accepted: totals.accepted,
-            deferred: queue.deferred_count() as u64,
-            pending: queue.pending_count() as u64,
-            active: queue.active_count() as u64,
-            completed: totals.of(Outcome::Completed),
-            failed: totals.of(Outcome::Failed),
-            panicked: totals.of(Outcome::Panicked),
-            timed_out: totals.of(Outcome::TimedOut),
-            cancelled: totals.of(Outcome::Cancelled),
-            skipped: totals.of(Outcome::Skipped),
-            never_started: totals.of(Outcome::NeverStarted),
-            abandoned: totals.of(Outcome::Abandoned),
-            waiting_spawners: queue.waiting_count() as u64,
-            reserved: queue.reserved_count() as u64,
-            granted: queue.granted_count() as u64,
-            outside_limit: queue.outside_limit_count() as u64,
-            refused: Refusals::from_counts(self.core().refusals()),
-            oldest_deferred: deferred.map(|since| now.since(since)),
-            oldest_pending: pending.map(|since| now.since(since)),
-            oldest_active: active.map(|since| now.since(since)),
-        }
+        stats_of(self.core())
     }
 }
 
@@ -164,7 +140,36 @@ impl Scheduler {
     }
 }
 
+pub(super) fn stats_of(core: &Core) -> Stats {
+    let now = Moment::now();
+    let queue = core.queue();
+    let totals = queue.totals();
+    let [deferred, pending, active] = queue.oldest();
+    Stats {
+        accepted: totals.accepted,
+        deferred: queue.deferred_count() as u64,
+        pending: queue.pending_count() as u64,
+        active: queue.active_count() as u64,
+        completed: totals.of(Outcome::Completed),
+        failed: totals.of(Outcome::Failed),
+        panicked: totals.of(Outcome::Panicked),
+        timed_out: totals.of(Outcome::TimedOut),
+        cancelled: totals.of(Outcome::Cancelled),
+        skipped: totals.of(Outcome::Skipped),
+        never_started: totals.of(Outcome::NeverStarted),
+        abandoned: totals.of(Outcome::Abandoned),
+        waiting_spawners: queue.waiting_count() as u64,
+        reserved: queue.reserved_count() as u64,
+        granted: queue.granted_count() as u64,
+        outside_limit: queue.outside_limit_count() as u64,
+        refused: Refusals::from_counts(core.refusals()),
+        oldest_deferred: deferred.map(|since| now.since(since)),
+        oldest_pending: pending.map(|since| now.since(since)),
+        oldest_active: active.map(|since| now.since(since)),
+    }
+}
+
 /// The limit as users set it.
-fn limit_of(limit: usize) -> Option<usize> {
+pub(super) fn limit_of(limit: usize) -> Option<usize> {
     Some(limit).filter(|limit| *limit < usize::MAX)
 }

@@ -11,12 +11,15 @@
 //! 7. `permit`: permits that are reserved before there is a job.
 //! 8. `steer`: changing limits, pausing, and single jobs by id.
 //! 9. `weak`: a handle that does not keep the scheduler open.
+//! 10. `metrics`: schedulers whose gauges are published.
 
 pub(crate) mod blocking;
 pub(crate) mod builder;
 mod closing;
 pub(crate) mod handle;
 mod inspect;
+#[cfg(feature = "metrics")]
+pub(crate) mod metrics;
 pub(crate) mod permit;
 pub(crate) mod shield;
 pub(crate) mod spawn;

@@ -1,4 +1,6 @@
 //! Data about jobs that have ended.
 
 mod drain_report;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod observer;
