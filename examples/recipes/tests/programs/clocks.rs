@@ -72,3 +72,38 @@ async fn periodic_job_skips_a_tick_while_it_runs_and_is_drained() {
     ];
     assert_printed(&ended, &lines, "in all: 5 completed");
 }
+
+#[tokio::test]
+async fn rate_limit_starts_calls_in_order_at_its_rate() {
+    let ended = run(recipe!("rate_limit")).await;
+    let lines = [
+        "0.0 s: call 1 begins",
+        "0.0 s: call 2 begins",
+        "0.5 s: call 3 begins",
+        "0.7 s: call 1 ends",
+        "0.7 s: call 2 ends",
+        "1.0 s: call 4 begins", // the shutdown begins
+        "1.2 s: call 3 ends",
+        "1.5 s: call 5 begins",
+        "1.7 s: call 4 ends",
+        "2.0 s: call 6 begins",
+        "2.2 s: call 5 ends",
+        "2.7 s: call 6 ends",
+    ];
+    assert_printed(&ended, &lines, "in all: 12 completed");
+}
+
+#[tokio::test]
+async fn backlog_of_one_tenant_does_not_delay_another() {
+    let ended = run(recipe!("tenants")).await;
+    let lines = [
+        "acme has 5 imports: try again later",
+        " 0 s: acme 1",
+        " 0 s: acme 2",
+        " 0 s: beta 1",
+        "10 s: acme 3",
+        "10 s: acme 4",
+        "20 s: acme 5",
+    ];
+    assert_printed(&ended, &lines, "in all: 6 completed");
+}

@@ -3,4 +3,5 @@
 
 mod chapter;
 mod clocks;
+mod servers;
 mod support;

@@ -7,6 +7,8 @@ use tokio::process::Command;
 
 use self::process::{Ended, Process};
 
+#[path = "../../../../tests/support/http.rs"]
+pub(crate) mod http;
 #[path = "../../../../tests/support/process.rs"]
 pub(crate) mod process;
 
