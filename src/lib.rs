@@ -117,7 +117,7 @@ pub use report::{
 };
 pub use rules::{
     config::{ConfigError, SchedulerConfig},
-    state::{JobId, JobState, Outcome, ParseJobIdError},
+    state::{JobId, JobState, Outcome, ParseJobIdError, Phase},
 };
 #[cfg(feature = "metrics")]
 pub use scheduler::metrics::JobMetrics;

@@ -9,7 +9,7 @@ use std::{fmt::Write, mem, panic::resume_unwind, sync::Arc, thread};
 use crate::{
     job::info::JobInfo,
     report::failure::JobFailure,
-    rules::{config::SchedulerConfig, state::JobState},
+    rules::config::SchedulerConfig,
     run::core::{Core, FailureHook, Mode, Setup},
     scheduler::Scheduler,
     util::{
@@ -120,10 +120,10 @@ impl Recorder {
         loop {
             let started = core.queue().start_one(Moment::now());
             let Some((record, effects)) = started else { break };
-            lock(&self.ran).push(record.info(JobState::Active, Moment::now()));
+            lock(&self.ran).push(core.info(&record));
             core.apply(effects);
             core.wait_until(|_| record.is_finished()).await;
-            let info = record.info(JobState::Finished, Moment::now());
+            let info = core.info(&record);
             lock(&self.ran).retain(|job| job.id != info.id);
             lock(&self.ran).push(info);
             self.resume_unobserved_panic();

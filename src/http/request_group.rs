@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::{
     http::jobs::Jobs,
     job::{group::GroupOwner, info::JobInfo, record::Record},
-    rules::state::JobState,
+    rules::line::Stamp,
     run::deadlines,
     util::clock::Moment,
 };
@@ -36,7 +36,9 @@ impl<M> Jobs<M> {
     /// meanwhile may be missing or listed.
     pub fn jobs(&self) -> Vec<JobInfo> {
         let now = Moment::now();
-        self.records().iter().map(|(record, state)| record.info(*state, now)).collect()
+        let core = self.scheduler().core();
+        let info = |(record, stamp): &(Arc<Record>, _)| core.info_at(record, Some(*stamp), now);
+        self.records().iter().map(info).collect()
     }
 
     /// Waits until this request has no jobs.
@@ -89,14 +91,14 @@ impl<M> Jobs<M> {
         }
         let late: Vec<_> = records.into_iter().filter(|record| !record.is_finished()).collect();
         late.iter().for_each(|record| core.abort_job(record));
-        late.iter().map(|record| record.info(core.state(record), Moment::now())).collect()
+        late.iter().map(|record| core.info(record)).collect()
     }
 
-    fn records(&self) -> Vec<(Arc<Record>, JobState)> {
+    fn records(&self) -> Vec<(Arc<Record>, Stamp)> {
         let mut records = Vec::new();
-        self.scheduler().core().for_each_job(|(record, state)| {
+        self.scheduler().core().for_each_job(|(record, stamp)| {
             if record.is_in_group(self.request().group()) {
-                records.push((record, state));
+                records.push((record, stamp));
             }
         });
         records.sort_unstable_by_key(|(record, _)| record.id());

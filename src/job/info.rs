@@ -12,6 +12,7 @@ use std::{
 };
 
 use crate::{
+    job::options::JobKind,
     rules::state::{JobId, JobState},
     util::{
         one_line::OneLine,
@@ -28,6 +29,8 @@ pub struct JobInfo {
     pub id: JobId,
     /// The job's name. Defaults to its spawn location.
     pub name: Cow<'static, str>,
+    /// How the job runs.
+    pub kind: JobKind,
     /// The job's state.
     pub state: JobState,
     /// The label of the request that spawned the job, as `METHOD /path`; `None` if the job was
@@ -39,8 +42,23 @@ pub struct JobInfo {
     /// The job's spawn location, serialized as `file:line:column`.
     #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_display"))]
     pub location: &'static Location<'static>,
-    /// Time since the job was accepted.
+    /// Time since the job was accepted, serialized as seconds.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_seconds"))]
     pub age: Duration,
+    /// Time that the job is in its state, serialized as seconds. For an active job, the time since it was
+    /// given its permit; zero for a job that has ended.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_seconds"))]
+    pub state_for: Duration,
+    /// Time for which an active job was pending, serialized as seconds; `None` for a job in another state.
+    ///
+    /// For a job that was deferred it is counted from the end of its response if the scheduler has an
+    /// [observer](crate::Observer), else from its acceptance.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_some_seconds"))]
+    pub queued: Option<Duration>,
+    /// The job's run timeout, serialized as seconds: its own, else the scheduler's
+    /// [`job_timeout`](crate::SchedulerBuilder::job_timeout). `None` if it has none.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_some_seconds"))]
+    pub timeout: Option<Duration>,
     /// The part of its work that the job says it has done, from 0 to 1: see
     /// [`JobContext::progress`](crate::JobContext::progress). `None` if it has said nothing.
     pub progress: Option<f32>,
@@ -61,6 +79,18 @@ pub(crate) fn serialize_seconds<S: serde::Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(value.as_secs_f64())
+}
+
+/// Serializes an optional duration as seconds.
+#[cfg(feature = "serde")]
+pub(crate) fn serialize_some_seconds<S: serde::Serializer>(
+    value: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.serialize_some(&value.as_secs_f64()),
+        None => serializer.serialize_none(),
+    }
 }
 
 impl fmt::Display for JobInfo {

@@ -45,7 +45,6 @@ impl JobFlags {
 #[derive(Clone, Default)]
 pub(crate) struct Options {
     pub(crate) group: Option<Arc<dyn GroupOwner>>,
-    pub(crate) timeout: Option<Duration>,
     pub(crate) flags: JobFlags,
     /// The spawn location; `None` is the caller.
     pub(crate) location: Option<&'static Location<'static>>,
@@ -58,6 +57,7 @@ pub(crate) struct Extras {
     pub(super) name: Option<Cow<'static, str>>,
     pub(super) key: Option<Arc<str>>,
     pub(super) unique: Option<UniqueKey>,
+    pub(super) timeout: Option<Duration>,
 }
 
 impl Options {
@@ -73,6 +73,16 @@ impl Options {
         self.extras().unique = Some(unique);
     }
 
+    pub(crate) fn set_timeout(&mut self, timeout: Duration) {
+        self.extras().timeout = Some(timeout);
+    }
+
+    /// The job's own run timeout.
+    #[inline(always)]
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.extras.as_ref()?.timeout
+    }
+
     fn extras(&mut self) -> &mut Extras {
         self.extras.get_or_insert_default()
     }
@@ -83,7 +93,7 @@ impl fmt::Debug for Options {
         let name = self.extras.as_ref().and_then(|extras| extras.name.as_ref());
         f.debug_struct("JobBuilder")
             .field("name", &name)
-            .field("timeout", &self.timeout)
+            .field("timeout", &self.timeout())
             .finish_non_exhaustive()
     }
 }

@@ -26,6 +26,7 @@ use crate::{
         times::Times,
     },
     rules::{
+        line::Stamp,
         state::{JobId, JobState, Outcome},
         step::{JobKey, JobMeta, UniqueKey},
         table::{NONE, RowIndex},
@@ -164,20 +165,39 @@ impl Record {
         self.extras.as_ref()?.key.as_ref()
     }
 
-    /// A snapshot of the job in this state, which the queue knows.
-    pub(crate) fn info(&self, state: JobState, now: Moment) -> JobInfo {
+    /// A snapshot of the job. The queue knows the stamp; a job without one has ended. `default_timeout` is
+    /// the run timeout of jobs without one.
+    pub(crate) fn info(
+        &self,
+        stamp: Option<Stamp>,
+        now: Moment,
+        default_timeout: Option<Duration>,
+    ) -> JobInfo {
         let accepted_at = Moment::from_nanos(self.accepted_at.load(Ordering::Relaxed));
         let is_accepted = accepted_at != Moment::NEVER;
+        let age = if is_accepted { now.since(accepted_at) } else { Duration::ZERO };
+        let started = stamp.filter(|stamp| stamp.state() == JobState::Active);
         JobInfo {
             id: self.id,
             name: self.name(),
-            state,
+            kind: self.kind,
+            state: stamp.map_or(JobState::Finished, Stamp::state),
             request: self.group_label().cloned(),
             key: self.concurrency_key().cloned(),
             location: self.location,
-            age: if is_accepted { now.since(accepted_at) } else { Duration::ZERO },
+            age,
+            // A job that replaces a pending one has the turn of that.
+            state_for: stamp.map_or(Duration::ZERO, |stamp| now.since(stamp.since()).min(age)),
+            queued: started.map(|stamp| stamp.since().since(self.queued_at())),
+            timeout: self.timeout(default_timeout),
             progress: self.progress(),
         }
+    }
+
+    /// The job's run timeout: its own, else the scheduler's, unless its output belongs to a caller.
+    fn timeout(&self, default: Option<Duration>) -> Option<Duration> {
+        let own = self.extras.as_ref().and_then(|extras| extras.timeout);
+        own.or(default.filter(|_| self.kind != JobKind::Shielded))
     }
 
     pub(crate) fn set_progress(&self, part: f32) {

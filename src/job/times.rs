@@ -41,18 +41,18 @@ impl Record {
         now.since(self.queued_at())
     }
 
-    fn queued_at(&self) -> Moment {
+    pub(super) fn queued_at(&self) -> Moment {
         let moment = |at: &AtomicI64| Moment::from_nanos(at.load(Ordering::Relaxed));
         let queued = self.cold.get().map_or(Moment::NEVER, |cold| moment(&cold.times.queued));
         if queued == Moment::NEVER { moment(&self.accepted_at) } else { queued }
     }
 
-    /// The times from being queued to the start, and from there to the end.
-    pub(crate) fn times_until(&self, end: Moment) -> (Duration, Duration) {
+    /// Whether the job has started, and the times from being queued to the start, and from there to the end.
+    pub(crate) fn times_until(&self, end: Moment) -> (bool, Duration, Duration) {
         let started = &self.cold().times.started;
         match Moment::from_nanos(started.load(Ordering::Relaxed)) {
-            Moment::NEVER => (end.since(self.queued_at()), Duration::ZERO),
-            started => (started.since(self.queued_at()), end.since(started)),
+            Moment::NEVER => (false, end.since(self.queued_at()), Duration::ZERO),
+            started => (true, started.since(self.queued_at()), end.since(started)),
         }
     }
 }

@@ -37,7 +37,8 @@ pub struct DrainReport {
     pub never_started: JobList,
     /// Jobs that did not end, and may still be running.
     pub abandoned: JobList,
-    /// Time from the beginning to the end of the report.
+    /// Time from the beginning to the end of the report, serialized as seconds.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::job::info::serialize_seconds"))]
     pub elapsed: Duration,
 }
 

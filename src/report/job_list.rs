@@ -13,7 +13,7 @@ use crate::{
     job::{info::JobInfo, record::Record},
     rules::{
         ledger::{Ended, Totals},
-        state::{JobState, Outcome},
+        state::Outcome,
     },
     util::clock::Moment,
 };
@@ -25,6 +25,8 @@ pub(crate) struct Drained {
     /// The jobs that were neither completed nor skipped.
     pub(crate) ended: Ended<Arc<Record>>,
     pub(crate) elapsed: Duration,
+    /// The scheduler's run timeout of jobs without one.
+    pub(crate) job_timeout: Option<Duration>,
     /// The end of the report, at which the infos are taken.
     pub(crate) at: Moment,
 }
@@ -39,7 +41,7 @@ impl Drained {
         let never_started = pages.iter().flat_map(|page| page.iter());
         never_started
             .chain(others.map(|(record, _)| record))
-            .map(|record| record.info(JobState::Finished, self.at))
+            .map(|record| record.info(None, self.at, self.job_timeout))
     }
 }
 

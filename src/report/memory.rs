@@ -14,7 +14,7 @@ use crate::{
         failure::chain,
         observer::{JobEnd, JobSeen, Observer},
     },
-    rules::state::{JobId, JobState, Outcome},
+    rules::state::{JobId, Outcome},
     util::{
         clock::Moment,
         sync::{Mutex, lock},
@@ -63,6 +63,8 @@ pub struct EndedJob {
 /// Remembers all live jobs, and the last `most` that ended.
 pub(crate) struct Memory {
     most: usize,
+    /// The scheduler's run timeout of jobs without one.
+    job_timeout: Option<Duration>,
     state: Mutex<State>,
 }
 
@@ -75,8 +77,8 @@ struct State {
 }
 
 impl Memory {
-    pub(crate) fn new(most: usize) -> Self {
-        Self { most, state: Mutex::new(State::default()) }
+    pub(crate) fn new(most: usize, job_timeout: Option<Duration>) -> Self {
+        Self { most, job_timeout, state: Mutex::new(State::default()) }
     }
 
     pub(crate) fn live(&self, id: JobId) -> Option<Arc<Record>> {
@@ -104,7 +106,7 @@ impl Observer for Memory {
     fn ended(&self, job: &JobSeen<'_>, end: &JobEnd<'_>) {
         // The error is user code, so it is shown before locking.
         let error = end.error.map(|error| chain(error));
-        let info = job.record.info(JobState::Finished, Moment::now());
+        let info = job.record.info(None, Moment::now(), self.job_timeout);
         let JobEnd { outcome, queued, ran, .. } = *end;
         let ended = EndedJob { job: info, outcome, error, queued, ran, ago: Duration::ZERO };
         let mut state = lock(&self.state);

@@ -167,6 +167,8 @@ impl JobSeen<'_> {
 pub struct JobEnd<'a> {
     /// The outcome, as `stats` counts it.
     pub outcome: Outcome,
+    /// Whether the job had started: [`started`](Observer::started) was called for it.
+    pub has_started: bool,
     /// Time from the acceptance of the job, or from the end of its response, to its start. For a job that
     /// never started, to its end.
     pub queued: Duration,

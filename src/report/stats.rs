@@ -6,7 +6,7 @@ use crate::report::observer::RefusalReason;
 
 /// Counts a scheduler's jobs by state and outcome, at one moment.
 ///
-/// This equation holds in every snapshot:
+/// Durations are serialized as seconds. This equation holds in every snapshot:
 ///
 /// ```text
 /// accepted = deferred + pending + active + completed + failed + panicked + timed_out
@@ -53,10 +53,22 @@ pub struct Stats {
     /// Number of refused jobs, by reason.
     pub refused: Refusals,
     /// Time since the longest deferred job was deferred.
+    #[cfg_attr(
+        feature = "serde",
+        serde(serialize_with = "crate::job::info::serialize_some_seconds")
+    )]
     pub oldest_deferred: Option<Duration>,
     /// Time that the job at the head of the queue has waited.
+    #[cfg_attr(
+        feature = "serde",
+        serde(serialize_with = "crate::job::info::serialize_some_seconds")
+    )]
     pub oldest_pending: Option<Duration>,
     /// Time that the longest-running job has run.
+    #[cfg_attr(
+        feature = "serde",
+        serde(serialize_with = "crate::job::info::serialize_some_seconds")
+    )]
     pub oldest_active: Option<Duration>,
 }
 

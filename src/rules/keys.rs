@@ -247,6 +247,18 @@ impl Keys {
         firsts.into_iter().flatten().min().map(|(turn, row)| (*turn, *row))
     }
 
+    /// Whether there is a pending job of this turn.
+    pub(crate) fn has(&self, turn: Moment) -> bool {
+        self.admitted.contains_key(&turn) || self.blocked.contains_key(&turn)
+    }
+
+    /// The rows of pending jobs with later turns: `most` admitted and `most` blocked ones at most.
+    pub(crate) fn behind(&self, turn: Moment, most: usize) -> impl Iterator<Item = RowIndex> {
+        let later = (Bound::Excluded(turn), Bound::Unbounded);
+        let rows = [&self.admitted, &self.blocked].map(|rows| rows.range(later).take(most));
+        rows.into_iter().flatten().map(|(_, row)| *row)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.admitted.len() + self.blocked.len()
     }

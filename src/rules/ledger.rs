@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::rules::{
-    state::Outcome,
-    step::{JobMeta, Phase},
+    state::{Outcome, Phase},
+    step::JobMeta,
     table::RowIndex,
 };
 

@@ -56,14 +56,14 @@ impl<R, W> Row<R, W> {
 /// A job's state, and since when it is in that state, in one word. The range is 73 years. Of a pending
 /// job, the moment is its turn: no two jobs have the same.
 #[derive(Clone, Copy)]
-pub(super) struct Stamp(i64);
+pub(crate) struct Stamp(i64);
 
 impl Stamp {
-    pub(super) fn new(state: JobState, since: Moment) -> Self {
+    pub(crate) fn new(state: JobState, since: Moment) -> Self {
         Self(since.as_nanos() << 2 | state as i64)
     }
 
-    pub(super) fn state(self) -> JobState {
+    pub(crate) fn state(self) -> JobState {
         match self.0 & 3 {
             0 => JobState::Deferred,
             1 => JobState::Pending,
@@ -71,7 +71,7 @@ impl Stamp {
         }
     }
 
-    pub(super) fn since(self) -> Moment {
+    pub(crate) fn since(self) -> Moment {
         Moment::from_nanos(self.0 >> 2)
     }
 }

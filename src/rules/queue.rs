@@ -48,10 +48,8 @@ use crate::{
         ledger::{Ledger, Totals},
         line::{Line, List, Row, Stamp},
         reservations::Reservations,
-        state::{JobState, Outcome},
-        step::{
-            Admit, Advance, Effects, JobKey, JobMeta, Phase, RareEffects, Refusal, Stealable, Wake,
-        },
+        state::{JobState, Outcome, Phase},
+        step::{Admit, Advance, Effects, JobKey, JobMeta, RareEffects, Refusal, Stealable, Wake},
         table::{NONE, RowIndex, Table},
     },
     util::clock::Moment,

@@ -128,6 +128,25 @@ pub enum JobState {
     Finished,
 }
 
+/// Describes how far the shutdown of a scheduler is.
+///
+/// A scheduler only moves down this list. [`Scheduler::phase`](crate::Scheduler::phase) returns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Phase {
+    /// The shutdown has not begun.
+    Open,
+    /// The shutdown has begun by [`start_draining`](crate::Scheduler::start_draining). Jobs are accepted and
+    /// started as before; connections end first.
+    Announced,
+    /// Jobs are accepted, started and waited for. The scheduler closes when it is idle, or at its deadline.
+    Draining,
+    /// No job is accepted or started any more. Some may still run.
+    Closed,
+}
+
 /// Describes how a job ended.
 ///
 /// Every accepted job that ends has exactly one outcome.

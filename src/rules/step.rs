@@ -44,17 +44,6 @@ pub(crate) struct UniqueKey {
     pub(crate) replace: bool,
 }
 
-/// The life of a scheduler. It only moves down this list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Phase {
-    Open,
-    /// The shutdown is announced. Nothing else has changed.
-    Announced,
-    /// Open until idle.
-    Draining,
-    Closed,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// No permit is free, and no place is left.

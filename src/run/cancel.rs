@@ -3,8 +3,13 @@
 use std::sync::Arc;
 
 use crate::{
-    job::{body::Work, error::JobError, options::JobKind, record::Record, span::in_span},
-    rules::state::{JobState, Outcome},
+    job::{
+        body::Work, error::JobError, info::JobInfo, options::JobKind, record::Record, span::in_span,
+    },
+    rules::{
+        line::Stamp,
+        state::{JobState, Outcome},
+    },
     run::core::Core,
     util::{clock::Moment, panics::drop_contained},
 };
@@ -12,6 +17,17 @@ use crate::{
 impl Core {
     pub(crate) fn state(&self, record: &Record) -> JobState {
         self.queue().state(record.key())
+    }
+
+    /// A snapshot of the job as it is now.
+    pub(crate) fn info(&self, record: &Record) -> JobInfo {
+        let stamp = self.queue().stamp(record.key());
+        self.info_at(record, stamp, Moment::now())
+    }
+
+    /// A snapshot of the job with the stamp that the queue has given.
+    pub(crate) fn info_at(&self, record: &Record, stamp: Option<Stamp>, now: Moment) -> JobInfo {
+        record.info(stamp, now, self.config.job_timeout)
     }
 
     /// Closes a job: removes it if it has not started, else cancels or stops it.

@@ -14,8 +14,9 @@ use crate::{
     },
     report::{drain_report::DrainReport, job_list::Drained},
     rules::{
-        state::{JobState, Outcome},
-        step::{Phase, Wake},
+        line::Stamp,
+        state::{JobState, Outcome, Phase},
+        step::Wake,
     },
     run::{core::Core, deadlines, observers::Unseen},
     util::{
@@ -78,6 +79,11 @@ impl Core {
                 drop(unseen);
             });
         }
+    }
+
+    /// The moment of the first drain or close.
+    pub(crate) fn draining_since(&self) -> Option<Instant> {
+        self.drain_began.get().copied()
     }
 
     /// The deadline of the drain, once it has one.
@@ -246,7 +252,7 @@ impl Core {
         deadlines::timeout_at(deadline, self.wait_idle()).await.is_ok()
     }
 
-    pub(crate) fn for_each_job(&self, mut visit: impl FnMut((Arc<Record>, JobState))) {
+    pub(crate) fn for_each_job(&self, mut visit: impl FnMut((Arc<Record>, Stamp))) {
         let mut from = Some(0);
         while let Some(row) = from {
             let (page, next) = self.queue().page(row, JOBS_PER_LOCK);
@@ -303,6 +309,7 @@ impl Core {
         drop(queue);
         let began = self.drain_began.get().copied().unwrap_or(now);
         Drained {
+            job_timeout: self.config.job_timeout,
             totals: after.since(&before),
             ended,
             elapsed: now.saturating_duration_since(began),

@@ -104,7 +104,7 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn new(config: SchedulerConfig, mode: Mode, setup: Setup) -> Self {
         let Setup { span, on_failure, runtime, mut observers, remember, name } = setup;
-        let memory = (remember > 0).then(|| Arc::new(Memory::new(remember)));
+        let memory = (remember > 0).then(|| Arc::new(Memory::new(remember, config.job_timeout)));
         observers.extend(memory.clone().map(|memory| memory as Arc<dyn Observer>));
         let SchedulerConfig { limit, pending_limit, deferred_limit, limit_per_key, .. } = config;
         let mut queue = Queue::new(limit, pending_limit, deferred_limit, limit_per_key);

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use crate::{
     job::{error::JobError, record::Record},
     rules::{
-        state::Outcome,
-        step::{JobKey, Phase},
+        state::{Outcome, Phase},
+        step::JobKey,
     },
     run::{core::Core, deadlines},
     util::clock::Moment,

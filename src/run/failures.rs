@@ -10,7 +10,6 @@ use crate::{
         standard_error::is_last_resort,
     },
     util::{
-        clock::Moment,
         one_line::OneLine,
         panics::{catch_panic, drop_contained, forget_panic, ignore_panic},
     },
@@ -40,7 +39,7 @@ impl Core {
     /// error.
     #[cold]
     pub(crate) fn report(&self, record: &Record, error: JobError) {
-        let job = record.info(self.state(record), Moment::now());
+        let job = self.info(record);
         let (hook, runtime) = (self.on_failure.clone(), self.runtime().cloned());
         let failure = JobFailure { job, error };
         if hook.is_none() && is_last_resort() {

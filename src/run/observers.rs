@@ -122,9 +122,10 @@ impl Observers {
     pub(crate) fn ended(&self, record: &Arc<Record>, outcome: Outcome, error: Option<&JobError>) {
         let is_lent = record.kind() != JobKind::Shielded;
         let lent = if is_lent && error.is_none() { record.result().lend_failure() } else { None };
-        let (queued, ran) = record.times_until(Moment::now());
+        let (has_started, queued, ran) = record.times_until(Moment::now());
         let error = error.filter(|_| is_lent).or(lent.as_ref());
-        let (job, end) = (self.seen(record), JobEnd { outcome, queued, ran, error });
+        let job = self.seen(record);
+        let end = JobEnd { outcome, has_started, queued, ran, error };
         self.call(|observer| observer.ended(&job, &end));
         if let Some(failure) = lent {
             record.result().put_back(failure);

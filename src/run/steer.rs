@@ -1,6 +1,7 @@
 //! Steering a scheduler while it runs: limits, pausing, reservations, and single jobs by id.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -9,11 +10,13 @@ use crate::{
     job::{
         body::Work,
         error::{JobError, SpawnError},
+        info::JobInfo,
         record::Record,
     },
     report::memory::Lookup,
     rules::{
         config::{self, ConfigError},
+        line::Stamp,
         queue::steer::Reserve,
         state::{JobId, JobState, Outcome},
         step::Refusal,
@@ -81,44 +84,66 @@ impl Core {
     }
 
     /// Finds an unfinished job. With a memory it is looked up, else looked for in bounded steps.
-    pub(crate) fn find(&self, id: JobId) -> Option<(Arc<Record>, JobState)> {
+    pub(crate) fn find(&self, id: JobId) -> Option<Arc<Record>> {
         let known = self.memory.as_ref().and_then(|memory| memory.live(id));
         match known.map(|record| (self.state(&record), record)) {
             Some((JobState::Finished, _)) => None,
-            Some((state, record)) => Some((record, state)),
-            None => self.find_among_all(id),
+            Some((_, record)) => Some(record),
+            None => self.find_among_all(id).map(|(record, _)| record),
         }
     }
 
     pub(crate) fn look_up(&self, id: JobId) -> Lookup {
-        let live = |record: &Record, state| Lookup::Live(record.info(state, Moment::now()));
+        let live =
+            |record: &Record, stamp| Lookup::Live(self.info_at(record, stamp, Moment::now()));
         if let Some(memory) = &self.memory {
             // It may be over, if its end is being recorded.
             if let Some(record) = memory.live(id) {
-                return live(&record, self.state(&record));
+                return Lookup::Live(self.info(&record));
             }
             if let Some(ended) = memory.ended(id) {
                 return Lookup::Ended(ended);
             }
         }
         match self.find_among_all(id) {
-            Some((record, state)) => live(&record, state),
+            Some((record, stamp)) => live(&record, Some(stamp)),
             None if id.is_of_this_process() => Lookup::Forgotten,
             None => Lookup::Unknown,
         }
     }
 
-    fn find_among_all(&self, id: JobId) -> Option<(Arc<Record>, JobState)> {
+    fn find_among_all(&self, id: JobId) -> Option<(Arc<Record>, Stamp)> {
         if !id.is_of_this_process() {
             return None;
         }
         let mut found = None;
-        self.for_each_job(|(record, state)| {
+        self.for_each_job(|(record, stamp)| {
             if record.id() == id {
-                found = Some((record, state));
+                found = Some((record, stamp));
             }
         });
         found
+    }
+
+    /// Lists up to `limit` jobs in this state, longest in it first, in bounded steps.
+    pub(crate) fn longest(&self, state: JobState, limit: usize) -> Vec<JobInfo> {
+        let now = Moment::now();
+        let (mut infos, mut ids) = (Vec::new(), BTreeSet::new());
+        let (mut after, mut last) = (Vec::new(), None);
+        while infos.len() < limit {
+            let most = JOBS_PER_LOCK.min(limit - infos.len());
+            let page = self.queue().longest(state, &after, last, most);
+            last = page.last().map(|(_, stamp)| *stamp).or(last);
+            after = page.iter().map(|(record, _)| record.key()).collect();
+            // Of a list that begins anew, some are known.
+            let new = page.into_iter().filter(|(record, _)| ids.insert(record.id()));
+            let before = infos.len();
+            infos.extend(new.map(|(record, stamp)| self.info_at(&record, Some(stamp), now)));
+            if infos.len() == before {
+                break;
+            }
+        }
+        infos
     }
 
     // Reservations.

@@ -15,7 +15,7 @@ use crate::{
     job::{error::JobError, info::JobInfo, record::Record, result::BoxedValue},
     rules::state::{JobId, JobState},
     run::{core::Core, deadlines},
-    util::{clock::Moment, panics::drop_contained},
+    util::panics::drop_contained,
 };
 
 /// Awaits, inspects and ends one job.
@@ -82,7 +82,8 @@ impl<T> Job<T> {
 
     /// Returns a snapshot of the job.
     pub fn info(&self) -> JobInfo {
-        self.record.info(self.state(), Moment::now())
+        let info = self.core.info(&self.record);
+        JobInfo { state: self.state(), ..info }
     }
 
     /// Returns whether the job waits for the end of its response.

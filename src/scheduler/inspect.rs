@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::{
     job::info::JobInfo,
     report::stats::{Refusals, Stats},
-    rules::{state::Outcome, step::Phase},
+    rules::state::{Outcome, Phase},
     run::core::Core,
     scheduler::Scheduler,
     util::clock::Moment,
@@ -100,6 +100,30 @@ impl Scheduler {
         self.core().shutting_down().await;
     }
 
+    /// Returns how far the shutdown is.
+    pub fn phase(&self) -> Phase {
+        self.core().queue().phase()
+    }
+
+    /// Returns when the shutdown has begun, once it has: when [`is_draining`](Self::is_draining) turned true.
+    ///
+    /// With [`deadline`](Self::deadline) it gives a countdown.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// use tower_jobs::{Phase, Scheduler};
+    ///
+    /// let scheduler = Scheduler::new();
+    /// assert_eq!((scheduler.phase(), scheduler.draining_since()), (Phase::Open, None));
+    /// scheduler.start_draining();
+    /// assert_eq!(scheduler.phase(), Phase::Announced);
+    /// assert!(scheduler.draining_since().is_some());
+    /// # }
+    /// ```
+    pub fn draining_since(&self) -> Option<Instant> {
+        self.core().draining_since()
+    }
+
     /// Returns whether the shutdown has begun.
     ///
     /// It is true from the first call of `start_draining`, `wait_and_close` or `close` on, and never
@@ -120,7 +144,8 @@ impl Scheduler {
     pub fn jobs(&self) -> Vec<JobInfo> {
         let now = Moment::now();
         let mut jobs = Vec::new();
-        self.core().for_each_job(|(record, state)| jobs.push(record.info(state, now)));
+        let core = self.core();
+        core.for_each_job(|(record, stamp)| jobs.push(core.info_at(&record, Some(stamp), now)));
         jobs.sort_unstable_by_key(|job| job.id);
         jobs
     }

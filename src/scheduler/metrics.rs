@@ -14,7 +14,7 @@ use crate::{
         metrics::{SchedulerMetrics, Settings},
         stats::Stats,
     },
-    rules::step::Phase,
+    rules::state::Phase,
     run::core::{Core, Setup},
     scheduler::inspect::{limit_of, stats_of},
     util::sync::{Mutex, lock},

@@ -36,7 +36,7 @@ use crate::{
         options::Options,
         output::JobOutput,
     },
-    rules::step::Phase,
+    rules::state::Phase,
     run::core::{Core, Mode},
     scheduler::{
         handle::{Job, JobContext},

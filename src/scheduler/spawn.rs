@@ -80,7 +80,7 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         if let Err(error) = config::run_timeout(timeout) {
             panic!("{error}");
         }
-        self.options.timeout = Some(timeout);
+        self.options.set_timeout(timeout);
         self
     }
 
@@ -342,14 +342,14 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
     #[inline(always)]
     fn timeout_for(&self, kind: JobKind) -> Option<Duration> {
         let default = self.core.config.job_timeout.filter(|_| kind != JobKind::Shielded);
-        self.options.timeout.or(default)
+        self.options.timeout().or(default)
     }
 
     /// Makes the job's record and span. Takes the options apart, since copying them costs more.
     #[inline(always)]
     #[track_caller]
     fn open(self, kind: JobKind) -> Unpacked {
-        let Options { group, timeout: _, flags, location, extras } = self.options;
+        let Options { group, flags, location, extras } = self.options;
         let location = location.unwrap_or(Location::caller());
         let record = Record::new(location, group, extras, kind, flags);
         let span = JobSpan::new(self.core.span, &record);

@@ -100,7 +100,7 @@ impl Scheduler {
     /// looked for among all jobs, in steps.
     pub fn abort(&self, id: JobId) -> bool {
         let found = self.core().find(id);
-        found.inspect(|(record, _)| self.core().abort_job(record)).is_some()
+        found.inspect(|record| self.core().abort_job(record)).is_some()
     }
 
     /// Closes the unfinished job with this id, and does not wait for its end.
@@ -109,7 +109,7 @@ impl Scheduler {
     /// deadline. Any other future is dropped at its next `await`. Returns false if there is no such job.
     pub fn close_job(&self, id: JobId) -> bool {
         let found = self.core().find(id);
-        found.inspect(|(record, _)| self.core().close_job(record)).is_some()
+        found.inspect(|record| self.core().close_job(record)).is_some()
     }
 
     /// Looks up a job by its id.
@@ -135,6 +135,29 @@ impl Scheduler {
         self.core().look_up(id)
     }
 
+    /// Lists up to `limit` jobs in this state, longest in it first.
+    ///
+    /// So `longest(JobState::Active, 50)` lists the 50 jobs that have run longest, and
+    /// `longest(JobState::Pending, 1)` the job at the head of the queue. The time in the state is
+    /// [`state_for`](JobInfo::state_for). However many jobs there are, `limit` of them are looked at, in
+    /// steps that hold the lock for 128 jobs each. Jobs that start or end meanwhile may be missing.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// use tower_jobs::{JobState, Scheduler};
+    ///
+    /// let scheduler = Scheduler::new();
+    /// scheduler.job("e-mail").spawn(std::future::pending::<()>()).await.unwrap();
+    /// for job in scheduler.longest(JobState::Active, 50) {
+    ///     println!("{} has run for {:?}", job.name, job.state_for);
+    /// }
+    /// # assert_eq!(scheduler.longest(JobState::Active, 50).len(), 1);
+    /// # }
+    /// ```
+    pub fn longest(&self, state: JobState, limit: usize) -> Vec<JobInfo> {
+        self.core().longest(state, limit)
+    }
+
     /// Lists up to `limit` jobs in this state, or in any, with ids above `after`, by id.
     ///
     /// For pages of a long list: the last id of a page is the `after` of the next. All jobs are looked
@@ -147,16 +170,17 @@ impl Scheduler {
     ) -> Vec<JobInfo> {
         let now = Moment::now();
         let mut found = std::collections::BTreeMap::new();
-        self.core().for_each_job(|(record, its_state)| {
-            let is_wanted = state.is_none_or(|state| state == its_state)
+        self.core().for_each_job(|(record, stamp)| {
+            let is_wanted = state.is_none_or(|state| state == stamp.state())
                 && after.is_none_or(|after| record.id() > after);
             if is_wanted && limit > 0 {
-                found.insert(record.id(), (record, its_state));
+                found.insert(record.id(), (record, stamp));
                 if found.len() > limit {
                     found.pop_last();
                 }
             }
         });
-        found.into_values().map(|(record, state)| record.info(state, now)).collect()
+        let found = found.into_values();
+        found.map(|(record, stamp)| self.core().info_at(&record, Some(stamp), now)).collect()
     }
 }

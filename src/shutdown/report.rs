@@ -30,7 +30,7 @@ const MAX_JOBS: usize = 12_000;
 /// How long [`ShutdownReport::print`] waits for standard output.
 const PRINT_GRACE: Duration = Duration::from_millis(50);
 
-/// Durations of the phases of a shutdown.
+/// Durations of the phases of a shutdown, serialized as seconds.
 ///
 /// Together they are the time from the signal to the last job's end. If the server ended by itself, all
 /// the time from then on is in `jobs`; so is the time of a phase that a second signal broke off.
@@ -39,10 +39,13 @@ const PRINT_GRACE: Duration = Duration::from_millis(50);
 #[non_exhaustive]
 pub struct PhaseTimings {
     /// From the signal until the server's stop signal.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::job::info::serialize_seconds"))]
     pub readiness: Duration,
     /// From then until the server ended, or was dropped.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::job::info::serialize_seconds"))]
     pub connections: Duration,
     /// From then until the last job ended, or was abandoned.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::job::info::serialize_seconds"))]
     pub jobs: Duration,
 }
 

@@ -5,8 +5,8 @@ use std::{mem, sync::Arc, task::Waker};
 use crate::rules::{
     ledger::Ended,
     queue::Queue,
-    state::Outcome,
-    step::{JobMeta, Phase},
+    state::{Outcome, Phase},
+    step::JobMeta,
 };
 
 impl<R: JobMeta, W> Queue<R, W> {

@@ -5,8 +5,8 @@ use std::{mem, task::Waker};
 use crate::{
     rules::{
         queue::{JOBS_PER_STEP, Queue},
-        state::Outcome,
-        step::{Effects, JobMeta, Phase, Refusal},
+        state::{Outcome, Phase},
+        step::{Effects, JobMeta, Refusal},
     },
     util::clock::Moment,
 };

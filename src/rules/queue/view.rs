@@ -5,10 +5,10 @@ use std::iter::successors;
 use crate::{
     rules::{
         ledger::Totals,
-        line::Row,
+        line::{Row, Stamp},
         queue::{Hot, Queue},
-        state::JobState,
-        step::{JobKey, JobMeta, Phase},
+        state::{JobState, Phase},
+        step::{JobKey, JobMeta},
         table::{NONE, RowIndex},
     },
     util::clock::Moment,
@@ -32,8 +32,16 @@ impl<R: JobMeta, W> Queue<R, W> {
     }
 
     pub(crate) fn state(&self, job: JobKey) -> JobState {
-        let row = self.hot.table.get(job.row).filter(|row| row.meta().id() == job.id);
-        row.map_or(JobState::Finished, Row::state)
+        self.row(job).map_or(JobState::Finished, Row::state)
+    }
+
+    /// The job's state and since when it is in that; `None` for one that has ended.
+    pub(crate) fn stamp(&self, job: JobKey) -> Option<Stamp> {
+        self.row(job).map(|row| row.stamp)
+    }
+
+    fn row(&self, job: JobKey) -> Option<&Row<R, W>> {
+        self.hot.table.get(job.row).filter(|row| row.meta().id() == job.id)
     }
 
     /// Whether nothing runs or waits, and no spawner is between its grant and its admission. A closed
@@ -117,20 +125,56 @@ impl<R: JobMeta, W> Queue<R, W> {
         [deferred, self.first_pending(), line.first_active()].map(since)
     }
 
+    /// Up to `most` jobs in this state, longest in it first.
+    ///
+    /// With `after` the list goes on behind those jobs, of which the last has the stamp `last`. If none of
+    /// them is in the state any more, it begins anew.
+    pub(crate) fn longest(
+        &self,
+        state: JobState,
+        after: &[JobKey],
+        last: Option<Stamp>,
+        most: usize,
+    ) -> Vec<(R, Stamp)> {
+        let Hot { table, line, .. } = &self.hot;
+        let first = match state {
+            JobState::Deferred => Some(self.cold.deferred.first),
+            JobState::Pending => line.first_pending(),
+            JobState::Active => line.first_active(),
+            JobState::Finished => None,
+        };
+        let keys = &self.cold.keys;
+        // A pending job with a key is in no list.
+        let is_listed = |row: &&Row<R, W>| row.state() == state && !keys.has(row.stamp.since());
+        let row = |index: RowIndex| table.get(index).filter(is_listed);
+        let listed = after.iter().rev().find_map(|job| self.row(*job).filter(is_listed));
+        let first = listed.map_or(first, |row| Some(row.links.next));
+        let rows = successors(first.and_then(row), |last| row(last.links.next)).take(most);
+        let mut rows: Vec<&Row<R, W>> = rows.collect();
+        if state == JobState::Pending {
+            let behind = last.map_or(Moment::NEVER, Stamp::since);
+            rows.retain(|row| row.stamp.since() > behind);
+            rows.extend(keys.behind(behind, most).map(|row| &table[row]));
+            rows.sort_unstable_by_key(|row| row.stamp.since());
+            rows.truncate(most);
+        }
+        rows.into_iter().map(|row| (row.meta().clone(), row.stamp)).collect()
+    }
+
     /// The jobs in up to `most` rows from `from` on, and the row to go on from.
-    pub(crate) fn page(&self, from: usize, most: usize) -> (Vec<(R, JobState)>, Option<usize>) {
+    pub(crate) fn page(&self, from: usize, most: usize) -> (Vec<(R, Stamp)>, Option<usize>) {
         let Hot { table, line, .. } = &self.hot;
         let active = self.active_count();
         if from == 0 && active <= most && active == table.len() {
             // All other rows are free, and there may be a million of them.
             let next = |row: &RowIndex| Some(table[*row].links.next).filter(|next| *next != NONE);
             let active = successors(line.first_active(), next);
-            let job = |row| (table[row].meta().clone(), JobState::Active);
+            let job = |row| (table[row].meta().clone(), table[row].stamp);
             return (active.map(job).collect(), None);
         }
         let to = from.saturating_add(most).min(table.end());
         let rows = (from..to).filter_map(|row| table.get(RowIndex::try_from(row).ok()?));
-        let jobs = rows.map(|row| (row.meta().clone(), row.state()));
+        let jobs = rows.map(|row| (row.meta().clone(), row.stamp));
         (jobs.collect(), (to < table.end()).then_some(to))
     }
 }

@@ -56,6 +56,7 @@ struct Seen {
 struct End {
     outcome: Outcome,
     kind: JobKind,
+    has_started: bool,
     queued: Duration,
     ran: Duration,
     error: Option<String>,
@@ -111,9 +112,9 @@ impl Observer for Counting {
     }
 
     fn ended(&self, job: &JobSeen<'_>, end: &JobEnd<'_>) {
-        let JobEnd { outcome, queued, ran, .. } = *end;
+        let JobEnd { outcome, has_started, queued, ran, .. } = *end;
         let error = end.error.map(ToString::to_string);
-        let end = End { outcome, kind: job.kind(), queued, ran, error };
+        let end = End { outcome, kind: job.kind(), has_started, queued, ran, error };
         self.add("ended", |seen| {
             *seen.sums.ended.entry(outcome).or_default() += 1;
             if seen.ends.insert(job.id(), end).is_some() {
@@ -399,6 +400,8 @@ impl Schedule {
             for (id, end) in &seen.ends {
                 let wanted = is_failure(end.outcome) && end.kind != JobKind::Shielded;
                 assert_eq!(end.error.is_some(), wanted, "{what}: {id} {end:?}");
+                let started = seen.started.contains_key(id);
+                assert_eq!(end.has_started, started, "{what}: {id} {end:?}");
                 if matches!(end.outcome, Outcome::NeverStarted | Outcome::Skipped) {
                     assert!(!seen.started.contains_key(id), "{what}: {id} {end:?}");
                     assert_eq!(end.ran, Duration::ZERO, "{what}: {id} {end:?}");

@@ -221,17 +221,21 @@ mod with_serde {
             (&stats["accepted"], &stats["active"], &stats["pending"]),
             (&json!(2), &json!(1), &json!(1))
         );
-        assert!(stats["oldest_active"].is_object(), "{stats}");
+        assert_eq!(stats["oldest_active"], 1.5, "{stats}");
         assert_eq!(
             to_value(job.info()).unwrap(),
             json!({
                 "id": job.id().to_string(),
                 "name": "mail",
+                "kind": "plain",
                 "state": "active",
                 "request": null,
                 "key": null,
                 "location": job.info().location.to_string(),
-                "age": { "secs": 1, "nanos": 500_000_000 },
+                "age": 1.5,
+                "state_for": 1.5,
+                "queued": 0.0,
+                "timeout": null,
                 "progress": null,
             })
         );
@@ -244,11 +248,15 @@ mod with_serde {
             json!([{
                 "id": info.id.to_string(),
                 "name": name,
+                "kind": "plain",
                 "state": "finished",
                 "request": null,
                 "key": null,
                 "location": info.location.to_string(),
-                "age": { "secs": 1, "nanos": 500_000_000 },
+                "age": 1.5,
+                "state_for": 0.0,
+                "queued": null,
+                "timeout": null,
                 "progress": null,
             }])
         };
@@ -263,7 +271,7 @@ mod with_serde {
                 "cancelled": ended(&info, "mail"),
                 "never_started": ended(&waiting, &waiting.location.to_string()),
                 "abandoned": [],
-                "elapsed": { "secs": 0, "nanos": 0 },
+                "elapsed": 0.0,
             })
         );
     }

@@ -2,6 +2,7 @@
 
 mod closing;
 mod handle;
+mod inspect;
 mod lookup;
 mod permit;
 mod runtimes;
