@@ -55,6 +55,7 @@
 //! | [`docs::recipes`] | retry, delay, periodic work and more, each a program |
 //! | [`docs::middleware_order`] | the effect of other layers, inside or outside, on jobs |
 //! | [`docs::response_end`] | when a response is over, and when it is complete |
+//! | [`docs::context`] | the request's span, request id, Sentry hub and baggage in its jobs |
 //! | [`docs::testing`] | testing your handlers |
 //! | [`docs::metrics`] | metrics, with queries and alerts |
 //! | [`docs::design`], [`docs::performance`] | how the crate works inside, and the cost of a job |

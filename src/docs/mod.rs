@@ -51,6 +51,11 @@ pub mod middleware_order {}
 #[doc = include_str!("response_end.md")]
 pub mod response_end {}
 
+#[doc = include_str!("../../docs/pictures/context.svg")]
+#[doc = ""]
+#[doc = include_str!("context.md")]
+pub mod context {}
+
 #[doc = include_str!("testing.md")]
 pub mod testing {}
 

@@ -21,7 +21,7 @@ use crate::{
         error::JobError,
         output::JobOutput,
         record::Record,
-        span::{JobSpan, in_span},
+        surroundings::{Surroundings, within},
     },
     rules::state::Outcome,
     util::panics::drop_contained,
@@ -31,21 +31,21 @@ use crate::{
 pub(crate) trait Body: Send {
     fn poll(self: Pin<&mut Self>, record: &Record, cx: &mut Context<'_>) -> Poll<Outcome>;
 
-    /// Takes out the job's record, and the span to poll and drop this body in. Called once, before any
-    /// other method. The span leaves the job as that ends, so it closes then, whatever happens to the
+    /// Takes out the job's record, and the surroundings to poll and drop this body in. Called once, before
+    /// any other method. They leave the job as that ends, so its span closes then, whatever happens to the
     /// handle.
     fn unpack(self: Pin<&mut Self>) -> Unpacked;
 }
 
-pub(crate) type Unpacked = (Arc<Record>, Option<JobSpan>);
+pub(crate) type Unpacked = (Arc<Record>, Option<Surroundings>);
 
 /// A body on the heap, as the queue holds it.
 pub(crate) type Work = Pin<Box<dyn Body>>;
 
-/// Drops work that will never run, in its span.
+/// Drops work that will never run, in its surroundings.
 pub(crate) fn drop_work(mut work: Work) {
-    let (_, span) = work.as_mut().unpack();
-    in_span(span.as_ref(), || drop_contained(work));
+    let (_, surroundings) = work.as_mut().unpack();
+    within(surroundings.as_ref(), || drop_contained(work));
 }
 
 pin_project! {
@@ -126,7 +126,7 @@ pin_project! {
         #[pin]
         body: B,
         timer: Option<RunTimer>,
-        span: Option<JobSpan>,
+        surroundings: Option<Surroundings>,
     }
 }
 
@@ -177,7 +177,7 @@ impl<B: Body> Body for Equipped<B> {
     fn unpack(self: Pin<&mut Self>) -> Unpacked {
         let this = self.project();
         let (record, _) = this.body.unpack();
-        (record, this.span.take())
+        (record, this.surroundings.take())
     }
 }
 
@@ -194,14 +194,14 @@ impl<B: Body + 'static> Packed<B> {
     pub(crate) fn new(
         make: impl FnOnce() -> B,
         timeout: Option<Duration>,
-        span: Option<JobSpan>,
+        surroundings: Option<Surroundings>,
     ) -> Self {
-        Self(match (timeout, span) {
+        Self(match (timeout, surroundings) {
             (None, None) => Package::Bare(Box::new(make())),
-            (timeout, span) => {
+            (timeout, surroundings) => {
                 let timer =
                     timeout.map(|timeout| RunTimer { timeout, deadline: None, sleep: None });
-                Package::Equipped(Box::new(Equipped { body: make(), timer, span }))
+                Package::Equipped(Box::new(Equipped { body: make(), timer, surroundings }))
             }
         })
     }

@@ -10,10 +10,11 @@ use std::{
 use crate::{
     job::{
         body::Work,
+        context::Contexts,
         error::{JobError, Panic},
         options::JobKind,
         record::Record,
-        span::{Entered, JobSpan, in_span},
+        surroundings::{Surroundings, within},
     },
     rules::state::Outcome,
     util::panics::{catch_panic, drop_contained},
@@ -23,7 +24,7 @@ pub(crate) struct ActiveJob {
     record: Arc<Record>,
     /// `None` once it has ended.
     work: Option<Work>,
-    span: Option<JobSpan>,
+    surroundings: Option<Surroundings>,
     /// The runner's waker is in the record.
     is_parked: bool,
     /// It has been polled, or is about to be.
@@ -40,8 +41,8 @@ pub(crate) struct Ended {
 impl ActiveJob {
     #[inline(always)]
     pub(crate) fn new(mut work: Work) -> Self {
-        let (record, span) = work.as_mut().unpack();
-        Self { record, work: Some(work), span, is_parked: false, has_begun: false }
+        let (record, surroundings) = work.as_mut().unpack();
+        Self { record, work: Some(work), surroundings, is_parked: false, has_begun: false }
     }
 
     pub(crate) fn record(&self) -> &Arc<Record> {
@@ -59,15 +60,32 @@ impl ActiveJob {
         self.record
     }
 
-    pub(crate) fn in_span<T>(&self, code: impl FnOnce() -> T) -> T {
-        in_span(self.span.as_ref(), code)
+    /// Runs `code` in the job's span and contexts.
+    pub(crate) fn within<T>(&self, code: impl FnOnce() -> T) -> T {
+        within(self.surroundings.as_ref(), code)
+    }
+
+    pub(crate) fn contexts(&self) -> Option<&Contexts> {
+        self.surroundings.as_ref().and_then(Surroundings::contexts)
     }
 
     /// Polls the job once. `close_timeout` is for the error of a job that did not end in time.
     #[inline(always)]
     pub(crate) fn poll(&mut self, close_timeout: Duration, cx: &mut Context<'_>) -> Poll<Ended> {
-        let Self { record, work, span, is_parked, .. } = self;
-        let _entered = Entered::new(span.as_ref());
+        let Self { record, work, surroundings, is_parked, .. } = self;
+        within(surroundings.as_ref(), || {
+            Self::poll_within(record, work, is_parked, close_timeout, cx)
+        })
+    }
+
+    #[inline(always)]
+    fn poll_within(
+        record: &Record,
+        work: &mut Option<Work>,
+        is_parked: &mut bool,
+        close_timeout: Duration,
+        cx: &mut Context<'_>,
+    ) -> Poll<Ended> {
         // A blocking job sees for itself that it must stop.
         if record.must_stop() && record.kind() != JobKind::Blocking {
             let (error, outcome) = if record.is_overdue() {
@@ -115,7 +133,7 @@ impl ActiveJob {
     /// Drops the future of a job whose runtime is gone.
     pub(crate) fn drop_active(&mut self) -> Ended {
         let (record, work) = (&self.record, self.work.take());
-        match in_span(self.span.as_ref(), || catch_panic(|| drop(work))) {
+        match within(self.surroundings.as_ref(), || catch_panic(|| drop(work))) {
             Err(payload) => {
                 let outcome = panicked(record, payload);
                 ended(record, outcome)

@@ -12,13 +12,16 @@
 //! 8. `record`: the part of a job that its handle, the queue and its runner share.
 //! 9. `times`: when a job was queued and started, for observers.
 //! 10. `span`: the job's `tracing` span.
-//! 11. `boxed`: large futures, boxed where they come in.
-//! 12. `body`: the user's future, and the code that stores its output.
-//! 13. `harness`: a job as a runner polls it.
+//! 11. `context`: contexts of the application, which a job takes from its spawner.
+//! 12. `surroundings`: span and contexts, around all code of a job.
+//! 13. `boxed`: large futures, boxed where they come in.
+//! 14. `body`: the user's future, and the code that stores its output.
+//! 15. `harness`: a job as a runner polls it.
 
 pub(crate) mod any_error;
 pub(crate) mod body;
 pub(crate) mod boxed;
+pub(crate) mod context;
 pub(crate) mod error;
 pub(crate) mod group;
 pub(crate) mod harness;
@@ -28,4 +31,5 @@ pub(crate) mod output;
 pub(crate) mod record;
 pub(crate) mod result;
 pub(crate) mod span;
+pub(crate) mod surroundings;
 mod times;

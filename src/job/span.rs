@@ -35,14 +35,14 @@ pub enum SpanLink {
     None,
 }
 
-/// A job's span. Boxed, because most jobs have none: without a subscriber, no span is enabled.
+/// A job's span.
 #[derive(Clone)]
-pub(crate) struct JobSpan(Box<Span>);
+pub(super) struct JobSpan(Span);
 
 impl JobSpan {
     /// Makes the job's span, unless no subscriber is interested in it.
     #[inline]
-    pub(crate) fn new(link: SpanLink, job: &Record) -> Option<Self> {
+    pub(super) fn new(link: SpanLink, job: &Record) -> Option<Self> {
         // Without this check, and with tracing's `log` feature, the macro would format all fields of a
         // disabled span, and log a line for each job.
         if LevelFilter::current() < Level::INFO {
@@ -66,7 +66,7 @@ impl JobSpan {
         if link == SpanLink::FollowsFrom {
             span.follows_from(Span::current().id());
         }
-        Some(Self(Box::new(span)))
+        Some(Self(span))
     }
 
     // Not inlined, here and below, to keep the code for jobs without a span short.
@@ -81,17 +81,17 @@ impl JobSpan {
 impl Drop for JobSpan {
     #[inline(never)]
     fn drop(&mut self) {
-        let span = mem::replace(&mut *self.0, Span::none());
+        let span = mem::replace(&mut self.0, Span::none());
         ignore_panic(|| drop(span));
     }
 }
 
 /// Keeps a span entered, if there is one, until this is dropped.
-pub(crate) struct Entered<'a>(Option<span::Entered<'a>>);
+pub(super) struct Entered<'a>(Option<span::Entered<'a>>);
 
 impl<'a> Entered<'a> {
     #[inline(always)]
-    pub(crate) fn new(span: Option<&'a JobSpan>) -> Self {
+    pub(super) fn new(span: Option<&'a JobSpan>) -> Self {
         Self(span.and_then(JobSpan::enter))
     }
 }
@@ -108,10 +108,4 @@ impl Drop for Entered<'_> {
 #[inline(never)]
 fn exit(entered: span::Entered<'_>) {
     ignore_panic(|| drop(entered));
-}
-
-/// Runs `code` inside the span, if there is one.
-pub(crate) fn in_span<T>(span: Option<&JobSpan>, code: impl FnOnce() -> T) -> T {
-    let _entered = Entered::new(span);
-    code()
 }

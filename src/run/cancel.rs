@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::{
     job::{
-        body::Work, error::JobError, info::JobInfo, options::JobKind, record::Record, span::in_span,
+        body::Work, error::JobError, info::JobInfo, options::JobKind, record::Record,
+        surroundings::within,
     },
     rules::{
         line::Stamp,
@@ -66,7 +67,7 @@ impl Core {
     /// Ends a job that was removed from the queue. Its future is user code that may block, and need its
     /// runtime as it is dropped, so a task of the runtime drops it.
     pub(super) fn drop_unstarted(&self, mut work: Work, outcome: Outcome, error: JobError) {
-        let (record, span) = work.as_mut().unpack();
+        let (record, surroundings) = work.as_mut().unpack();
         record.forget_deferred();
         drop_contained(record.result().store_error(error));
         if !self.observers.is_empty() {
@@ -75,8 +76,8 @@ impl Core {
         record.publish();
         if let Some(runtime) = self.runtime() {
             drop(runtime.spawn(async move {
-                in_span(span.as_ref(), || drop_contained(work));
-                drop(span);
+                within(surroundings.as_ref(), || drop_contained(work));
+                drop(surroundings);
             }));
         }
     }

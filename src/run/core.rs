@@ -17,7 +17,7 @@ use crate::{
         body::Work,
         error::{JobError, SpawnError},
         record::Record,
-        span::SpanLink,
+        surroundings::Ties,
     },
     report::{
         failure::JobFailure,
@@ -64,7 +64,7 @@ pub(crate) enum Mode {
 /// The settings that are no plain data.
 #[derive(Default)]
 pub(crate) struct Setup {
-    pub(crate) span: SpanLink,
+    pub(crate) ties: Ties,
     pub(crate) on_failure: Option<FailureHook>,
     pub(crate) runtime: Option<Handle>,
     pub(crate) observers: Vec<Arc<dyn Observer>>,
@@ -83,7 +83,7 @@ pub(crate) struct Core {
     idle: Counted<Notify>,
     pub(super) shutdown_started: Notify,
     runtime: OnceLock<Handle>,
-    pub(crate) span: SpanLink,
+    pub(crate) ties: Ties,
     pub(super) on_failure: Option<FailureHook>,
     pub(crate) hooks: Hooks,
     pub(crate) standard_error: StandardError,
@@ -103,7 +103,7 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(config: SchedulerConfig, mode: Mode, setup: Setup) -> Self {
-        let Setup { span, on_failure, runtime, mut observers, remember, name } = setup;
+        let Setup { ties, on_failure, runtime, mut observers, remember, name } = setup;
         let memory = (remember > 0).then(|| Arc::new(Memory::new(remember, config.job_timeout)));
         observers.extend(memory.clone().map(|memory| memory as Arc<dyn Observer>));
         let SchedulerConfig { limit, pending_limit, deferred_limit, limit_per_key, .. } = config;
@@ -120,7 +120,7 @@ impl Core {
             idle: Counted::new(Notify::new()),
             shutdown_started: Notify::new(),
             runtime: runtime.map(OnceLock::from).unwrap_or_default(),
-            span,
+            ties,
             on_failure,
             hooks: Hooks::default(),
             standard_error: StandardError::default(),

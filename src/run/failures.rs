@@ -3,7 +3,7 @@
 use tokio::runtime::Handle;
 
 use crate::{
-    job::{error::JobError, record::Record},
+    job::{context::Contexts, error::JobError, harness::ActiveJob, record::Record},
     report::failure::JobFailure,
     run::{
         core::{Core, FailureHook},
@@ -34,11 +34,29 @@ impl Core {
         }
     }
 
-    /// Calls `on_failure` inside the jobs' runtime, or logs the failure. While the scheduler closes, a plain
-    /// thread does so: neither may hold up the closing. Where no log is set up, the failure goes to standard
-    /// error.
+    /// Reports a failure of an active job, in its surroundings.
+    #[cold]
+    pub(super) fn report_job(&self, job: &ActiveJob, error: JobError) {
+        job.within(|| self.report_within(job.contexts(), job.record(), error));
+    }
+
+    /// As [`report_job`](Self::report_job), if there is a failure.
+    pub(super) fn report_unobserved_job(&self, job: &ActiveJob, failure: Option<JobError>) {
+        if let Some(error) = failure {
+            self.report_job(job, error);
+        }
+    }
+
+    /// Reports the failure of a job whose surroundings are gone.
     #[cold]
     pub(crate) fn report(&self, record: &Record, error: JobError) {
+        self.report_within(None, record, error);
+    }
+
+    /// Calls `on_failure` inside the jobs' runtime, or logs the failure. While the scheduler closes, a plain
+    /// thread does so, inside these contexts: neither may hold up the closing. Where no log is set up, the
+    /// failure goes to standard error.
+    fn report_within(&self, contexts: Option<&Contexts>, record: &Record, error: JobError) {
         let job = self.info(record);
         let (hook, runtime) = (self.on_failure.clone(), self.runtime().cloned());
         let failure = JobFailure { job, error };
@@ -47,7 +65,14 @@ impl Core {
         }
         let is_closing = self.close_deadline.get().is_some() && self.drained.get().is_none();
         if is_closing {
-            self.hooks.run(runtime, move || report_to(hook.as_ref(), None, failure));
+            let contexts = contexts.cloned();
+            self.hooks.run(runtime, move || {
+                let report = || report_to(hook.as_ref(), None, failure);
+                match contexts {
+                    Some(contexts) => contexts.run(report),
+                    None => report(),
+                }
+            });
         } else {
             report_to(hook.as_ref(), runtime.as_ref(), failure);
         }

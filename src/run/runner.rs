@@ -113,7 +113,7 @@ impl Runner {
         match unobserved {
             // Observers see the error first, once the queue has counted the end.
             Some(error) if observed => held_back = Some(error),
-            Some(error) => job.in_span(|| self.core.report(job.record(), error)),
+            Some(error) => self.core.report_job(&job, error),
             None => {}
         }
         let (key, was_rolling, now) = (job.record().key(), self.is_rolling, Moment::now());
@@ -208,7 +208,7 @@ impl Core {
         let _unseen = self.observers.begin();
         let (effects, meta, _work) = self.queue().finish(key, outcome, now);
         if self.observers.is_empty() {
-            job.in_span(|| self.report_unobserved(job.record(), unobserved));
+            self.report_unobserved_job(&job, unobserved);
         } else {
             self.observe_end(&job, outcome, meta.is_some(), unobserved);
         }
@@ -232,6 +232,6 @@ impl Core {
         }
         // The handle may have gone while the failure was lent.
         let unobserved = unobserved.or_else(|| record.result().take_unobserved());
-        job.in_span(|| self.report_unobserved(record, unobserved));
+        self.report_unobserved_job(job, unobserved);
     }
 }

@@ -16,7 +16,7 @@ use crate::{
         error::JobError,
         output::JobOutput,
         record::Record,
-        span::{JobSpan, in_span},
+        surroundings::{Surroundings, within},
     },
     rules::state::Outcome,
     util::panics::drop_contained,
@@ -36,7 +36,7 @@ pub(crate) struct BlockingRun<C, I, R> {
     thread: Option<JoinHandle<Option<(R, Duration)>>>,
     record: Arc<Record>,
     timeout: Option<Duration>,
-    span: Option<JobSpan>,
+    surroundings: Option<Surroundings>,
 }
 
 /// The body of a blocking job.
@@ -50,9 +50,9 @@ impl<C, I, R> BlockingRun<C, I, R> {
         call: BlockingCall<C, I, R>,
         record: Arc<Record>,
         timeout: Option<Duration>,
-        span: Option<JobSpan>,
+        surroundings: Option<Surroundings>,
     ) -> Self {
-        Self { call: Some(call), thread: None, record, timeout, span }
+        Self { call: Some(call), thread: None, record, timeout, surroundings }
     }
 
     /// Takes the closure of a job that was refused.
@@ -77,10 +77,11 @@ where
         };
         #[expect(clippy::disallowed_methods, reason = "a job is polled inside its runtime")]
         let runtime = Handle::current();
-        let mut closure = UnrunClosure { closure: Some(run), span: self.span.take() };
+        let mut closure =
+            UnrunClosure { closure: Some(run), surroundings: self.surroundings.take() };
         runtime.spawn_blocking(move || {
             let run = closure.closure.take();
-            in_span(closure.span.as_ref(), || run.and_then(|run| run()))
+            within(closure.surroundings.as_ref(), || run.and_then(|run| run()))
         })
     }
 }
@@ -118,16 +119,16 @@ where
     }
 }
 
-/// A closure that may never run. It is then dropped in the job's span, and its panic is contained.
+/// A closure that may never run. It is then dropped in the job's surroundings, and its panic is contained.
 struct UnrunClosure<C> {
     closure: Option<C>,
-    span: Option<JobSpan>,
+    surroundings: Option<Surroundings>,
 }
 
 impl<C> Drop for UnrunClosure<C> {
     fn drop(&mut self) {
         if let Some(closure) = self.closure.take() {
-            in_span(self.span.as_ref(), || drop_contained(closure));
+            within(self.surroundings.as_ref(), || drop_contained(closure));
         }
     }
 }

@@ -5,7 +5,7 @@ use tokio::runtime::Handle;
 #[cfg(feature = "metrics")]
 use crate::scheduler::metrics::JobMetrics;
 use crate::{
-    job::span::SpanLink,
+    job::{context::ContextHook, span::SpanLink},
     report::{failure::JobFailure, observer::Observer},
     rules::config::{self, ConfigError, SchedulerConfig},
     run::core::{Core, Mode, Setup},
@@ -218,7 +218,66 @@ impl SchedulerBuilder {
     /// That is the span in which the job is spawned, such as its request's. Defaults to
     /// [`SpanLink::FollowsFrom`].
     pub fn span(mut self, link: SpanLink) -> Self {
-        self.setup.span = link;
+        self.setup.ties.span = link;
+        self
+    }
+
+    /// Carries a context from the spawner to its job: a Sentry hub, a task-local, OpenTelemetry's baggage.
+    ///
+    /// - `capture` is called at each call of a spawn verb, in the spawner, and returns its context.
+    /// - `enter` gets that context and code of the job, and calls the code inside the context. The code is
+    ///   one poll of the future, its `Drop`, a blocking closure, or the hook of
+    ///   [`on_failure`](Self::on_failure) for that job.
+    ///
+    /// `enter` runs inside the job's span. Called several times, this adds contexts, the first outermost. A
+    /// scheduler without any pays nothing. The chapter [Context](crate::docs::context) has one for each of
+    /// these uses.
+    ///
+    /// ```
+    /// # use tower_jobs::Scheduler;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// tokio::task_local! {
+    ///     static TENANT: u32;
+    /// }
+    /// let scheduler = Scheduler::builder()
+    ///     .context(
+    ///         || TENANT.try_with(|tenant| *tenant).ok(), // none outside a request
+    ///         |tenant, code| match tenant {
+    ///             Some(tenant) => TENANT.sync_scope(*tenant, code),
+    ///             None => code(),
+    ///         },
+    ///     )
+    ///     .build();
+    ///
+    /// let job = TENANT.sync_scope(7, || scheduler.try_spawn(async { TENANT.get() })).unwrap();
+    /// assert_eq!(job.await.unwrap(), 7);
+    /// # }
+    /// ```
+    ///
+    /// # Guarantees
+    ///
+    /// - The code runs exactly once for each call of `enter`. If `enter` does not call it, it runs after that,
+    ///   without the context. A second call does nothing.
+    /// - A panic of the job does not pass through `enter`.
+    /// - A panic of `capture` or `enter` is logged, and changes nothing else: the job runs without the context.
+    /// - Neither is called under a lock of the scheduler.
+    ///
+    /// # What it does not do
+    ///
+    /// - A task that the job spawns by itself, as with `tokio::spawn`, has no context. A job that it spawns has
+    ///   one.
+    /// - The hook of `on_failure` has no context if it is called for a handle that is dropped later, or for an
+    ///   abandoned job.
+    /// - A future that is refused is dropped by its spawner, where that is.
+    pub fn context<C>(
+        mut self,
+        capture: impl Fn() -> C + Send + Sync + 'static,
+        enter: impl Fn(&C, &mut dyn FnMut()) + Send + Sync + 'static,
+    ) -> Self
+    where
+        C: Send + Sync + 'static,
+    {
+        self.setup.ties.contexts.push(Arc::new(ContextHook { capture, enter }));
         self
     }
 
@@ -261,7 +320,7 @@ impl fmt::Debug for SchedulerBuilder {
         f.debug_struct("SchedulerBuilder")
             .field("config", &self.config)
             .field("name", &self.setup.name)
-            .field("span", &self.setup.span)
+            .field("span", &self.setup.ties.span)
             .field("remember", &self.setup.remember)
             .finish_non_exhaustive()
     }

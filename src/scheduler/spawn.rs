@@ -11,7 +11,7 @@ use crate::{
         options::{JobFlags, JobKind, Options},
         output::JobOutput,
         record::Record,
-        span::JobSpan,
+        surroundings::Surroundings,
     },
     report::observer::RefusalReason,
     rules::{
@@ -315,8 +315,8 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         body: impl FnOnce(&Arc<Record>) -> B,
     ) -> (Arc<Record>, Packed<B>) {
         let timeout = self.timeout_for(kind);
-        let (record, span) = self.open(kind);
-        let packed = Packed::new(|| body(&record), timeout, span);
+        let (record, surroundings) = self.open(kind);
+        let packed = Packed::new(|| body(&record), timeout, surroundings);
         (record, packed)
     }
 
@@ -332,9 +332,9 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         R: JobOutput + Send + 'static,
     {
         let timeout = self.timeout_for(JobKind::Blocking);
-        let (record, span) = self.open(JobKind::Blocking);
-        let run = BlockingRun::new(call, record.clone(), timeout, span.clone());
-        let packed = Packed::new(|| Run::new(run, &record), None, span);
+        let (record, surroundings) = self.open(JobKind::Blocking);
+        let run = BlockingRun::new(call, record.clone(), timeout, surroundings.clone());
+        let packed = Packed::new(|| Run::new(run, &record), None, surroundings);
         (record, packed)
     }
 
@@ -345,15 +345,15 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         self.options.timeout().or(default)
     }
 
-    /// Makes the job's record and span. Takes the options apart, since copying them costs more.
+    /// Makes the job's record and surroundings. Takes the options apart, since copying them costs more.
     #[inline(always)]
     #[track_caller]
     fn open(self, kind: JobKind) -> Unpacked {
         let Options { group, flags, location, extras } = self.options;
         let location = location.unwrap_or(Location::caller());
         let record = Record::new(location, group, extras, kind, flags);
-        let span = JobSpan::new(self.core.span, &record);
-        (record, span)
+        let surroundings = Surroundings::new(&self.core.ties, &record);
+        (record, surroundings)
     }
 }
 
