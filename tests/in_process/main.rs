@@ -15,6 +15,7 @@ mod support;
 mod aiojobs;
 mod http;
 mod job;
+mod links;
 mod report;
 mod rooms;
 mod rules;
