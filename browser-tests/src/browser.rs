@@ -19,6 +19,9 @@ use crate::{Page, driver::Driver, page, program::Process, skip, target};
 /// Browsers are heavy: the tests of one process take turns.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+/// Runs chromedriver, and kills the process group when standard input ends: also if the test was killed.
+const GROUP: &str = "chromedriver --port=0 </dev/null & cat >/dev/null; kill -KILL 0";
+
 /// A chromedriver of its own, on a free port. Dropping it ends its browsers too.
 #[derive(Debug)]
 pub struct Browser {
@@ -42,8 +45,8 @@ impl Browser {
         }
         let turn = TURN.lock().await;
         let folder = own_folder();
-        let mut command = Command::new("chromedriver");
-        command.arg("--port=0").env("TMPDIR", &folder).process_group(0);
+        let mut command = Command::new("sh");
+        command.args(["-c", GROUP]).env("TMPDIR", &folder).process_group(0).stdin(Stdio::piped());
         let process = Process::start(&mut command);
         let line = process.line_with("started successfully on port ").await;
         let port = line.rsplit(' ').next().and_then(|port| port.trim_end_matches('.').parse().ok());

@@ -23,11 +23,7 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(command: &mut Command) -> Self {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true);
+        command.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
         let mut child = command.spawn().expect("the program starts");
         let pipe = child.stdout.take().expect("standard output is piped");
         let (sender, lines) = watch::channel(Vec::new());
@@ -77,7 +73,7 @@ pub struct Program {
 impl Program {
     /// Starts a program that prints `listening on http://ADDRESS`, on a free port given in `ADDR`.
     pub async fn start(command: &mut Command) -> Self {
-        let process = Process::start(command.env("ADDR", "127.0.0.1:0"));
+        let process = Process::start(command.env("ADDR", "127.0.0.1:0").stdin(Stdio::null()));
         let line = process.line_with("listening on http://").await;
         let url = line.trim_start_matches("listening on ").to_owned();
         Self { process, url }
