@@ -3,19 +3,27 @@
 //! ```sh
 //! cargo run --example status
 //! # open http://127.0.0.1:3000 in a browser, or in another terminal:
-//! curl -i -X POST http://127.0.0.1:3000/exports -H 'x-user: ada' -d 5
-//! curl -i http://127.0.0.1:3000/exports/THE-ID-OF-LOCATION -H 'x-user: ada'
+//! curl -i http://127.0.0.1:3000/exports -b user=ada -d name=Orders -d pages=50
+//! curl -i http://127.0.0.1:3000/exports/THE-ID-OF-LOCATION -b user=ada
+//! curl -i http://127.0.0.1:3000/exports/THE-ID-OF-LOCATION/result -b user=ada
 //! ```
 //!
-//! `POST /exports` takes the number of pages, and answers 202 Accepted with the place of the status in `Location`
-//! (RFC 9110, section 15.3.3). `GET` on that place gives `{"state": "active", "progress": 0.4}`, and at the end
-//! the result's place or the error. It answers 404 for what never was or is another user's, and 410 for what
-//! is forgotten.
+//! | request | answer |
+//! |---|---|
+//! | `POST /exports` | 202 Accepted with the place of the status in `Location` (RFC 9110, section 15.3.3) |
+//! | `GET /exports/ID` | `{"name": "Orders", "state": "active", "progress": 0.4}`; at the end `completed` with the `result`'s place, or `failed` with an `error` |
+//! | `GET /exports/ID/result` | the file; 404 while there is none |
+//! | either | 404 for an id that never was or is another user's, 410 for an export that is forgotten |
 //!
-//! - The id in the URL is random: a job's own id can be guessed, and is for logs. The route checks the owner too.
+//! - The id in the URL is random: a job's own id can be guessed, and is for logs. The routes check the owner too.
+//! - The owner is known by the cookie `user`, which the page sets to a random text. A real application has a
+//!   session, and sets its cookie `Secure`.
+//! - The client reads an error only if the job made it for the client. The text of any other error, and of a
+//!   panic, is for the log. To see all three, order 13, 17 or 19 pages.
 //! - It is for **one process**. Behind a load balancer without stickiness, another process answers 404, and
 //!   after a restart everything is 404. Where that is not enough, keep the status in a database.
-//! - `ADDR` is where to listen: `127.0.0.1:3000` by default.
+//! - `ADDR` is where to listen: `127.0.0.1:3000` by default. `REMEMBER` is the maximum number of exports that
+//!   are remembered after their end: 1000 by default.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -24,205 +32,333 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    env,
+    env, fmt, io,
     process::ExitCode,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use axum::{
-    Json, Router,
+    Form, Json, Router,
     extract::{FromRequestParts, Path, State},
-    http::{StatusCode, header, request::Parts},
-    response::{Html, IntoResponse, Response},
+    http::{HeaderMap, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
+use serde::Deserialize;
 use serde_json::json;
-use tokio::{net::TcpListener, time::sleep};
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
 use tower_jobs::{
     Error, JobContext, JobId, JobState, Jobs, JobsLayer, Lookup, Outcome, Scheduler, Shutdown,
 };
 use uuid::Uuid;
 
-/// Exports that are remembered after their end.
-const REMEMBERED: usize = 1000;
+type Refusal = (StatusCode, &'static str);
 
-/// The user that a request names. A real application has this from its session.
+/// The user that a request is from, by its cookie.
 struct User(String);
 
-impl<S: Send + Sync> FromRequestParts<S> for User {
-    type Rejection = (StatusCode, &'static str);
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        let name = parts.headers.get("x-user").and_then(|name| name.to_str().ok());
-        let name = name.filter(|name| !name.is_empty());
-        name.map(|name| Self(name.to_owned()))
-            .ok_or((StatusCode::UNAUTHORIZED, "say who you are in the header x-user"))
+impl User {
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let cookies = headers.get_all(header::COOKIE).into_iter().filter_map(|c| c.to_str().ok());
+        let mut pairs = cookies.flat_map(|cookies| cookies.split(';'));
+        let user = pairs.find_map(|pair| pair.trim().strip_prefix("user="))?;
+        (!user.is_empty()).then(|| Self(user.to_owned()))
     }
 }
 
+impl<S: Send + Sync> FromRequestParts<S> for User {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        let cure = "The cookie `user` is missing: open the page first.";
+        Self::of(&parts.headers).ok_or((StatusCode::UNAUTHORIZED, cure))
+    }
+}
+
+/// What a user orders.
+#[derive(Clone, Deserialize)]
+struct Order {
+    name: String,
+    pages: u16,
+}
+
+impl Order {
+    fn is_valid(&self) -> bool {
+        let name = self.name.trim();
+        let is_text = !name.is_empty() && !name.contains(char::is_control);
+        is_text && name.chars().count() <= 100 && (1..=1000).contains(&self.pages)
+    }
+
+    /// The file. A real export writes it to a store, and its place is kept instead.
+    fn file(&self) -> String {
+        (1..=self.pages).map(|page| format!("{}, page {page}\n", self.name)).collect()
+    }
+}
+
+/// An export that was ordered.
+#[derive(Clone)]
+struct Export {
+    job: JobId,
+    owner: String,
+    order: Order,
+    /// The error of the job, if it is for the client.
+    error: Arc<OnceLock<String>>,
+}
+
 /// The exports by the random id of their URL.
-#[derive(Clone, Default)]
-struct Exports(Arc<Mutex<Known>>);
+#[derive(Clone)]
+struct Exports {
+    known: Arc<Mutex<Known>>,
+    /// Maximum number that is known, apart from those that have not ended.
+    most: usize,
+}
 
 #[derive(Default)]
 struct Known {
-    jobs: HashMap<String, (JobId, String)>,
-    /// The oldest first. It may be forgotten before a younger one, but never before its end.
+    exports: HashMap<String, Export>,
+    /// The oldest first.
     order: VecDeque<String>,
 }
 
 impl Exports {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Twice as many as the scheduler remembers: that an export is forgotten is known longer than the export.
+    fn new(remember: usize) -> Self {
+        Self { known: Arc::default(), most: remember.saturating_mul(2) }
     }
 
-    fn add(&self, scheduler: &Scheduler, job: JobId, owner: String) -> String {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, scheduler: &Scheduler, export: Export) -> String {
         let id = Uuid::new_v4().to_string();
         let mut known = self.known();
-        known.jobs.insert(id.clone(), (job, owner));
+        known.exports.insert(id.clone(), export);
         known.order.push_back(id.clone());
-        // Twice as many: that a job is forgotten is known longer than the job.
-        if known.order.len() > 2 * REMEMBERED {
+        // Two looks for each one added, so that it shrinks again after a time with many that had not ended.
+        for _ in 0..2 {
+            if known.order.len() <= self.most {
+                break;
+            }
             let oldest = known.order.pop_front().unwrap_or_default();
-            match known.jobs.get(&oldest).map(|(job, _)| scheduler.get(*job)) {
+            match known.exports.get(&oldest).map(|export| scheduler.get(export.job)) {
                 Some(Lookup::Live(_)) => known.order.push_back(oldest),
-                _ => drop(known.jobs.remove(&oldest)),
+                _ => drop(known.exports.remove(&oldest)),
             }
         }
         id
     }
 
-    fn of(&self, id: &str, user: &str) -> Option<JobId> {
-        let known = self.known();
-        known.jobs.get(id).filter(|(_, owner)| owner == user).map(|(job, _)| *job)
+    fn of(&self, id: &str, user: &User) -> Option<Export> {
+        self.known().exports.get(id).filter(|export| export.owner == user.0).cloned()
     }
 }
 
-/// Orders an export of so many pages.
-async fn order(
-    State(exports): State<Exports>,
-    User(user): User,
-    jobs: Jobs,
-    pages: String,
-) -> Result<Response, Error> {
-    let Some(pages) = pages.trim().parse().ok().filter(|pages| (1..=1000).contains(pages)) else {
-        let cure = "send a number of pages from 1 to 1000";
-        return Ok((StatusCode::UNPROCESSABLE_ENTITY, cure).into_response());
-    };
-    let job = jobs.job("export").spawn_with(move |context| export(context, pages)).await?;
-    let place = format!("/exports/{}", exports.add(jobs.scheduler(), job.id(), user));
-    Ok((StatusCode::ACCEPTED, [(header::LOCATION, place)], "accepted").into_response())
+/// An error of an export.
+#[derive(Debug)]
+enum ExportError {
+    /// For the client: it can order fewer pages.
+    NoPage(u16),
+    /// For the log alone.
+    Store(io::Error),
 }
 
-/// Writes one page after the other. There is no page 13.
-async fn export(context: JobContext, pages: u16) -> Result<(), &'static str> {
+impl fmt::Display for ExportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPage(page) => write!(f, "page {page} is missing"),
+            Self::Store(error) => write!(f, "the export was not stored: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for ExportError {}
+
+/// Writes one page after the other.
+async fn export(context: JobContext, pages: u16) -> Result<(), ExportError> {
     for page in 1..=pages {
         sleep(Duration::from_millis(100)).await;
-        if page == 13 {
-            return Err("page 13 is missing");
-        }
         context.progress(f32::from(page) / f32::from(pages));
     }
-    Ok(())
+    match pages {
+        13 => Err(ExportError::NoPage(13)),
+        17 => Err(ExportError::Store(io::Error::other("no route to 10.0.0.17"))),
+        19 => panic!("a bug, at the user's key 0f3a9"),
+        _ => Ok(()),
+    }
+}
+
+/// Starts an export. While too many wait, it answers 503 after a second.
+async fn order(
+    State(exports): State<Exports>,
+    User(owner): User,
+    jobs: Jobs,
+    Form(order): Form<Order>,
+) -> Result<Response, Error> {
+    if !order.is_valid() {
+        let cure = "Give a name of 1 to 100 characters, and from 1 to 1000 pages.";
+        return Ok((StatusCode::UNPROCESSABLE_ENTITY, cure).into_response());
+    }
+    let (pages, error) = (order.pages, Arc::new(OnceLock::new()));
+    let for_client = error.clone();
+    let job = jobs.job("export").spawn_with(move |context| async move {
+        let written = export(context, pages).await;
+        if let Err(error @ ExportError::NoPage(_)) = &written {
+            for_client.get_or_init(|| error.to_string());
+        }
+        written
+    });
+    let Ok(job) = timeout(Duration::from_secs(1), job).await else {
+        let refusal = [(header::RETRY_AFTER, "5")];
+        let text = "Too many exports are waiting. Try again later.";
+        return Ok((StatusCode::SERVICE_UNAVAILABLE, refusal, text).into_response());
+    };
+    let job = job?.id();
+    let id = exports.add(jobs.scheduler(), Export { job, owner, order, error });
+    let place = format!("/exports/{id}");
+    let body = Json(json!({ "state": "waiting", "status": place }));
+    Ok((StatusCode::ACCEPTED, [(header::LOCATION, place)], body).into_response())
+}
+
+/// How far an export is.
+enum Status {
+    Waiting,
+    Active(f32),
+    Completed,
+    Failed,
+}
+
+impl Exports {
+    /// The export and its status, or the refusal.
+    fn status(&self, id: &str, user: &User, jobs: &Jobs) -> Result<(Export, Status), Refusal> {
+        let Some(export) = self.of(id, user) else {
+            return Err((StatusCode::NOT_FOUND, "There is no such export of yours."));
+        };
+        let status = match jobs.scheduler().get(export.job) {
+            Lookup::Live(job) => match job.state {
+                JobState::Pending | JobState::Deferred => Status::Waiting,
+                _ => Status::Active(job.progress.unwrap_or(0.0)),
+            },
+            Lookup::Ended(ended) if ended.outcome == Outcome::Completed => Status::Completed,
+            Lookup::Ended(_) => Status::Failed,
+            _ => return Err((StatusCode::GONE, "This export is forgotten.")),
+        };
+        Ok((export, status))
+    }
 }
 
 async fn status(
     State(exports): State<Exports>,
-    User(user): User,
+    user: User,
     jobs: Jobs,
     Path(id): Path<String>,
 ) -> Response {
-    let Some(job) = exports.of(&id, &user) else {
-        return (StatusCode::NOT_FOUND, "there is no such export of yours").into_response();
+    let (export, status) = match exports.status(&id, &user, &jobs) {
+        Ok(found) => found,
+        Err(refusal) => return refusal.into_response(),
     };
-    match jobs.scheduler().get(job) {
-        Lookup::Live(job) => {
-            let is_waiting = matches!(job.state, JobState::Pending | JobState::Deferred);
-            let state = if is_waiting { "waiting" } else { "active" };
-            Json(json!({ "state": state, "progress": job.progress.unwrap_or(0.0) })).into_response()
+    let mut body = json!({ "name": export.order.name });
+    match status {
+        Status::Waiting => body["state"] = json!("waiting"),
+        Status::Active(progress) => {
+            body["state"] = json!("active");
+            body["progress"] = json!(progress);
         }
-        Lookup::Ended(ended) if ended.outcome == Outcome::Completed => {
-            let result = format!("/exports/{id}/result");
-            Json(json!({ "state": "completed", "progress": 1.0, "result": result })).into_response()
+        Status::Completed => {
+            body["state"] = json!("completed");
+            body["progress"] = json!(1.0);
+            body["result"] = json!(format!("/exports/{id}/result"));
         }
-        // The error is one that this program made for its users.
-        Lookup::Ended(ended) => {
-            let error = ended.error.unwrap_or_else(|| "the export was cancelled".to_owned());
-            Json(json!({ "state": "failed", "error": error })).into_response()
+        Status::Failed => {
+            let unsaid = || format!("something went wrong; ask us about job {}", export.job);
+            body["state"] = json!("failed");
+            body["error"] = json!(export.error.get().cloned().unwrap_or_else(unsaid));
         }
-        _ => (StatusCode::GONE, "this export is forgotten").into_response(),
     }
+    ([(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
 }
 
 async fn result(
     State(exports): State<Exports>,
-    User(user): User,
+    user: User,
+    jobs: Jobs,
     Path(id): Path<String>,
 ) -> Response {
-    match exports.of(&id, &user) {
-        Some(_) => "the pages\n".into_response(),
-        None => (StatusCode::NOT_FOUND, "there is no such export of yours").into_response(),
+    match exports.status(&id, &user, &jobs) {
+        Ok((export, Status::Completed)) => {
+            let attachment = "attachment; filename=\"export.txt\"";
+            let headers = [
+                (header::CONTENT_DISPOSITION, attachment),
+                (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+                (header::CACHE_CONTROL, "no-store"),
+            ];
+            (headers, export.order.file()).into_response()
+        }
+        Ok((_, Status::Failed)) => {
+            (StatusCode::NOT_FOUND, "The export has failed: it has no result.").into_response()
+        }
+        Ok(_) => (StatusCode::NOT_FOUND, "The export has not ended.").into_response(),
+        Err(refusal) => refusal.into_response(),
     }
 }
 
-const PAGE: &str = r##"<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Export</title>
-<style>
-  :root { color-scheme: light dark }
-  body { font: 1rem/1.5 system-ui, sans-serif; max-width: 32rem; margin: 2rem auto; padding: 0 1rem }
-  progress { width: 100%; height: 1.5rem }
-</style>
-<h1>Export</h1>
-<form>
-  <label>Pages <input name="pages" type="number" value="8" min="1" max="1000" required></label>
-  <button>Export</button>
-</form>
-<p><progress max="1" value="0" aria-label="progress"></progress>
-<p id="state" role="status">Nothing ordered.</p>
-<script>
-  const form = document.querySelector("form"), bar = document.querySelector("progress");
-  const state = document.querySelector("#state"), headers = { "x-user": "ada" };
-  const pause = ms => new Promise(done => setTimeout(done, ms));
-  form.addEventListener("submit", async event => {
-    event.preventDefault();
-    form.querySelector("button").disabled = true;
-    try { await run(form.pages.value) } catch (error) { state.textContent = "Failed: " + error.message }
-    form.querySelector("button").disabled = false;
-  });
-  async function run(pages) {
-    bar.value = 0;
-    const ordered = await fetch("/exports", { method: "POST", headers, body: pages });
-    if (!ordered.ok) throw new Error(await ordered.text());
-    const place = ordered.headers.get("location");
-    for (;;) {
-      const answer = await fetch(place, { headers });
-      if (!answer.ok) throw new Error(await answer.text());
-      const job = await answer.json();
-      if (job.state === "failed") throw new Error(job.error);
-      bar.value = job.progress;
-      state.textContent = job.state === "completed" ? "Done: " + job.result : "Working: " + job.state;
-      if (job.state === "completed") return;
-      await pause(100);
+/// The page. It gives a user that is new a name.
+async fn page(headers: HeaderMap) -> Response {
+    let policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                  img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+    let content = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    let page = (content, include_str!("status/page.html"));
+    if User::of(&headers).is_some() {
+        return page.into_response();
     }
-  }
-</script>
-"##;
+    let cookie = format!("user={}; Path=/; HttpOnly; SameSite=Strict", Uuid::new_v4());
+    ([(header::SET_COOKIE, cookie)], page).into_response()
+}
+
+async fn style() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], include_str!("status/page.css"))
+}
+
+async fn script() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], include_str!("status/page.js"))
+}
+
+/// The value of REMEMBER.
+fn remember() -> Result<usize, String> {
+    match env::var("REMEMBER") {
+        Ok(text) => text.parse().map_err(|error| format!("REMEMBER {text:?}: {error}; give 1000")),
+        Err(_) => Ok(1000),
+    }
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let scheduler = Scheduler::builder().limit(4).remember(REMEMBERED).build();
+    let remember = match remember() {
+        Ok(remember) => remember,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let scheduler = Scheduler::builder().limit(10).pending_limit(100).remember(remember).build();
     let shutdown = Shutdown::new(&scheduler);
     let app = Router::new()
-        .route("/", get(async || Html(PAGE)))
+        .route("/", get(page))
+        .route("/page.css", get(style))
+        .route("/page.js", get(script))
         .route("/exports", post(order))
         .route("/exports/{id}", get(status))
         .route("/exports/{id}/result", get(result))
         .layer(JobsLayer::new(scheduler))
-        .with_state(Exports::default());
+        .with_state(Exports::new(remember));
     let address = env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = match TcpListener::bind(&address).await {
         Ok(listener) => listener,
