@@ -268,6 +268,32 @@ mod cases {
             assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
         }
 
+        /// Waits until the thread that hears signals sleeps, more often than so many times. Returns the times.
+        fn signal_thread_sleeps(&self, more_than: u64) -> u64 {
+            let deadline = Instant::now() + 60 * SECOND;
+            let tasks = format!("/proc/{}/task", self.pid);
+            loop {
+                for task in std::fs::read_dir(&tasks).unwrap() {
+                    let status = task.unwrap().path().join("status");
+                    // A thread that has ended has none.
+                    let status = std::fs::read_to_string(status).unwrap_or_default();
+                    let field = |name| {
+                        let mut fields = status.lines().filter_map(|line| line.split_once(":\t"));
+                        fields.find_map(|(other, value)| (other == name).then_some(value))
+                    };
+                    let is_asleep = field("State").is_some_and(|state| state.starts_with('S'));
+                    if field("Name") == Some("tower-jobs sign") && is_asleep {
+                        let times = field("voluntary_ctxt_switches").unwrap().parse().unwrap();
+                        if times > more_than {
+                            return times;
+                        }
+                    }
+                }
+                assert!(Instant::now() < deadline, "no thread hears signals");
+                thread::sleep(MS);
+            }
+        }
+
         /// Closes its standard input.
         fn go_on(&mut self) {
             drop(self.child.stdin.take());
@@ -384,8 +410,10 @@ mod cases {
     }
 
     fn drains_without_a_server(mut program: Program) {
+        let slept = program.signal_thread_sleeps(0);
         program.signal("-TERM");
-        thread::sleep(2 * MS);
+        // On a busy machine the main thread could be faster.
+        program.signal_thread_sleeps(slept);
         program.signal("-INT");
         program.go_on();
         program.ends_cleanly("server not started; since the signal: drained in");
