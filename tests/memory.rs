@@ -86,7 +86,6 @@ async fn slow_clients_leave_no_bytes(protocol: Protocol) {
             figures.push(held());
         }
     }
-    println!("{protocol:?}: bytes held after each wave: {figures:?}");
     assert_flat(&figures, 8 * KIB);
 }
 

@@ -68,7 +68,7 @@ impl Seen {
         let held = self.on_drop();
         async move {
             let _held = held;
-            pending().await;
+            pending::<()>().await;
         }
     }
 
