@@ -4,7 +4,7 @@
 //! [`Jobs::wait_idle`](crate::Jobs::wait_idle) waits for the jobs of one request. See the chapter
 //! [Testing your handlers](crate::docs::testing).
 
-use std::{fmt::Write, mem, panic::resume_unwind, sync::Arc, thread};
+use std::{borrow::Cow, fmt::Write, mem, panic::resume_unwind, sync::Arc, thread};
 
 use crate::{
     job::info::JobInfo,
@@ -23,6 +23,11 @@ use crate::{
 /// The scheduler accepts jobs, and does not run them before [`run_all`](Self::run_all). Shielded work,
 /// atomic handlers included, runs at once as usual, because its callers wait for it.
 ///
+/// Code that waits for a recorded job would wait for ever, so it panics, with a text that names the job: a
+/// handler that awaits its [`Job`](crate::Job), or `wait_idle` of the [request](crate::Jobs::wait_idle) or the
+/// [scheduler](Scheduler::wait_idle), or [`reserve`](Scheduler::reserve). Test such handlers with [`inline`]. Waits with a time of their own, such as
+/// [`wait_or_close`](crate::Job::wait_or_close), take that time.
+///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// use tower_jobs::testing::Recorder;
@@ -31,8 +36,9 @@ use crate::{
 /// let scheduler = recorder.scheduler(); // for the application
 /// scheduler.job("welcome e-mail").spawn(async { /* .. */ }).await.unwrap();
 ///
-/// recorder.assert_spawned("welcome e-mail");
-/// recorder.assert_not_spawned("invoice");
+/// assert_eq!(recorder.names(), ["welcome e-mail"]);
+/// assert_eq!(recorder.count("invoice"), 0);
+/// recorder.assert_spawned("welcome e-mail"); // its panic lists the spawned jobs
 /// let failures = recorder.run_all().await;
 /// assert!(failures.is_empty());
 /// # }
@@ -78,6 +84,36 @@ impl Recorder {
         jobs
     }
 
+    /// Counts the spawned jobs: those that [`spawned`](Self::spawned) lists.
+    pub fn len(&self) -> usize {
+        self.spawned().len()
+    }
+
+    /// Returns whether no job was spawned.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Counts the spawned jobs that have this name.
+    pub fn count(&self, name: &str) -> usize {
+        self.spawned().iter().filter(|job| job.name == name).count()
+    }
+
+    /// Lists the names of the spawned jobs, oldest first.
+    ///
+    /// A job without a name has its spawn location: `src/main.rs:12:5`.
+    pub fn names(&self) -> Vec<Cow<'static, str>> {
+        self.spawned().into_iter().map(|job| job.name).collect()
+    }
+
+    /// Lists the labels of the requests of the spawned jobs, oldest job first: `POST /signup`.
+    ///
+    /// A request that spawned two jobs is listed twice. Jobs that were spawned on the scheduler have no
+    /// request, and are left out.
+    pub fn labels(&self) -> Vec<String> {
+        self.spawned().iter().filter_map(|job| Some(job.request.as_ref()?.to_string())).collect()
+    }
+
     /// Asserts that a job has this name, and returns the first.
     ///
     /// # Panics
@@ -110,11 +146,10 @@ impl Recorder {
     /// Each job runs to its end before the next starts. The jobs that they spawn run too. Jobs that still
     /// wait for their response are left. The returned failures are those that no handle awaits.
     ///
-    /// A job that waits for another recorded job never ends.
-    ///
     /// # Panics
     ///
-    /// Panics at once if a job panics and no handle awaits it, with the job's payload.
+    /// Panics at once if a job panics and no handle awaits it, with the job's payload. A job that waits for
+    /// another recorded job panics.
     pub async fn run_all(&self) -> Vec<JobFailure> {
         let core = self.scheduler.core();
         loop {

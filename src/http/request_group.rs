@@ -51,7 +51,15 @@ impl<M> Jobs<M> {
     ///
     /// Can be dropped at any point.
     pub async fn wait_idle(&self) {
-        self.request().group().wait_until(|| self.request().group().len() == 0).await;
+        let (group, core) = (self.request().group(), self.scheduler().core());
+        let is_idle = || {
+            let is_idle = group.len() == 0;
+            if !is_idle {
+                core.check_group(group);
+            }
+            is_idle
+        };
+        group.wait_until(is_idle).await;
     }
 
     /// Closes this request's jobs, and returns those that did not end.

@@ -16,7 +16,8 @@
 //! 10. `standard_error`: lines of failures where nothing else would show them.
 //! 11. `observers`: calls the observers.
 //! 12. `steer`: limits, pausing, reservations, and single jobs by id.
-//! 13. `deadlines`: timeouts, inside a runtime or outside any.
+//! 13. `recorded`: waiting for jobs that a recorder holds back.
+//! 14. `deadlines`: timeouts, inside a runtime or outside any.
 
 pub(crate) mod admission;
 pub(crate) mod cancel;
@@ -28,6 +29,7 @@ mod failures;
 pub(crate) mod hooks;
 pub(crate) mod idle_runners;
 pub(crate) mod observers;
+mod recorded;
 pub(crate) mod runner;
 pub(crate) mod standard_error;
 pub(crate) mod steer;

@@ -18,7 +18,7 @@ impl Scheduler {
     ///
     /// May be dropped at any point.
     pub async fn wait_idle(&self) {
-        self.core().wait_idle().await;
+        self.core().wait_idle_checked().await;
     }
 
     /// Closes the scheduler now; running jobs have the close timeout to end.

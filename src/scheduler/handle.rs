@@ -5,7 +5,7 @@ use std::{
     marker::PhantomData,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -24,6 +24,10 @@ use crate::{
 /// failure goes to [`on_failure`]. Every failure is reported exactly once: to the code that awaits (or
 /// closes) the handle, else to `on_failure`. If the handle is dropped after the job has failed, that is
 /// when `on_failure` is called.
+///
+/// # Panics
+///
+/// Awaiting the job of a [`Recorder`](crate::testing::Recorder) panics while the job waits for `run_all`.
 ///
 /// The nearest relatives are aiojobs' `Job` and tokio's [`JoinHandle`](tokio::task::JoinHandle).
 ///
@@ -240,7 +244,10 @@ impl<T: Send + 'static> Future for Job<T> {
     type Output = Result<T, JobError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        ready!(self.record.result().poll_published(cx));
+        if self.record.result().poll_published(cx).is_pending() {
+            self.core.check_awaited(&self.record);
+            return Poll::Pending;
+        }
         Poll::Ready(self.take())
     }
 }

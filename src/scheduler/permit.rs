@@ -141,6 +141,7 @@ impl Scheduler {
     ///
     /// Dropped, it leaves the line, and a permit that it was granted goes to the next.
     pub async fn reserve(&self) -> Result<Permit, SpawnError> {
+        self.core().check_reserved();
         let mut reservation = Reservation { core: self.core(), turn: None };
         let taken = poll_fn(|cx| reservation.core.poll_reserve(&mut reservation.turn, cx)).await;
         taken.map(|()| Permit { core: self.core().clone(), is_held: true })

@@ -23,7 +23,7 @@ use tower_jobs::{
     testing::{LeakCheck, Recorder, assert_no_jobs, inline},
 };
 
-use crate::support::{HOUR, PLENTY, panic_text, turn};
+use crate::support::{HOUR, PLENTY, SECOND, panic_text, turn, within};
 
 /// Events in order.
 #[derive(Clone, Default)]
@@ -62,10 +62,6 @@ where
     service.oneshot(Request::post("/signup").body(()).unwrap()).await.unwrap()
 }
 
-fn names(recorder: &Recorder) -> Vec<String> {
-    recorder.spawned().into_iter().map(|job| job.name.into_owned()).collect()
-}
-
 // Recording.
 
 #[tokio::test]
@@ -89,7 +85,7 @@ async fn recorder_runs_nothing_before_run_all() {
     turn().await;
     assert_eq!(log.take(), [""; 0]);
     assert!(recorder.spawned().iter().all(|job| job.state == JobState::Pending));
-    assert_eq!(names(&recorder), ["spawned", "tried", "blocking", "deferred", "with"]);
+    assert_eq!(recorder.names(), ["spawned", "tried", "blocking", "deferred", "with"]);
 
     assert!(recorder.run_all().await.is_empty());
     assert_eq!(log.take(), ["spawned", "tried", "deferred", "with"]);
@@ -128,6 +124,139 @@ async fn failed_assertion_lists_the_spawned_jobs() {
 }
 
 #[tokio::test]
+async fn recorder_counts_and_lists_names_and_labels() {
+    let recorder = Recorder::new();
+    assert!(recorder.is_empty());
+    let scheduler = recorder.scheduler();
+    scheduler.job("welcome").spawn(async {}).await.unwrap();
+    let response = oneshot(&scheduler, async |jobs: Jobs| {
+        jobs.job("audit").after_success(async {}).unwrap();
+        jobs.job("audit").spawn(async {}).await.unwrap();
+    });
+    drop(response.await);
+    let assert_all = |when| {
+        assert_eq!((recorder.len(), recorder.is_empty()), (3, false), "{when}");
+        assert_eq!(recorder.names(), ["welcome", "audit", "audit"], "{when}");
+        assert_eq!(recorder.labels(), ["POST /signup", "POST /signup"], "{when}");
+        let counts = ["welcome", "audit", "invoice"].map(|name| recorder.count(name));
+        assert_eq!(counts, [1, 2, 0], "{when}");
+    };
+    assert_all("recorded");
+    recorder.run_all().await;
+    assert_all("run");
+}
+
+/// The panic of a test that waits. Only a future that hangs takes the time.
+async fn panic_of<F: Future>(waits: F) -> String {
+    let waits = AssertUnwindSafe(tokio::time::timeout(PLENTY, waits)).catch_unwind();
+    let Err(payload) = waits.await else { panic!("no panic") };
+    match payload.downcast::<String>() {
+        Ok(text) => *text,
+        Err(payload) => (*payload.downcast::<&str>().unwrap()).to_owned(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn handler_that_awaits_its_recorded_job_panics() {
+    let recorder = Recorder::new();
+    let scheduler = recorder.scheduler();
+    let handler = oneshot(&scheduler, async |jobs: Jobs| {
+        let job = jobs.job("invoice").spawn(async {}).await.unwrap();
+        job.await.unwrap();
+    });
+    let text = panic_of(handler).await;
+    let invoice = recorder.assert_spawned("invoice");
+    assert_eq!(
+        text,
+        format!(
+            "this waits for {invoice}, which a testing::Recorder does not run before run_all: test \
+             code that waits for its jobs with testing::inline()"
+        )
+    );
+
+    let handler = oneshot(&scheduler, async |jobs: Jobs| {
+        let mut job = jobs.job("deferred").after_response(async {}).unwrap();
+        job.wait().await.unwrap();
+    });
+    assert!(panic_of(handler).await.contains("\"deferred\" of POST /signup"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_an_idle_recorder_with_jobs_panics() {
+    let recorder = Recorder::new();
+    let scheduler = recorder.scheduler();
+    scheduler.wait_idle().await;
+    scheduler.job("first").spawn(async {}).await.unwrap();
+    scheduler.job("second").spawn(async {}).await.unwrap();
+    assert!(panic_of(scheduler.wait_idle()).await.starts_with("this waits for job "));
+    assert!(panic_of(scheduler.wait_idle()).await.contains("\"first\""));
+    recorder.run_all().await;
+    scheduler.wait_idle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_the_jobs_of_a_request_under_a_recorder_panics() {
+    let recorder = Recorder::new();
+    let scheduler = recorder.scheduler();
+    scheduler.job("of no request").spawn(async {}).await.unwrap();
+    let response = oneshot(&scheduler, async |jobs: Jobs| {
+        jobs.wait_idle().await;
+        jobs.job("recorded").spawn(async {}).await.unwrap();
+    })
+    .await;
+    let jobs = response.extensions().get::<Jobs>().unwrap().clone();
+    assert!(panic_of(jobs.wait_idle()).await.contains("\"recorded\" of POST /signup"));
+    recorder.run_all().await;
+    jobs.wait_idle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_idle_panics_once_shielded_work_has_ended() {
+    let recorder = Recorder::new();
+    let scheduler = recorder.scheduler();
+    let inside = scheduler.clone();
+    let shielded = scheduler.shield(async move {
+        sleep(SECOND).await;
+        inside.job("recorded").spawn(async {}).await.unwrap();
+    });
+    let waits = async { tokio::join!(shielded, scheduler.wait_idle()) };
+    let text = panic_of(waits).await;
+    assert!(text.contains("\"recorded\""), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn permit_of_a_recorder_is_refused_with_a_panic() {
+    let scheduler = Recorder::new().scheduler();
+    let text = "a testing::Recorder grants no permits";
+    let panic = panic_of(scheduler.reserve()).await;
+    assert!(panic.starts_with(text), "{panic}");
+    assert_eq!((scheduler.stats().reserved, scheduler.stats().granted), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn recorded_job_that_awaits_another_panics() {
+    let recorder = Recorder::new();
+    let scheduler = recorder.scheduler();
+    let inside = scheduler.clone();
+    let outer = scheduler
+        .job("outer")
+        .spawn(async move { inside.job("inner").spawn(async { 7 }).await.unwrap().await.unwrap() });
+    let outer = outer.await.unwrap();
+    within("the jobs", recorder.run_all()).await;
+    let text = outer.await.unwrap_err().to_string();
+    assert!(text.contains("\"inner\""), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn bounded_wait_for_a_recorded_job_takes_its_time() {
+    let recorder = Recorder::new();
+    let mut job = recorder.scheduler().spawn(async {}).await.unwrap();
+    let began = Instant::now();
+    assert!(job.wait_or_close(HOUR).await.unwrap_err().is_timeout());
+    assert_eq!(began.elapsed(), HOUR);
+}
+
+#[tokio::test]
 async fn aborted_job_was_not_spawned_and_does_not_run() {
     let recorder = Recorder::new();
     let job = recorder.scheduler().job("a").spawn(async { assert_eq!(1, 2) }).await.unwrap();
@@ -157,7 +286,7 @@ async fn jobs_run_one_after_the_other_with_those_they_spawn_last() {
     }
     recorder.run_all().await;
     assert_eq!(log.take(), ["a", "a ended", "b", "b ended", "nested", "nested"]);
-    assert_eq!(names(&recorder), ["a", "b", "nested", "nested"]);
+    assert_eq!(recorder.names(), ["a", "b", "nested", "nested"]);
 }
 
 #[tokio::test]
@@ -167,7 +296,7 @@ async fn jobs_that_ran_are_listed_as_finished() {
     scheduler.job("first").spawn(async {}).await.unwrap();
     recorder.run_all().await;
     scheduler.job("second").spawn(async {}).await.unwrap();
-    assert_eq!(names(&recorder), ["first", "second"]);
+    assert_eq!(recorder.names(), ["first", "second"]);
     let state = |name| recorder.assert_spawned(name).state;
     assert_eq!([state("first"), state("second")], [JobState::Finished, JobState::Pending]);
 }
@@ -212,7 +341,7 @@ async fn panic_is_passed_on_at_once() {
     let payload = AssertUnwindSafe(recorder.run_all()).catch_unwind().await.unwrap_err();
     assert_eq!(payload.downcast_ref(), Some(&"boom"));
     assert_eq!(log.take(), [""; 0]);
-    assert_eq!(names(&recorder), ["failed", "panics", "later"]);
+    assert_eq!(recorder.names(), ["failed", "panics", "later"]);
     let failures = recorder.run_all().await;
     assert_eq!((failures.len(), log.take()), (1, vec!["later"]), "the rest, and no second panic");
 }
@@ -283,7 +412,7 @@ async fn shielded_work_is_not_recorded_but_runs() {
     scheduler.job("recorded").spawn(async {}).await.unwrap();
     assert_eq!(scheduler.shield(async { 7 }).await.unwrap(), 7);
     assert_eq!(scheduler.stats().completed, 1);
-    assert_eq!(names(&recorder), ["recorded"]);
+    assert_eq!(recorder.names(), ["recorded"]);
 }
 
 #[tokio::test]
