@@ -66,7 +66,7 @@ impl Core {
             return Poll::Pending;
         };
         drop(queue);
-        let effects = admitted?;
+        let effects = admitted.map_err(Refusal::into_error)?;
         *ticket = None;
         self.apply(effects);
         self.observe_accepted(record);
@@ -83,7 +83,7 @@ impl Core {
     ) -> Poll<Result<(), SpawnError>> {
         let admitted = self.admit_inline(Admit::Limited, record, || take_work(work));
         if admitted != Err(Refusal::Full) {
-            return Poll::Ready(admitted.map_err(SpawnError::from));
+            return Poll::Ready(admitted.map_err(Refusal::into_error));
         }
         let _unseen = self.observers.begin_admission(record);
         // Cloning a waker may be user code, so it is cloned before locking.
@@ -98,7 +98,7 @@ impl Core {
             return Poll::Pending;
         }
         drop(queue);
-        self.apply(admitted?);
+        self.apply(admitted.map_err(Refusal::into_error)?);
         self.observe_accepted(record);
         Poll::Ready(Ok(()))
     }
@@ -123,24 +123,23 @@ fn take_work(work: &mut Option<Work>) -> Work {
     work.take().expect("admitted once")
 }
 
-impl From<Refusal> for SpawnError {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Full => Self::Full,
-            Refusal::DeferredFull => Self::DeferredFull,
-            Refusal::Closed => Self::Closed,
-            Refusal::Duplicate(id) => Self::Duplicate(id),
+// No impls of `From`: the compiler would list them to applications.
+impl Refusal {
+    pub(crate) fn into_error(self) -> SpawnError {
+        match self {
+            Self::Full => SpawnError::Full,
+            Self::DeferredFull => SpawnError::DeferredFull,
+            Self::Closed => SpawnError::Closed,
+            Self::Duplicate(id) => SpawnError::Duplicate(id),
         }
     }
-}
 
-impl From<Refusal> for RefusalReason {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Full => Self::PendingFull,
-            Refusal::DeferredFull => Self::DeferredFull,
-            Refusal::Closed => Self::Closed,
-            Refusal::Duplicate(_) => Self::Duplicate,
+    pub(crate) fn reason(self) -> RefusalReason {
+        match self {
+            Self::Full => RefusalReason::PendingFull,
+            Self::DeferredFull => RefusalReason::DeferredFull,
+            Self::Closed => RefusalReason::Closed,
+            Self::Duplicate(_) => RefusalReason::Duplicate,
         }
     }
 }

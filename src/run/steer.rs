@@ -150,7 +150,7 @@ impl Core {
 
     pub(crate) fn try_reserve(self: &Arc<Self>) -> Result<(), SpawnError> {
         self.bind_runtime()?;
-        self.queue().try_reserve().map_err(SpawnError::from)
+        self.queue().try_reserve().map_err(Refusal::into_error)
     }
 
     /// Waits for a permit. `turn` is that of the reservation, once it waits.
@@ -181,7 +181,7 @@ impl Core {
                 taken
             }
         };
-        Poll::Ready(taken.map_err(SpawnError::from))
+        Poll::Ready(taken.map_err(Refusal::into_error))
     }
 
     pub(crate) fn cancel_reserve(self: &Arc<Self>, turn: Moment) {

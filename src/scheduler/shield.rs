@@ -32,8 +32,8 @@ impl<T: JobOutput + Send + 'static> ShieldedWork<T> {
         let mut take = || work.take().expect("admitted once");
         let admitted = core.admit(Admit::Outside, &record, &mut take);
         if let Err(refusal) = admitted {
-            core.refuse(refusal.into(), &record);
-            return Err(JobError::refused(refusal.into()));
+            core.refuse(refusal.reason(), &record);
+            return Err(JobError::refused(refusal.into_error()));
         }
         let mut shielded = Shielded(Job::new(record, core));
         match shielded.0.wait().await.map_err(JobError::into_panic) {

@@ -375,7 +375,7 @@ pub(crate) fn admit_now<B: Body + 'static>(
         None => core.admit_reserved(record, &mut take),
     };
     if let Err(refusal) = admitted {
-        core.refuse(refusal.into(), record);
+        core.refuse(refusal.reason(), record);
     }
     match (admitted, body.map(Packed::into_body)) {
         (Ok(()), _) => Ok(()),
