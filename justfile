@@ -16,7 +16,7 @@ test:
 
 # Tests of the benchmarks' library, the compiler's texts for frequent mistakes, and the recipes' programs.
 test-members:
-    cargo test --package tower-jobs-benches --package tower-jobs-compile-errors --package tower-jobs-recipes
+    cargo test --package tower-jobs-benches --package tower-jobs-compile-errors --package tower-jobs-recipes --package tower-jobs-readme
 
 # Pages in headless Chromium. Needs Debian's chromium and chromium-driver, and npm.
 test-browser:
