@@ -56,6 +56,7 @@
 //! | [`docs::middleware_order`] | the effect of other layers, inside or outside, on jobs |
 //! | [`docs::response_end`] | when a response is over, and when it is complete |
 //! | [`docs::context`] | the request's span, request id, Sentry hub and baggage in its jobs |
+//! | [`docs::shutdown`] | several servers, probes, periodic and start-up work under one end |
 //! | [`docs::testing`] | testing your handlers |
 //! | [`docs::metrics`] | metrics, with queries and alerts |
 //! | [`docs::design`], [`docs::performance`] | how the crate works inside, and the cost of a job |

@@ -56,6 +56,9 @@ pub mod response_end {}
 #[doc = include_str!("context.md")]
 pub mod context {}
 
+#[doc = include_str!("shutdown.md")]
+pub mod shutdown {}
+
 #[doc = include_str!("testing.md")]
 pub mod testing {}
 

@@ -25,6 +25,11 @@ use crate::{
 /// [`JobsLayer`](crate::JobsLayer) puts a `Jobs` into the extensions of every request that it sees. In
 /// axum, `Jobs` is an extractor. In other stacks, use `request.extensions().get::<Jobs>()`.
 ///
+/// An axum handler takes `Jobs` *before* the argument that reads the body, such as `String` or `Json`, since axum
+/// wants that one last. The compiler's text for a wrong order is ``the trait `Handler<_, _>` is not
+/// implemented``, and `#[axum::debug_handler]` above the handler makes it name the argument. The same text comes
+/// for a handler whose error is a [`JobError`]: return [`tower_jobs::Error`](crate::Error) instead.
+///
 /// A job spawned here is an ordinary job of the scheduler, and outlives the request. Logs, listings and
 /// reports show the job with the label of its request, such as `POST /signup`. The job's span follows
 /// from the span in which the job is spawned: see [`SpanLink`](crate::SpanLink).

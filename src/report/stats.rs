@@ -12,6 +12,9 @@ use crate::report::observer::RefusalReason;
 /// accepted = deferred + pending + active + completed + failed + panicked + timed_out
 ///          + cancelled + skipped + never_started + abandoned
 /// ```
+///
+/// `axum::Json<Stats>` is a response with the feature `serde` only. Without it the compiler says of the handler
+/// that ``the trait `Handler<_, _>` is not implemented``.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

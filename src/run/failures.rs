@@ -132,6 +132,7 @@ fn log_failure(failure: &JobFailure) {
             job.id = %job.id,
             job.name = %OneLine(&job.name),
             job.request = job.request.as_deref(),
+            job.key = job.key.as_deref(),
             job.location = %job.location,
         },
         "{}",

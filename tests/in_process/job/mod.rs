@@ -2,5 +2,6 @@
 
 mod context;
 mod failures;
+mod filters;
 mod output;
 mod spans;

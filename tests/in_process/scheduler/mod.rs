@@ -4,6 +4,7 @@ mod closing;
 mod handle;
 mod inspect;
 mod lookup;
+mod nested;
 mod permit;
 mod runtimes;
 mod steer;

@@ -1,9 +1,11 @@
 //! The end of a server and of its jobs, under one deadline.
 
 mod deadline;
+mod grace;
 mod other_servers;
 mod parts;
 mod server;
+mod several_servers;
 
 use std::future::ready;
 
