@@ -283,17 +283,22 @@ impl<T> fmt::Debug for Job<T> {
     }
 }
 
-/// Shows a job its own cancellation, id and name, and takes its progress.
+/// Shows a job its id, name, deadline and cancellation, and takes its progress.
 ///
 /// Passed to jobs of [`spawn_with`](crate::Scheduler::spawn_with).
 #[derive(Clone)]
 pub struct JobContext {
     record: Arc<Record>,
+    core: Arc<Core>,
+    /// The end of the run timeout.
+    run_until: Option<Instant>,
 }
 
 impl JobContext {
-    pub(crate) fn new(record: Arc<Record>) -> Self {
-        Self { record }
+    /// The context of a job that starts now.
+    pub(crate) fn new(record: Arc<Record>, core: Arc<Core>, timeout: Option<Duration>) -> Self {
+        let run_until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        Self { record, core, run_until }
     }
 
     /// Returns the job's id, unique within the process.
@@ -309,6 +314,41 @@ impl JobContext {
     /// Returns whether the job has been cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.record.is_cancelled()
+    }
+
+    /// Returns the moment by which the job should end: the end of its run timeout, or the deadline of the drain
+    /// that has begun, whichever is earlier.
+    ///
+    /// `None` while there is neither. At the end of its run timeout the job is dropped. At the deadline of the
+    /// drain it [is cancelled](Self::cancelled), and has the close timeout to end. The moment may become
+    /// earlier when the shutdown begins.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let scheduler = tower_jobs::Scheduler::new();
+    /// let job = scheduler.job("export").timeout(Duration::from_secs(60)).spawn_with(async |context| {
+    ///     let deadline = context.deadline().expect("it has a run timeout");
+    ///     let left = deadline - tokio::time::Instant::now(); // for the timeout of a request of its own
+    ///     left.as_secs() > 50
+    /// });
+    /// assert!(job.await.unwrap().await.unwrap());
+    /// # }
+    /// ```
+    pub fn deadline(&self) -> Option<Instant> {
+        [self.run_until, self.core.deadline()].into_iter().flatten().min()
+    }
+
+    /// Resolves when the shutdown of the job's scheduler begins.
+    ///
+    /// That is before the job is [cancelled](Self::cancelled): a drain leaves it time until the
+    /// [deadline](Self::deadline). See [`Scheduler::shutting_down`](crate::Scheduler::shutting_down).
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped and called again at any point.
+    pub async fn shutting_down(&self) {
+        self.core.shutting_down().await;
     }
 
     /// Says which part of its work the job has done, from 0 to 1, for [`JobInfo::progress`](crate::JobInfo).

@@ -239,11 +239,16 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         C: FnOnce(JobContext) -> F + Send + 'static,
         F: Future<Output: JobOutput> + Send + 'static,
     {
-        let core = self.core;
+        let (core, timeout) = (self.core, self.timeout_for(JobKind::Cooperative));
         let (record, run) = self.pack(JobKind::Cooperative, |record| {
-            let context = JobContext::new(record.clone());
-            // Called inside the job, so that a panic of `make` is the job's.
-            Run::<_, AsResult>::new(async move { make(context).await }, record)
+            // An unstarted job must not keep its scheduler.
+            let (core, in_job) = (Arc::downgrade(core), record.clone());
+            // Called inside the job, so that its time counts from there, and a panic of `make` is the job's.
+            let future = async move {
+                let core = core.upgrade().expect("a runner has it");
+                make(JobContext::new(in_job, core, timeout)).await
+            };
+            Run::<_, AsResult>::new(future, record)
         });
         SpawnFuture::new(core, record, run.into_work())
     }

@@ -3,6 +3,7 @@
 mod closing;
 mod handle;
 mod inspect;
+mod job_context;
 mod lookup;
 mod nested;
 mod permit;
