@@ -25,7 +25,7 @@ async fn signup(jobs: Jobs, email: String) -> Result<StatusCode, SpawnError> {
 }
 
 async fn invoice(jobs: Jobs) -> Result<String, tower_jobs::Error> {
-    let number = jobs.job("invoice").spawn(async { 7 }).await?.await?; // the response needs it
+    let number = jobs.job("invoice").spawn(async { 7_u32 }).await?.await?; // the response needs it
     Ok(format!("invoice {number}"))
 }
 
