@@ -27,7 +27,7 @@ pub(crate) struct ActiveJob {
     surroundings: Option<Surroundings>,
     /// The runner's waker is in the record.
     is_parked: bool,
-    /// It has been polled, or is about to be.
+    /// It has been polled, or is about to be. Known only with observers.
     has_begun: bool,
 }
 
@@ -52,6 +52,11 @@ impl ActiveJob {
     /// Returns true once: before the first poll.
     pub(crate) fn begins(&mut self) -> bool {
         !mem::replace(&mut self.has_begun, true)
+    }
+
+    /// Whether an observed job has been polled, or is about to be.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.has_begun
     }
 
     /// Closes the job's span, and returns its record.

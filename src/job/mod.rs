@@ -10,13 +10,12 @@
 //! 6. `info`: a snapshot of one job.
 //! 7. `result`: the result cell, which reports each failure exactly once.
 //! 8. `record`: the part of a job that its handle, the queue and its runner share.
-//! 9. `times`: when a job was queued and started, for observers.
-//! 10. `span`: the job's `tracing` span.
-//! 11. `context`: contexts of the application, which a job takes from its spawner.
-//! 12. `surroundings`: span and contexts, around all code of a job.
-//! 13. `boxed`: large futures, boxed where they come in.
-//! 14. `body`: the user's future, and the code that stores its output.
-//! 15. `harness`: a job as a runner polls it.
+//! 9. `span`: the job's `tracing` span.
+//! 10. `context`: contexts of the application, which a job takes from its spawner.
+//! 11. `surroundings`: span and contexts, around all code of a job.
+//! 12. `boxed`: large futures, boxed where they come in.
+//! 13. `body`: the user's future, and the code that stores its output.
+//! 14. `harness`: a job as a runner polls it.
 
 pub(crate) mod any_error;
 pub(crate) mod body;
@@ -32,4 +31,3 @@ pub(crate) mod record;
 pub(crate) mod result;
 pub(crate) mod span;
 pub(crate) mod surroundings;
-mod times;

@@ -23,7 +23,6 @@ use crate::{
         info::{JobInfo, name_of},
         options::{Extras, JobFlags, JobKind},
         result::{Output, ResultCell},
-        times::Times,
     },
     rules::{
         line::Stamp,
@@ -43,7 +42,7 @@ use crate::{
     },
 };
 
-/// The requests to a job to stop, and which thread has claimed a blocking job.
+/// The requests to a job to stop, which thread has claimed a blocking job, and what observers have seen.
 mod stop_bits {
     pub(super) const CANCEL: u8 = 1;
     pub(super) const ABORT: u8 = 2;
@@ -51,6 +50,10 @@ mod stop_bits {
     pub(super) const OVERDUE: u8 = 4;
     /// A thread runs the blocking job, or no thread ever will.
     pub(super) const CLAIMED: u8 = 8;
+    /// The start of the job was shown to the observers.
+    pub(super) const START_SHOWN: u8 = 16;
+    /// The end of the job was shown to the observers while it may still run.
+    pub(super) const END_SHOWN: u8 = 32;
 }
 
 /// All that is known of one job but its future.
@@ -59,7 +62,7 @@ pub(crate) struct Record {
     location: &'static Location<'static>,
     group: Option<Arc<dyn GroupOwner>>,
     extras: Option<Box<Extras>>,
-    pub(super) accepted_at: AtomicI64,
+    accepted_at: AtomicI64,
     /// The row in the queue's table, [`NONE`] before. Read by the queue under its lock, and by the
     /// runner.
     row: AtomicU32,
@@ -67,7 +70,7 @@ pub(crate) struct Record {
     flags: JobFlags,
     stop: AtomicU8,
     result: AtomicU8,
-    pub(super) cold: OnceLock<Box<ColdPart>>,
+    cold: OnceLock<Box<ColdPart>>,
 }
 
 /// The parts that a job needs once it waits, is awaited, or fails.
@@ -78,7 +81,8 @@ pub(crate) struct ColdPart {
     /// Wakes the task that polls the job.
     runner: Mutex<Option<Waker>>,
     pub(super) output: Mutex<Output>,
-    pub(super) times: Times,
+    /// The end of the response that an observed job was deferred for, in nanoseconds; 0 for other jobs.
+    undeferred_at: AtomicI64,
     /// One more than the bits of the number; 0 before.
     progress: AtomicU32,
 }
@@ -165,6 +169,13 @@ impl Record {
         self.extras.as_ref()?.key.as_ref()
     }
 
+    /// The moment from which the job is queued: its acceptance, or the end of its response.
+    pub(crate) fn queued_at(&self) -> Moment {
+        let undeferred = self.cold.get().map(|cold| cold.undeferred_at.load(Ordering::Relaxed));
+        let at = undeferred.filter(|at| *at != 0);
+        Moment::from_nanos(at.unwrap_or_else(|| self.accepted_at.load(Ordering::Relaxed)))
+    }
+
     /// A snapshot of the job. The queue knows the stamp; a job without one has ended. `default_timeout` is
     /// the run timeout of jobs without one.
     pub(crate) fn info(
@@ -209,7 +220,7 @@ impl Record {
         stored.checked_sub(1).map(f32::from_bits)
     }
 
-    pub(super) fn cold(&self) -> &ColdPart {
+    fn cold(&self) -> &ColdPart {
         self.cold.get_or_init(Box::default)
     }
 }
@@ -269,6 +280,26 @@ impl Record {
         let previous = lock(&self.cold().runner).replace(runner);
         drop(previous);
         self.must_stop()
+    }
+}
+
+/// Observers.
+impl Record {
+    #[inline]
+    pub(crate) fn is_observed(&self) -> bool {
+        self.result().is_observed()
+    }
+
+    /// The start is about to be shown. Returns false if the end has been.
+    pub(crate) fn show_start(&self) -> bool {
+        let before = self.stop.fetch_or(stop_bits::START_SHOWN, Ordering::AcqRel);
+        before & stop_bits::END_SHOWN == 0
+    }
+
+    /// The end of a job that may still run is about to be shown. Returns whether the start has been.
+    pub(crate) fn show_end(&self) -> bool {
+        let before = self.stop.fetch_or(stop_bits::END_SHOWN, Ordering::AcqRel);
+        before & stop_bits::START_SHOWN != 0
     }
 }
 
@@ -359,8 +390,8 @@ impl JobMeta for Arc<Record> {
     }
 
     fn undeferred(&self, now: Moment) {
-        if let Some(cold) = self.cold.get() {
-            cold.times.set_queued(now);
+        if self.is_observed() {
+            self.cold().undeferred_at.store(now.as_nanos(), Ordering::Relaxed);
         }
     }
 

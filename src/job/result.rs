@@ -12,6 +12,7 @@
 //! | `CANCELLED` | the runner, or closing | The job ended without an output, and without a failure. |
 //! | `SKIPPED` | the response's end | Beside `CANCELLED`: the job waited for another outcome. |
 //! | `UNIT_TAKEN` | the handle | The `()` of a job without an output has been taken. |
+//! | `OBSERVED` | the spawner | The job is shown to observers. Set before the queue has the job. |
 //!
 //! # Rules
 //!
@@ -19,7 +20,7 @@
 //!    before, and so which of two threads must act.
 //! 2. A failure that is stored before `DETACHED` is set is reported by the handle as it goes. One that
 //!    is stored after is reported by the runner. Both take it under the output's lock, so one of them
-//!    gets it. With observers the handle leaves a failure that is not published yet, and the publisher
+//!    gets it. Of an observed job the handle leaves a failure that is not published yet, and the publisher
 //!    takes it after publishing.
 //! 3. `PUBLISHED` is set under the output's lock if there is an output. After it, nothing is stored.
 //! 4. Either the handle sees `PUBLISHED` as it sets `AWAITED`, or the publisher sees `AWAITED` as it
@@ -48,8 +49,9 @@ mod result_bits {
     pub(super) const CANCELLED: u8 = 16;
     pub(super) const SKIPPED: u8 = 32;
     pub(super) const UNIT_TAKEN: u8 = 64;
+    pub(super) const OBSERVED: u8 = 128;
 }
-use result_bits::{AWAITED, CANCELLED, DETACHED, PUBLISHED, SKIPPED, STORED, UNIT_TAKEN};
+use result_bits::{AWAITED, CANCELLED, DETACHED, OBSERVED, PUBLISHED, SKIPPED, STORED, UNIT_TAKEN};
 
 /// A job's value. The handle knows its type.
 pub(crate) type BoxedValue = Box<dyn Any + Send>;
@@ -64,8 +66,6 @@ pub(crate) struct Output {
     reported_late: bool,
     /// The result is a failure, though it may be stored as a value that passes through.
     is_failure: bool,
-    /// A failure is for the observers first, so a handle that goes leaves it to the runner.
-    is_observed: bool,
     waiter: Option<Waker>,
 }
 
@@ -210,7 +210,7 @@ impl ResultCell<'_> {
     /// after that the publisher takes it by [`take_unobserved`](Self::take_unobserved).
     pub(crate) fn take_remaining(self) -> (Option<JobResult>, Option<Waker>) {
         self.with_output(|output| {
-            let stays = output.is_observed && !self.is_published();
+            let stays = self.is_observed() && !self.is_published();
             let stays = stays && matches!(output.result, Some(Err(_)));
             let result = if stays { None } else { output.result.take() };
             output.reported |= result.is_some() && output.is_failure;
@@ -241,7 +241,7 @@ impl ResultCell<'_> {
     #[inline]
     pub(crate) fn take(self) -> Result<Option<BoxedValue>, JobError> {
         let bits = self.bits.load(Ordering::Acquire);
-        if bits & !(DETACHED | AWAITED) == PUBLISHED {
+        if bits & !(DETACHED | AWAITED | OBSERVED) == PUBLISHED {
             // No other thread sets a bit of a published job without an output.
             self.bits.store(bits | UNIT_TAKEN, Ordering::Release);
             return Ok(None);
@@ -257,8 +257,13 @@ impl ResultCell<'_> {
         })
     }
 
-    pub(super) fn keep_failure_for_observers(self) {
-        self.with_output(|output| output.is_observed = true);
+    pub(crate) fn mark_observed(self) {
+        self.set(OBSERVED);
+    }
+
+    #[inline]
+    pub(crate) fn is_observed(self) -> bool {
+        self.has_any(OBSERVED)
     }
 
     /// Takes the failure out to lend it to observers. The caller [puts it back](Self::put_back) before it

@@ -17,12 +17,14 @@ use crate::{
 /// Observes the jobs of a scheduler.
 ///
 /// Each method has an empty default. [`SchedulerBuilder::observer`](crate::SchedulerBuilder::observer)
-/// adds an observer; a scheduler may have several.
+/// adds an observer, and [`Scheduler::observe`](crate::Scheduler::observe) adds one to a running scheduler. A
+/// scheduler may have several.
 ///
 /// # Guarantees
 ///
-/// - [`ended`](Self::ended) is called exactly once for each accepted job, with the outcome that
-///   [`stats`](crate::Scheduler::stats) counts. That includes jobs that never start.
+/// - [`accepted`](Self::accepted) and [`ended`](Self::ended) are called exactly once for each accepted job, with the outcome that
+///   [`stats`](crate::Scheduler::stats) counts. That includes jobs that never start. `started` is called in
+///   between exactly if [`has_started`](JobEnd::has_started).
 /// - No lock of the scheduler is held during a call, and a panic is contained.
 /// - [`closed`](Self::closed) is called once, after all calls of `ended`, so sums equal the counts of
 ///   `stats` then. The calls that closing makes run beside it on a plain thread.

@@ -37,7 +37,8 @@ fn process_part() -> u64 {
 
 impl JobId {
     pub(crate) fn next() -> Self {
-        let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+        // Ordered, since observers are added between two ids.
+        let number = LAST.fetch_add(1, Ordering::AcqRel) + 1;
         Self(
             NonZeroU64::new(process_part() | number).expect("a process makes fewer than 2^44 jobs"),
         )

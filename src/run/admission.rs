@@ -12,7 +12,7 @@ use crate::{
         keys::Ticket,
         step::{Admit, Refusal},
     },
-    run::core::Core,
+    run::{core::Core, observers::Admission},
     util::clock::Moment,
 };
 
@@ -35,12 +35,12 @@ impl Core {
         record: &Arc<Record>,
         work: impl FnOnce() -> Work,
     ) -> Result<(), Refusal> {
-        let (now, _unseen) = (Moment::now(), self.observers.begin_admission(record));
+        let (now, admission) = (Moment::now(), self.observers.begin_admission(record));
         // Cloned before locking: the reference count may be in another processor's cache.
         let meta = record.clone();
         let admitted = self.queue().admit(how, meta, work, now);
         self.apply(admitted?);
-        self.observe_accepted(record);
+        observe_accepted(admission, record);
         Ok(())
     }
 
@@ -56,7 +56,7 @@ impl Core {
         let Some(waiting) = *ticket else {
             return self.poll_first_admit(record, work, ticket, cx);
         };
-        let _unseen = self.observers.begin_admission(record);
+        let admission = self.observers.begin_admission(record);
         let (waker, meta, now) = (cx.waker().clone(), record.clone(), Moment::now());
         let mut queue = self.queue();
         let Some(admitted) = queue.admit_granted(waiting, meta, || take_work(work), now) else {
@@ -69,7 +69,7 @@ impl Core {
         let effects = admitted.map_err(Refusal::into_error)?;
         *ticket = None;
         self.apply(effects);
-        self.observe_accepted(record);
+        observe_accepted(admission, record);
         Poll::Ready(Ok(()))
     }
 
@@ -85,7 +85,7 @@ impl Core {
         if admitted != Err(Refusal::Full) {
             return Poll::Ready(admitted.map_err(Refusal::into_error));
         }
-        let _unseen = self.observers.begin_admission(record);
+        let admission = self.observers.begin_admission(record);
         // Cloning a waker may be user code, so it is cloned before locking.
         let (waker, meta, now) = (cx.waker().clone(), record.clone(), Moment::now());
         let mut queue = self.queue();
@@ -99,15 +99,8 @@ impl Core {
         }
         drop(queue);
         self.apply(admitted.map_err(Refusal::into_error)?);
-        self.observe_accepted(record);
+        observe_accepted(admission, record);
         Poll::Ready(Ok(()))
-    }
-
-    #[inline(always)]
-    pub(super) fn observe_accepted(&self, record: &Arc<Record>) {
-        if !self.observers.is_empty() {
-            self.observers.accepted(record);
-        }
     }
 
     /// Takes a spawner out of the line.
@@ -116,6 +109,13 @@ impl Core {
         let (effects, waker) = self.queue().cancel_wait(ticket, now);
         drop(waker);
         self.apply(effects);
+    }
+}
+
+#[inline(always)]
+pub(super) fn observe_accepted(admission: Option<Admission<'_>>, record: &Arc<Record>) {
+    if let Some(admission) = admission {
+        admission.accepted(record);
     }
 }
 

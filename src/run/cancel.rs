@@ -56,7 +56,6 @@ impl Core {
     /// Ends a job that has not started. Returns whether it had not.
     pub(crate) fn remove_unstarted(self: &Arc<Self>, record: &Arc<Record>) -> bool {
         let (key, now) = (record.key(), Moment::now());
-        let _unseen = self.observers.begin();
         let removed = self.queue().remove(key, Outcome::Cancelled, now);
         let Some((work, effects)) = removed else { return false };
         self.apply(effects);
@@ -70,8 +69,8 @@ impl Core {
         let (record, surroundings) = work.as_mut().unpack();
         record.forget_deferred();
         drop_contained(record.result().store_error(error));
-        if !self.observers.is_empty() {
-            self.observers.ended(&record, outcome, None);
+        if record.is_observed() {
+            self.observers.ended(&record, outcome, None, None, Moment::now());
         }
         record.publish();
         if let Some(runtime) = self.runtime() {

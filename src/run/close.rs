@@ -18,7 +18,7 @@ use crate::{
         state::{JobState, Outcome, Phase},
         step::Wake,
     },
-    run::{core::Core, deadlines, observers::Unseen},
+    run::{core::Core, deadlines},
     util::{
         clock::Moment,
         log_context::LogContext,
@@ -73,7 +73,7 @@ impl Core {
         notify(&self.shutdown_started);
         if is_first && !self.observers.is_empty() {
             let (observers, deadline) = (self.observers.clone(), self.deadline());
-            let unseen = observers.begin();
+            let unseen = observers.hold_closed();
             self.hooks.run(self.runtime().cloned(), move || {
                 observers.draining(deadline);
                 drop(unseen);
@@ -212,7 +212,6 @@ impl Core {
             waiting.into_iter().for_each(wake);
         }
         let (mut unstarted, mut pages) = (Vec::new(), Vec::new());
-        let unseen = self.observers.begin();
         loop {
             let (jobs, work) = self.queue().drain_unstarted(JOBS_PER_LOCK);
             if jobs.is_empty() {
@@ -227,9 +226,10 @@ impl Core {
         if !pages.is_empty() {
             let observers = self.observers.clone();
             self.hooks.run(self.runtime().cloned(), move || {
-                let ended = |record| observers.ended(record, Outcome::NeverStarted, None);
-                pages.iter().flat_map(|page| page.iter()).for_each(ended);
-                drop(unseen);
+                let (outcome, now) = (Outcome::NeverStarted, Moment::now());
+                let ended = |record| observers.ended(record, outcome, None, None, now);
+                let jobs = pages.iter().flat_map(|page| page.iter());
+                jobs.filter(|record| record.is_observed()).for_each(ended);
             });
         }
         self.shutdown_idle_runners();
@@ -264,20 +264,19 @@ impl Core {
     fn abandon(&self) {
         self.for_each_job(|(record, _)| {
             let (key, now) = (record.key(), Moment::now());
-            let unseen = self.observers.begin();
             let mut queue = self.queue();
-            let still_runs = queue.state(key) == JobState::Active;
+            let active = queue.stamp(key).filter(|stamp| stamp.state() == JobState::Active);
             let (effects, _meta, work) = queue.finish(key, Outcome::Abandoned, now);
             drop(queue);
             let starts_nothing = matches!(effects.wake, Wake::None | Wake::IdleWaiters);
             debug_assert!(starts_nothing, "a closed queue starts nothing");
             drop(effects);
             // A job that has ended in this very moment keeps its result.
-            if still_runs {
+            if let Some(active) = active {
                 let error = JobError::abandoned(Some(self.config.close_timeout));
                 let previous = record.result().store_error(error);
                 self.drop_on_blocking_pool(previous.into_iter().map(Contained::new).collect());
-                self.end_abandoned(record.clone(), unseen);
+                self.end_abandoned(record.clone(), active.since());
             }
             // The work of a ready job that no runner has taken.
             let work = work.map(|work| UnstartedPage(vec![work]));
@@ -288,17 +287,17 @@ impl Core {
 
     /// Reports the failure of an abandoned job. Observers see it beside that, on a plain thread: one that
     /// blocks may not hold up the closing.
-    fn end_abandoned(&self, record: Arc<Record>, unseen: Unseen) {
+    fn end_abandoned(&self, record: Arc<Record>, since: Moment) {
         self.report_unobserved(&record, record.result().take_unobserved());
         self.publish(&record);
-        if self.observers.is_empty() {
+        if !record.is_observed() {
             return;
         }
         let (observers, close_timeout) = (self.observers.clone(), self.config.close_timeout);
         self.hooks.run(self.runtime().cloned(), move || {
             let error = JobError::abandoned(Some(close_timeout));
-            observers.ended(&record, Outcome::Abandoned, Some(&error));
-            drop(unseen);
+            let started = record.show_end().then_some(since);
+            observers.ended(&record, Outcome::Abandoned, Some(&error), started, Moment::now());
         });
     }
 

@@ -29,7 +29,6 @@ impl Core {
     /// Ends a deferred job whose owner does not want it any more.
     pub(crate) fn skip(self: &Arc<Self>, job: JobKey) {
         let now = Moment::now();
-        let _unseen = self.observers.begin();
         let removed = self.queue().remove(job, Outcome::Skipped, now);
         if let Some((work, effects)) = removed {
             self.apply(effects);

@@ -24,12 +24,12 @@ impl Core {
         }
     }
 
-    /// Makes the result final. With observers, reports a failure that a handle has left: see
+    /// Makes the result final. Of an observed job, reports a failure that a handle has left: see
     /// [`take_unobserved`](crate::job::result::ResultCell::take_unobserved).
     #[inline(always)]
     pub(super) fn publish(&self, record: &Record) {
         record.publish();
-        if !self.observers.is_empty() {
+        if record.is_observed() {
             self.report_unobserved(record, record.result().take_unobserved());
         }
     }

@@ -40,6 +40,8 @@ pub(crate) struct Runner {
     /// The runners to wake before it polls the job: not as the last job ends, since a woken runner would
     /// come before the tasks that the job has woken.
     wake: Wake,
+    /// The start of its job, if that is observed and has begun.
+    started: Moment,
 }
 
 enum State {
@@ -53,7 +55,14 @@ enum State {
 impl Runner {
     pub(super) fn new(core: Arc<Core>, stealable: Stealable) -> Self {
         let state = State::Requested(stealable);
-        Self { core, state, park_key: None, is_rolling: false, wake: Wake::None }
+        Self {
+            core,
+            state,
+            park_key: None,
+            is_rolling: false,
+            wake: Wake::None,
+            started: Moment::NEVER,
+        }
     }
 
     /// Returns the job it has, or takes one.
@@ -65,8 +74,8 @@ impl Runner {
         }
         match &mut self.state {
             State::HasJob(job) => {
-                if !self.core.observers.is_empty() && job.begins() {
-                    self.core.observers.started(job.record());
+                if !self.core.observers.is_empty() && job.begins() && job.record().is_observed() {
+                    self.started = self.core.observers.started(job.record());
                 }
                 Some(job)
             }
@@ -108,7 +117,7 @@ impl Runner {
     fn advance(&mut self, ended: Ended, cx: &mut Context<'_>) {
         let State::HasJob(job) = mem::replace(&mut self.state, State::Done) else { return };
         let Ended { outcome, unobserved } = ended;
-        let observed = !self.core.observers.is_empty();
+        let observed = job.record().is_observed();
         let mut held_back = None;
         match unobserved {
             // Observers see the error first, once the queue has counted the end.
@@ -117,7 +126,6 @@ impl Runner {
             None => {}
         }
         let (key, was_rolling, now) = (job.record().key(), self.is_rolling, Moment::now());
-        let unseen = self.core.observers.begin();
         let step = self.core.queue().advance(key, outcome, was_rolling, now);
         let Advance { wake, rare, ended, next } = step;
         // Before any waker, which is user code: the next job and the other runners.
@@ -129,10 +137,11 @@ impl Runner {
             self.core.wake(wake);
         }
         if observed {
-            self.core.observe_end(&job, outcome, ended.is_some(), held_back);
+            let counted = ended.is_some().then_some((Some(self.started), now));
+            self.core.observe_end(&job, outcome, counted, held_back);
         }
         let record = job.into_record();
-        drop((ended, unseen));
+        drop(ended);
         self.core.publish(&record);
         self.core.apply_rest(wake, rare);
         if self.is_rolling {
@@ -188,47 +197,48 @@ impl Drop for Runner {
         };
         self.core.close_now();
         if let Some(job) = job {
-            self.core.end_lost(job);
+            let started = job.has_begun().then_some(self.started);
+            self.core.end_lost(job, started);
         }
         // No runner arrives any more for the other ready jobs.
         loop {
             let ready = self.core.queue().pop_ready();
             let Some(work) = ready else { break };
-            self.core.end_lost(ActiveJob::new(work));
+            self.core.end_lost(ActiveJob::new(work), None);
         }
     }
 }
 
 impl Core {
-    /// Ends an active job whose runtime is gone.
-    fn end_lost(self: &Arc<Self>, mut job: ActiveJob) {
+    /// Ends an active job whose runtime is gone. An observed one started at that moment, if it did.
+    fn end_lost(self: &Arc<Self>, mut job: ActiveJob, started: Option<Moment>) {
         let ended = job.poll_blocking_once(self.config.close_timeout);
         let Ended { outcome, unobserved } = ended.unwrap_or_else(|| job.drop_active());
         let (key, now) = (job.record().key(), Moment::now());
-        let _unseen = self.observers.begin();
         let (effects, meta, _work) = self.queue().finish(key, outcome, now);
-        if self.observers.is_empty() {
-            self.report_unobserved_job(&job, unobserved);
+        if job.record().is_observed() {
+            let counted = meta.is_some().then_some((started, now));
+            self.observe_end(&job, outcome, counted, unobserved);
         } else {
-            self.observe_end(&job, outcome, meta.is_some(), unobserved);
+            self.report_unobserved_job(&job, unobserved);
         }
         self.publish(&job.into_record());
         self.apply(effects);
     }
 
-    /// Shows the end of a job to the observers, if the queue has counted it just now. Then reports its
-    /// failure, if its handle is gone.
-    #[cold]
+    /// Shows the end of an observed job, if the queue has counted it just now, with the moments of its start
+    /// and its end. Then reports its failure, if its handle is gone.
+    #[inline(never)]
     fn observe_end(
         &self,
         job: &ActiveJob,
         outcome: Outcome,
-        is_counted: bool,
+        counted: Option<(Option<Moment>, Moment)>,
         unobserved: Option<JobError>,
     ) {
         let record = job.record();
-        if is_counted {
-            self.observers.ended(record, outcome, unobserved.as_ref());
+        if let Some((started, now)) = counted {
+            self.observers.ended(record, outcome, unobserved.as_ref(), started, now);
         }
         // The handle may have gone while the failure was lent.
         let unobserved = unobserved.or_else(|| record.result().take_unobserved());

@@ -21,7 +21,10 @@ use crate::{
         state::{JobId, JobState, Outcome},
         step::Refusal,
     },
-    run::core::{Core, JobEffects, JobQueue},
+    run::{
+        admission::observe_accepted,
+        core::{Core, JobEffects, JobQueue},
+    },
     util::clock::Moment,
 };
 
@@ -68,7 +71,6 @@ impl Core {
         let by = self.queue().last_turn();
         let mut count = 0;
         loop {
-            let unseen = self.observers.begin();
             let (jobs, work) = self.queue().clear_pending(by, JOBS_PER_LOCK);
             if jobs.is_empty() {
                 break;
@@ -76,7 +78,6 @@ impl Core {
             count += jobs.len();
             let end = |work| self.drop_unstarted(work, Outcome::Cancelled, JobError::cancelled());
             work.into_iter().for_each(end);
-            drop(unseen);
             // Their places go to waiting spawners, and the queue may be idle.
             self.steer(JobQueue::go_on);
         }
@@ -201,11 +202,11 @@ impl Core {
         record: &Arc<Record>,
         work: &mut dyn FnMut() -> Work,
     ) -> Result<(), Refusal> {
-        let _unseen = self.observers.begin_admission(record);
+        let admission = self.observers.begin_admission(record);
         let (meta, now) = (record.clone(), Moment::now());
         let admitted = self.queue().admit_reserved(meta, work, now);
         self.apply(admitted?);
-        self.observe_accepted(record);
+        observe_accepted(admission, record);
         Ok(())
     }
 }

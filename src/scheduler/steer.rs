@@ -1,8 +1,10 @@
 //! Steering a scheduler while it runs.
 
+use std::sync::Arc;
+
 use crate::{
     job::info::JobInfo,
-    report::memory::Lookup,
+    report::{memory::Lookup, observer::Observer},
     rules::{
         config::ConfigError,
         state::{JobId, JobState},
@@ -110,6 +112,32 @@ impl Scheduler {
     pub fn close_job(&self, id: JobId) -> bool {
         let found = self.core().find(id);
         found.inspect(|record| self.core().close_job(record)).is_some()
+    }
+
+    /// Adds an observer while the scheduler runs.
+    ///
+    /// It sees the jobs that are made from now on, each from its acceptance to its end, and none of those
+    /// made before: these are in [`jobs`](Self::jobs). It also sees refusals, and the shutdown if that has not
+    /// begun yet. It is kept as long as the scheduler, so hold a [weak handle](Self::downgrade) in it.
+    ///
+    /// ```
+    /// use tower_jobs::{JobEnd, JobSeen, Observer, Scheduler};
+    ///
+    /// struct Failures;
+    ///
+    /// impl Observer for Failures {
+    ///     fn ended(&self, job: &JobSeen<'_>, end: &JobEnd<'_>) {
+    ///         if let Some(error) = end.error {
+    ///             println!("{}: {error}", job.name());
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let scheduler = Scheduler::new();
+    /// scheduler.observe(Failures);
+    /// ```
+    pub fn observe(&self, observer: impl Observer) {
+        self.core().observers.add(Arc::new(observer));
     }
 
     /// Looks up a job by its id.

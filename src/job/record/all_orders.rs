@@ -39,7 +39,7 @@ fn failure_is_reported_once_when_the_handle_goes_meanwhile() {
 fn observed_failure_is_seen_and_reported_once() {
     in_all_orders(|| {
         let record = record();
-        record.keep_for_observers();
+        record.result().mark_observed();
         let runner = beside(&record, |record| {
             record.end_with::<()>(Err("no mail today".into()));
             let lent = record.result().lend_failure();

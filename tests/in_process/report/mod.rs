@@ -1,6 +1,7 @@
 //! Data about jobs that have ended.
 
 mod drain_report;
+mod late_observer;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod observer;
