@@ -14,9 +14,13 @@ clippy:
 test:
     cargo test --all-features
 
-# Tests of the benchmarks' library, the compiler's texts for frequent mistakes, and the recipes' programs.
+# Tests of the benchmarks' library, the compiler's texts for frequent mistakes, and programs with crates of their own.
 test-members:
+<<<<<<< HEAD
     cargo test --package tower-jobs-benches --package tower-jobs-compile-errors --package tower-jobs-recipes --package tower-jobs-readme
+=======
+    cargo test --package tower-jobs-benches --package tower-jobs-compile-errors --package tower-jobs-prometheus-example --package tower-jobs-recipes
+>>>>>>> 0591298 (examples: scrape the metrics with Prometheus)
 
 # Pages in headless Chromium. Needs Debian's chromium and chromium-driver, and npm.
 test-browser:
