@@ -109,6 +109,14 @@ impl JobList {
         self.len == 0
     }
 
+    /// Returns the first `n` jobs, or all if there are fewer.
+    ///
+    /// It makes their infos and no others, and the list keeps none. Use it for a page of a list that may have
+    /// a million jobs.
+    pub fn first_infos(&self, n: usize) -> Vec<JobInfo> {
+        self.infos().take(n).collect()
+    }
+
     /// Makes the infos one at a time, and keeps none.
     pub(crate) fn infos(&self) -> impl Iterator<Item = JobInfo> {
         self.parts.iter().flat_map(|(drained, outcome)| drained.jobs(*outcome))
@@ -189,8 +197,10 @@ mod tests {
         assert!(!format!("{report} {report:?}").is_empty());
         #[cfg(feature = "serde")]
         assert!(serde_json::to_value(&report).is_ok());
+        let first = jobs.first_infos(1);
+        assert_eq!((first.len(), jobs.first_infos(9).len()), (1, 2));
         assert!(!is_made(jobs) && !is_made(&report.clone().never_started));
-
+        assert_eq!(first[0].id, jobs[0].id);
         assert!(jobs[0].id < jobs[1].id);
         assert!(is_made(jobs) && std::ptr::eq(&jobs[0], &report.clone().never_started[0]));
         assert!(!is_made(&report.cancelled) && !is_made(&scheduler.close().await.never_started));
