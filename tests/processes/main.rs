@@ -12,6 +12,7 @@ mod support;
 
 mod deploys;
 mod examples;
+mod readme_commands;
 mod signals;
 mod stack;
 mod standard_error;
