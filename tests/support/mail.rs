@@ -43,10 +43,9 @@ impl MailServer {
             io::stderr().write_all(line.as_bytes()).expect("standard error is open");
             return None;
         };
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/smtp_server.py");
         let mut process = Process::start(
             Command::new(python)
-                .args([script, command])
+                .args(["-c", include_str!("smtp_server.py"), command])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
@@ -62,6 +61,12 @@ impl MailServer {
         let line = format!("{command}\n");
         self.commands.write_all(line.as_bytes()).await.expect("the mail server still runs");
         self.process.stdout.line_with(&format!("obeys {command}")).await;
+    }
+
+    /// How many clients have said goodbye, once the program that sends has ended.
+    pub(crate) async fn goodbyes(&self) -> usize {
+        self.process.stdout.line_with("quit").await;
+        self.process.stdout.so_far().iter().filter(|line| *line == "quit").count()
     }
 
     /// Ends the server and gives the messages that it took, in order.

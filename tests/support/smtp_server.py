@@ -1,6 +1,7 @@
 """A real SMTP server, aiosmtpd, that a test steers and reads line by line.
 
-Out: `port N`, then each message that it has taken, as one line of JSON, and `obeys COMMAND`.
+Out: `port N`, then each message that it has taken, as one line of JSON, `quit` for each client that says
+so, and `obeys COMMAND`.
 In, and as the first argument: `hold` (answer no message for now), `take` (take them, those held
 first) or `refuse` (answer them with a 550). It ends when its input does.
 """
@@ -35,6 +36,10 @@ class Recorder:
         }
         print(json.dumps(message), flush=True)
         return "250 2.0.0 taken"
+
+    async def handle_QUIT(self, server, session, envelope):
+        print("quit", flush=True)
+        return "221 Bye"
 
 
 async def main():

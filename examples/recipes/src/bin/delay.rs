@@ -62,7 +62,7 @@ async fn main() -> Result<(), SpawnError> {
     cancelled.abort();
 
     let report = shutdown.and_scheduler(&later.scheduler).serve(|stop| stop).await;
-    report.print();
+    println!("{report}");
     Ok(())
 }
 

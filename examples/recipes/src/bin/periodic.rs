@@ -44,7 +44,7 @@ async fn main() {
         .part("vacuum every five minutes", move |part| every_five_minutes(part, for_ticks, table))
         .serve(|stop| stop)
         .await;
-    report.print();
+    println!("{report}");
 }
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -68,7 +68,7 @@ async fn main() -> Result<(), SpawnError> {
     }
     // The calls of the gate come in time, and `calls` is drained after it.
     let report = shutdown.and_scheduler(&partner.calls).serve(|stop| stop).await;
-    report.print();
+    println!("{report}");
     Ok(())
 }
 

@@ -63,7 +63,7 @@ async fn main() -> Result<(), SpawnError> {
         waiting.job(format!("order {order}")).try_spawn(deliver)?;
     }
     let report = shutdown.and_scheduler(&scheduler).serve(|stop| stop).await;
-    report.print();
+    println!("{report}");
     Ok(())
 }
 

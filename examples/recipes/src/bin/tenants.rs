@@ -64,7 +64,7 @@ async fn main() -> Result<(), BoxError> {
     import(&tenants, &imports, "beta", File { number: 1, began })?;
 
     let report = shutdown.serve(|stop| stop).await;
-    report.print();
+    println!("{report}");
     Ok(())
 }
 

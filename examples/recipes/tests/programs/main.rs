@@ -3,5 +3,7 @@
 
 mod chapter;
 mod clocks;
+mod kubernetes;
+mod outside;
 mod servers;
 mod support;

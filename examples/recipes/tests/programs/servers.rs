@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use crate::support::{
     http::{Answer, connect, get, send},
     process::{Ended, Process},
-    recipe,
+    recipe, within,
 };
 
-async fn post(to: SocketAddr, path: &str, body: Value) -> Answer {
+pub(crate) async fn post(to: SocketAddr, path: &str, body: Value) -> Answer {
     let request = Request::post(path)
         .header("content-type", "application/json")
         .body(Full::<Bytes>::from(body.to_string()));
@@ -20,14 +20,14 @@ async fn post(to: SocketAddr, path: &str, body: Value) -> Answer {
 }
 
 /// Sends SIGTERM and waits for the end.
-async fn ended(program: Process) -> Ended {
+pub(crate) async fn ended(program: Process) -> Ended {
     program.terminate().await;
     let ended = program.ended().await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");
     ended
 }
 
-fn count(ended: &Ended, text: &str) -> usize {
+pub(crate) fn count(ended: &Ended, text: &str) -> usize {
     ended.stdout.lines().filter(|line| *line == text).count()
 }
 
@@ -95,8 +95,13 @@ async fn webhook_of_a_sender_that_leaves_is_booked() {
     program.stdout.line_with("booking evt_1").await;
     drop(sender);
     post(address, "/bank", json!({})).await;
-    let ended = ended(program).await;
-    assert!(ended.stdout.contains("1 completed"), "{ended:#?}");
+    let booked = async {
+        while get(address, "/sum").await.text != "5000" {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the booking", booked).await;
+    ended(program).await;
 }
 
 #[tokio::test]

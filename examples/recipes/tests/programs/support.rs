@@ -9,6 +9,8 @@ use self::process::{Ended, Process};
 
 #[path = "../../../../tests/support/http.rs"]
 pub(crate) mod http;
+#[path = "../../../../tests/support/mail.rs"]
+pub(crate) mod mail;
 #[path = "../../../../tests/support/process.rs"]
 pub(crate) mod process;
 
@@ -23,17 +25,20 @@ pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// A command that runs the program of that name, in a folder of its own.
+/// A command that runs the program of that name, in an empty folder.
 macro_rules! recipe {
     ($name:literal) => {
-        $crate::support::command(env!(concat!("CARGO_BIN_EXE_", $name)), $name)
+        $crate::support::recipe!($name, in $name)
+    };
+    ($name:literal, in $folder:literal) => {
+        $crate::support::command(env!(concat!("CARGO_BIN_EXE_", $name)), $folder)
     };
 }
 pub(crate) use recipe;
 
-pub(crate) fn command(program: &str, name: &str) -> Command {
+pub(crate) fn command(program: &str, folder: &str) -> Command {
     let mut command = Command::new(program);
-    process::with_pipes(command.env("ADDR", "127.0.0.1:0"), &process::empty_folder(name));
+    process::with_pipes(command.env("ADDR", "127.0.0.1:0"), &process::empty_folder(folder));
     command
 }
 
