@@ -320,9 +320,12 @@ fn workers_count_into_the_recorder_that_saw_the_name_first() {
     let names = ["a", "b", "c"];
     let runtime = Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
     runtime.block_on(async {
+        // Otherwise a worker could be the first to count a name.
+        scheduler.pause();
         for name in names {
             scheduler.job(name).try_spawn(async {}).unwrap();
         }
+        scheduler.resume();
         let mut tasks = JoinSet::new();
         for _ in 0..4 {
             let scheduler = scheduler.clone();
