@@ -48,6 +48,7 @@ async fn receipt(pool: SqlitePool, id: i64) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is passed by `map_err`")]
 fn failed(error: sqlx::Error) -> Response {
     println!("{error}");
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
