@@ -150,6 +150,8 @@ async fn observer_added_while_draining_sees_the_rest() {
     assert_eq!(calls.0.lock().unwrap().draining, 0);
 }
 
+const SPAWNERS: usize = 4;
+
 /// Whole lives only, whichever thread adds an observer while others spawn.
 #[test]
 fn observers_added_under_load_see_whole_lives() {
@@ -157,7 +159,7 @@ fn observers_added_under_load_see_whole_lives() {
     let runtime = builder.worker_threads(4).enable_all().build().unwrap();
     let scheduler = Scheduler::builder().limit(3).pending_limit(5).build();
     let stop = Arc::new(AtomicBool::new(false));
-    let spawners: Vec<_> = (0..4)
+    let spawners: Vec<_> = (0..SPAWNERS)
         .map(|_| {
             let (scheduler, stop) = (scheduler.clone(), stop.clone());
             runtime.spawn(async move {
@@ -200,7 +202,8 @@ fn observers_added_under_load_see_whole_lives() {
         calls.wait_closed();
         let seen = calls.0.lock().unwrap();
         assert_eq!((seen.closed, seen.late), (1, 0));
-        assert!(seen.jobs.len() >= 50);
+        // Of 50 that were accepted since, each spawner may have made one before.
+        assert!(seen.jobs.len() >= 50 - SPAWNERS, "{}", seen.jobs.len());
         let is_whole =
             |[accepted, started, ended]: [u32; 3]| accepted == 1 && ended == 1 && started <= 1;
         let part = seen.jobs.iter().find(|(_, calls)| !is_whole(**calls));
