@@ -1,4 +1,4 @@
-//! An application with load, failures and a stuck job, and its page.
+//! An application with load, failures and a stuck job, its page, and its metrics.
 //!
 //! ```sh
 //! cargo run --package tower-jobs-dashboard --example observed
@@ -8,6 +8,8 @@
 //!   down by itself.
 //! - <http://127.0.0.1:3001/jobs>: the page on a listener of its own, outside `Shutdown`. At Ctrl-C it shows the drain
 //!   to its end. It may pause, resume and cancel.
+//!
+//! - `/metrics` on both: the same jobs, for Prometheus.
 //!
 //! Nothing stands before the pages here, so they are on loopback alone. In your application, put a layer with your
 //! authentication around `/jobs`, and serve the second listener on an address that only you reach.
@@ -23,10 +25,25 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use axum::{Router, http::StatusCode, routing::post};
-use tokio::{net::TcpListener, time::sleep};
-use tower_jobs::{Jobs, JobsLayer, Scheduler, Shutdown, SpawnError};
+use axum::{
+    Router,
+    http::{StatusCode, header::CONTENT_TYPE},
+    routing::{get, post},
+};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::{
+    net::TcpListener,
+    time::{interval, sleep},
+};
+use tower_jobs::{BoxError, JobMetrics, Jobs, JobsLayer, Scheduler, Shutdown, SpawnError};
 use tower_jobs_dashboard::Dashboard;
+
+/// Bounds of the queue times, in seconds. A healthy queue takes less than a millisecond.
+const QUEUE_BUCKETS: [f64; 11] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Bounds of the run times, in seconds, up to the run timeout of most jobs.
+const RUN_BUCKETS: [f64; 11] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// The recorder keeps the samples of its histograms until they are rendered, or until then.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// A number from 0 to 1, the same in every run.
 fn random() -> f64 {
@@ -126,24 +143,56 @@ async fn start(mail: &Scheduler, reports: &Scheduler) -> Result<(), SpawnError> 
     Ok(())
 }
 
+/// Installs the recorder. Metrics belong to the recorder that is there when they are made.
+fn install_recorder() -> Result<PrometheusHandle, BoxError> {
+    let prometheus = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full("tower_jobs_queue_seconds".into()), &QUEUE_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full("tower_jobs_run_seconds".into()), &RUN_BUCKETS)?
+        .install_recorder()?;
+    let upkeep = prometheus.clone();
+    tokio::spawn(async move {
+        let mut interval = interval(UPKEEP);
+        loop {
+            interval.tick().await;
+            upkeep.run_upkeep();
+        }
+    });
+    Ok(prometheus)
+}
+
+/// The route that Prometheus scrapes.
+fn metrics_route(metrics: JobMetrics, prometheus: PrometheusHandle) -> Router {
+    let scrape = move || {
+        metrics.refresh();
+        let text = prometheus.render();
+        async { ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text) }
+    };
+    Router::new().route("/metrics", get(scrape))
+}
+
 fn setting(name: &str, default: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| default.to_owned())
 }
 
-async fn serve() -> std::io::Result<ExitCode> {
-    let mail = Scheduler::builder().name("mail").limit(10).on_failure(|_| {}).build();
-    let reports = Scheduler::builder().name("reports").limit(4).pending_limit(50).build();
+async fn serve() -> Result<ExitCode, BoxError> {
+    let prometheus = install_recorder()?;
+    let metrics = JobMetrics::new();
+    let builder = |name| Scheduler::builder().name(name).metrics(&metrics).on_failure(|_| {});
+    let mail = builder("mail").limit(10).build();
+    let reports = builder("reports").limit(4).pending_limit(50).build();
+    let metrics = metrics_route(metrics, prometheus);
     // Both pages observe the same schedulers.
     let dashboard = || Dashboard::new(&mail).and(&reports).app("checkout-api");
     let shop = TcpListener::bind(setting("ADDR", "127.0.0.1:3000")).await?;
     let admin = TcpListener::bind(setting("ADMIN_ADDR", "127.0.0.1:3001")).await?;
-    let grace = setting("GRACE", "30").parse().map_err(std::io::Error::other)?;
+    let grace = setting("GRACE", "30").parse()?;
     println!("listening on http://{}", shop.local_addr()?);
     println!("its jobs: http://{}/jobs", shop.local_addr()?);
     println!("its jobs, to the end: http://{}/jobs", admin.local_addr()?);
 
     // Outside `Shutdown`: it serves until the process ends, so the drain can be seen.
-    let live = Router::new().nest("/jobs", dashboard().live_drain().allow_actions().router());
+    let live = dashboard().live_drain().allow_actions();
+    let live = metrics.clone().nest("/jobs", live.router());
     let served = tokio::spawn(axum::serve(admin, live).into_future());
 
     let orders = Router::new()
@@ -151,9 +200,9 @@ async fn serve() -> std::io::Result<ExitCode> {
         .route("/account", post(account))
         .layer(JobsLayer::new(mail.clone()));
     let load = tokio::spawn(clients(orders.clone()));
-    start(&mail, &reports).await.map_err(std::io::Error::other)?;
+    start(&mail, &reports).await?;
 
-    let app = orders.nest("/jobs", dashboard().router());
+    let app = orders.merge(metrics).nest("/jobs", dashboard().router());
     let report = Shutdown::new(&mail)
         .and_scheduler(&reports)
         .grace(Duration::from_secs(grace))

@@ -41,31 +41,38 @@ export function cut(node, value) {
   set(node, { title: value });
 }
 
-/** Updates the rows of a list in place, so that open details, focus and selection survive. */
-export function keyed(parent, items, key, make, update, marksNew) {
-  const old = (parent.byKey ||= new Map()), seen = new Set();
-  let at = parent.firstElementChild;
-  for (const item of items) {
-    const k = key(item);
-    seen.add(k);
-    let node = old.get(k);
-    if (!node) {
-      node = make(item);
-      old.set(k, node);
-      if (marksNew && parent.filled) node.classList.add('new');
-    }
-    update(node, item);
-    if (node === at) at = at.nextElementSibling;
-    else parent.insertBefore(node, at);
-  }
+/**
+ * Updates the rows of a list in place, so that open details, focus and selection survive. `isNew` tells the rows that
+ * flash.
+ */
+export function keyed(parent, items, key, make, update, isNew) {
+  const old = (parent.byKey ||= new Map()), keys = items.map(key), seen = new Set(keys);
   for (const [k, node] of old) {
     if (!seen.has(k)) {
       node.remove();
       old.delete(k);
     }
   }
+  let at = parent.firstElementChild;
+  items.forEach((item, i) => {
+    let node = old.get(keys[i]);
+    if (!node) {
+      node = make(item);
+      old.set(keys[i], node);
+      if (isNew && parent.filled && isNew(item)) {
+        node.classList.add('new');
+        node.addEventListener('animationend', () => node.classList.remove('new'), { once: true });
+      }
+    }
+    update(node, item);
+    if (node === at) at = at.nextElementSibling;
+    else parent.insertBefore(node, at);
+  });
   parent.filled = true;
 }
+
+/** The key of a row that is made anew when it gets another place: no row moves under the eye. */
+export const placed = id => (item, i) => i + ' ' + item[id];
 
 /** Makes the content of a box anew only when its kind changes. */
 export function once(box, kind, make) {
@@ -97,4 +104,3 @@ export const icon = kind =>
   s('svg', { width: 15, height: 15, viewBox: '0 0 16 16', class: 'i-' + kind, 'aria-hidden': 'true' }, ICONS[kind]());
 
 export const emptyBox = (strong, rest) => h('p', { class: 'empty' }, h('b', null, strong), rest);
-export const skeleton = () => h('div', { class: 'lines', 'aria-hidden': 'true' }, h('i'), h('i'), h('i'));

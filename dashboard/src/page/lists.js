@@ -1,12 +1,20 @@
 // The lists: failures, running jobs, names, the drain. Each renders one scheduler's view.
-import { $, cell, cut, emptyBox, h, head, keyed, once, s, set, skeleton, table, text } from './dom.js';
+import { $, cell, cut, emptyBox, h, head, keyed, once, placed, s, set, table, text } from './dom.js';
 import { ago, brief, clock, day, dur, forecast, int, label, matches, plural, safe, sortNames } from './model.js';
 
 const NB = '\u202f';
 export const small = matchMedia('(max-width: 760px)');
 
 /** What the user has chosen to see; it belongs to the scheduler that is shown. */
-export const newChoice = () => ({ allRunning: false, allNames: false, allFailures: false, held: null, order: null, floor: 0, drainFloor: 0 });
+export const newChoice = () => ({ allRunning: false, allNames: false, allFailures: false, held: null, order: null, floors: {}, drainFloor: 0 });
+
+/** Keeps the room of a list, and makes it for half of its rows at once: short jobs come and go, the page below stays. */
+function reserve(box, choice, rows, most, isFree) {
+  const row = box.querySelector('tbody').firstElementChild, step = most / 2, missing = Math.ceil(rows / step) * step - rows;
+  const height = [...box.children].reduce((sum, child) => sum + child.offsetHeight, missing * row.offsetHeight);
+  const floor = (choice.floors[box.id] = Math.max(choice.floors[box.id] || 0, height));
+  box.style.minHeight = isFree ? '' : floor + 'px';
+}
 
 const more = () => h('div', { class: 'more' }, h('button', { class: 'button', type: 'button' }), h('span', { class: 'dim small' }));
 
@@ -44,7 +52,6 @@ const sameSet = (ids, groups) => ids.length === groups.length && groups.every(gr
 
 export function renderFailures(v, page) {
   const box = $('failures-body'), note = $('failures-note'), { choice, find } = page;
-  if (!v) { text(note, ''); once(box, 'load', skeleton); return; }
   const list = v.failures.filter(group => matches(find, group.name, group.error, group.last.key, group.last.request, group.last.location));
   const kinds = v.found.kept;
   text(note, kinds ? `${int(v.overview.failed_15m)} in 15${NB}min, ${plural(kinds, 'different one')} kept` : '');
@@ -72,7 +79,7 @@ export function renderFailures(v, page) {
     choice.held = list.map(group => group.id);
     choice.heldAt = v.now;
   }
-  keyed(body, rows.slice(0, most), group => group.id, failureRow, (row, group) => fillFailure(row, group, v.now), true);
+  keyed(body, rows.slice(0, most), placed('id'), failureRow, (row, group) => fillFailure(row, group, v.now), group => v.now - group.first_at < 3);
   const foot = box.querySelector('.more'), button = foot.firstChild;
   foot.hidden = rows.length <= most && !late && !choice.allFailures;
   text(button, late ? `Show ${late} new` : choice.allFailures ? 'Show the latest only' : `Show all ${rows.length}`);
@@ -81,6 +88,7 @@ export function renderFailures(v, page) {
     if (late) { choice.held = null; button.blur(); body.querySelectorAll('details[open]').forEach(open => { open.open = false; }); } else choice.allFailures = !choice.allFailures;
     page.render();
   };
+  reserve(box, choice, Math.min(rows.length, most), most, find || choice.allFailures);
 }
 
 /* ---------- running and pending jobs ---------- */
@@ -125,8 +133,7 @@ function fillRunning(row, job) {
 
 export function renderRunning(v, page) {
   const box = $('running-body'), note = $('running-note'), { choice, find } = page;
-  $('running').hidden = Boolean(v) && v.state !== 'open';
-  if (!v) { text(note, ''); once(box, 'load', skeleton); return; }
+  $('running').hidden = v.state !== 'open';
   const { jobs, total } = v.found.jobs;
   const list = find && page.found ? page.found.active : v.running.filter(job => matches(find, job.name, job.key, job.request));
   text(note, total ? `${int(total)}, stuck first, then longest first` : '');
@@ -137,7 +144,7 @@ export function renderRunning(v, page) {
   const heads = [head('Job'), head('Request'), head('Running for', 'num'), head('Timeout left'), page.actions ? head('Action', 'num') : null];
   once(box, 'table', () => [table('running', 'Running jobs, stuck ones first', ['', 'c-req', 'c-for', 'c-left', ...(page.actions ? ['c-act'] : [])], heads.filter(Boolean)), more()]);
   const most = choice.allRunning ? 200 : Math.max(small.matches ? 6 : 10, Math.min(v.overview.stuck, 20));
-  keyed(box.querySelector('tbody'), list.slice(0, most), job => job.id, job => runningRow(job, page), fillRunning);
+  keyed(box.querySelector('tbody'), list.slice(0, most), placed('id'), job => runningRow(job, page), fillRunning);
   const foot = box.querySelector('.more'), hidden = Math.max(0, list.length - most), beyond = find ? 0 : Math.max(0, total - jobs.length);
   foot.hidden = !hidden && !choice.allRunning && !beyond;
   foot.firstChild.hidden = !hidden && !choice.allRunning;
@@ -145,20 +152,18 @@ export function renderRunning(v, page) {
   foot.firstChild.onclick = () => { choice.allRunning = !choice.allRunning; page.render(); };
   const rest = hidden + beyond;
   text(foot.lastChild, rest && list[most] ? `${int(rest)} more, each running ${dur(list[most].ran)} or less` : rest ? `${int(rest)} more: the filter finds them` : '');
-  // Short jobs come and go; the page below does not jump.
-  if (find || choice.allRunning) box.style.minHeight = '';
-  else { choice.floor = Math.max(choice.floor, box.offsetHeight); box.style.minHeight = choice.floor + 'px'; }
+  reserve(box, choice, Math.min(list.length, most), most, find || choice.allRunning);
 }
 
 /** Pending jobs that match the filter: only the server can find them. */
 export function renderFound(v, page) {
-  const pending = v && page.find && page.found ? page.found.pending : [];
+  const pending = page.find && page.found ? page.found.pending : [];
   $('found').hidden = !pending.length;
   if (!pending.length) return;
   text($('found-note'), `longest waiting first${page.found.partial ? ', among the first 10' + NB + '000' : ''}`);
   const box = $('found-body');
   once(box, 'table', () => table('running', 'Pending jobs that match the filter', ['', 'c-req', 'c-for'], [head('Job'), head('Request'), head('Waiting for', 'num')]));
-  keyed(box.querySelector('tbody'), pending, job => job.id, () => h('tr', { role: 'row' }, cell('', h('bdi', { class: 'name cut' })), placeCell(), cell('num', h('b'))), (row, job) => {
+  keyed(box.querySelector('tbody'), pending, placed('id'), () => h('tr', { role: 'row' }, cell('', h('bdi', { class: 'name cut' })), placeCell(), cell('num', h('b'))), (row, job) => {
     cut(row.children[0].firstChild, job.name);
     fillPlace(row.children[1], job);
     text(row.children[2].firstChild, dur(job.ran));
@@ -222,9 +227,8 @@ function namesTable(page) {
 }
 
 export function renderNames(v, page) {
-  const box = $('names-body'), note = $('names-note'), { choice, find } = page, all = v ? v.found.names.filter(name => name.ended || name.running || name.pending) : [];
+  const box = $('names-body'), note = $('names-note'), { choice, find } = page, all = v.found.names.filter(name => name.ended || name.running || name.pending);
   document.querySelector('.sort').hidden = all.length < 2;
-  if (!v) { text(note, ''); once(box, 'load', skeleton); return; }
   const list = all.filter(name => matches(find, name.name));
   text(note, all.length ? `${plural(all.length, 'name')}, last ${dur(Math.max(v.found.window, 1))}${all.some(name => name.other) ? '; further names are counted as \u201cother\u201d' : ''}` : '');
   if (!list.length) {
@@ -241,7 +245,7 @@ export function renderNames(v, page) {
   }
   const rows = list.sort((a, b) => choice.order.get(a.name) - choice.order.get(b.name)), few = small.matches ? 6 : 14;
   const newRow = () => h('tr', { role: 'row' }, cell('', h('bdi', { class: 'name cut' })), COLUMNS.map(([, title, group]) => set(cell('num'), { 'data-l': (group || '') + title })), cell('num', sparkline()));
-  keyed(box.querySelector('tbody'), rows.slice(0, choice.allNames ? 101 : few), name => name.name, newRow, fillName);
+  keyed(box.querySelector('tbody'), rows.slice(0, choice.allNames ? 101 : few), placed('name'), newRow, fillName);
   const foot = box.querySelector('.more');
   foot.hidden = rows.length <= few;
   text(foot.firstChild, choice.allNames ? `Show the first ${few}` : `Show all ${rows.length} names`);
@@ -286,8 +290,8 @@ function fillDraining(row, job, v) {
 
 export function renderDrain(v, page) {
   const box = $('drain'), { choice, find } = page;
-  box.hidden = !v || !(v.drain || v.overview.report);
-  box.classList.toggle('closed', Boolean(v) && v.state === 'closed');
+  box.hidden = !(v.drain || v.overview.report);
+  box.classList.toggle('closed', v.state === 'closed');
   if (box.hidden) return;
   if (!v.drain) {
     choice.drainFloor = 0;
@@ -312,7 +316,7 @@ export function renderDrain(v, page) {
   });
   const list = judged.filter(job => matches(find, job.name, job.key, job.request)), shown = 8;
   const newRow = () => h('tr', { role: 'row' }, cell('', h('div', { class: 'named' }, h('bdi', { class: 'name cut' }), h('span', { class: 'tag plain' }))), cell('', h('bdi', { class: 'cut dim' })), cell('num', h('b')), cell('', h('span', { class: 'small' })), cell('', h('span', { class: 'tag' }), h('span', { class: 'small dim' })));
-  keyed(box.querySelector('tbody'), list.slice(0, shown), job => job.id, newRow, (row, job) => fillDraining(row, job, v));
+  keyed(box.querySelector('tbody'), list.slice(0, shown), placed('id'), newRow, (row, job) => fillDraining(row, job, v));
   // Rows only leave: the page below does not jump.
   if (!find) { choice.drainFloor = Math.max(choice.drainFloor, box.offsetHeight); box.style.minHeight = choice.drainFloor + 'px'; }
   text(box.querySelector('.more'), (list.length > shown ? `${list.length - shown} more. ` : '') + 'Estimated from the p95 of each name and its run timeout.');

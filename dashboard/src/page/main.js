@@ -121,6 +121,7 @@ function choose(name, focus) {
   page.found = null;
   history.replaceState(null, '', location.search + '#' + encodeURIComponent(name));
   for (const id of ['failures-body', 'running-body', 'names-body', 'drain']) { $(id).kind = null; $(id).style.minHeight = ''; }
+  $('verdict').firstElementChild.style.minHeight = '';
   render();
   search();
   if (focus) $('tabs').byKey.get(name).focus();
@@ -172,24 +173,25 @@ function renderHead(v) {
 }
 
 function renderVerdict(v) {
-  const items = v ? verdict(v) : [{ kind: 'warn', id: 'load', strong: 'Loading', rest: ': the first figures come with the first event', href: null }];
+  const items = verdict(v);
   const has = kind => items.some(item => item.kind === kind);
   $('verdict').className = 'verdict ' + (has('bad') ? 'bad' : has('warn') ? 'warn' : '');
   const make = item => h('li', null, icon(item.kind), h('span', null, item.href ? h('a', { href: item.href }, h('b')) : h('b'), h('span')));
-  keyed($('verdict').firstElementChild, items, item => item.id + item.kind, make, (node, item) => {
+  const list = $('verdict').firstElementChild;
+  keyed(list, items, item => item.id + item.kind, make, (node, item) => {
     text(node.querySelector('b'), item.strong);
     text(node.children[1].lastChild, item.rest);
   });
+  // A condition that comes and goes moves the page once.
+  page.choice.floors.verdict = Math.max(page.choice.floors.verdict || 0, list.offsetHeight);
+  list.style.minHeight = page.choice.floors.verdict + 'px';
 }
 
-const LOADING = ['Running', 'Pending', 'Deferred', 'Waiting callers', 'Oldest pending', 'Longest running'];
 function renderGauges(v) {
-  const list = v ? gauges(v) : LOADING.map((name, i) => ({ id: ['run', 'pend', 'def', 'wait', 'old', 'long'][i], name, value: '0', of: '', part: i < 4 ? 0 : null, cls: '', note: '' }));
   const make = g => h('div', { class: 'gauge' }, h('dt', null, g.name), h('dd', null, h('div', { class: 'v' }, h('b'), h('span')),
     g.part === null ? h('div', { class: 'rule' }) : h('div', { class: 'meter', 'aria-hidden': 'true' }, h('i')), h('p', { class: 'note cut' })));
-  keyed($('gauges'), list, g => g.id, make, (node, g) => {
+  keyed($('gauges'), gauges(v), g => g.id, make, (node, g) => {
     const [value, meter, note] = node.children[1].children;
-    value.firstChild.classList.toggle('skel', !v);
     text(value.firstChild, g.value);
     text(value.lastChild, g.of);
     if (g.part !== null) { meter.className = 'meter ' + g.cls; meter.firstChild.style.width = g.part * 100 + '%'; }
@@ -201,10 +203,9 @@ function renderGauges(v) {
 
 const TOTALS = [['Accepted', 'accepted'], ['Completed', 'completed'], ['Failed', 'failed'], ['Panicked', 'panicked'], ['Timed out', 'timed_out'], ['Cancelled', 'cancelled'], ['Skipped', 'skipped'], ['Never started', 'never_started'], ['Abandoned', 'abandoned'], ['Refused', null]];
 function renderTotals(v) {
-  const refused = v ? Object.entries(v.overview.refused).reduce((sum, [reason, count]) => sum + (reason === 'duplicate' ? 0 : count), 0) : 0;
+  const refused = Object.entries(v.overview.refused).reduce((sum, [reason, count]) => sum + (reason === 'duplicate' ? 0 : count), 0);
   keyed($('totals'), TOTALS, row => row[0], row => h('div', null, h('dt', null, row[0]), h('dd', { class: 'num' })), (node, [, key]) => {
-    node.lastChild.classList.toggle('skel', !v);
-    text(node.lastChild, v ? int(key ? v.overview.totals[key] : refused) : '0');
+    text(node.lastChild, int(key ? v.overview.totals[key] : refused));
   });
 }
 
@@ -267,6 +268,9 @@ function render() {
   set($('panel'), { 'aria-busy': v ? null : true });
   renderTabs();
   renderHead(v);
+  renderLost(v);
+  renderTitle(v);
+  if (!v) return;
   renderVerdict(v);
   renderGauges(v);
   renderDrain(v, page);
@@ -275,9 +279,6 @@ function render() {
   renderFound(v, page);
   renderNames(v, page);
   renderTotals(v);
-  renderLost(v);
-  renderTitle(v);
-  if (!v) return;
   const marks = v.found.marks.filter(mark => mark.kind !== 'start');
   throughput.update(v.found.steps, v.now, marks);
   depth.update(v.found.steps, v.now, marks);
@@ -315,7 +316,15 @@ addEventListener('hashchange', () => {
 const side = document.querySelector('.right'); // a side column taller than the window sticks by its lower edge
 const stick = () => side.style.setProperty('--top', Math.min(16, innerHeight - side.offsetHeight - 16) + 'px');
 new ResizeObserver(stick).observe(side);
-addEventListener('resize', stick);
+let width = innerWidth;
+addEventListener('resize', () => {
+  stick();
+  if (innerWidth === width) return;
+  width = innerWidth;
+  page.choice.floors = {};
+  $('verdict').firstElementChild.style.minHeight = '';
+  render();
+});
 
 let second = 0;
 setInterval(() => {

@@ -213,7 +213,6 @@ export function verdict(v) {
   if (gauges.waiting_callers) add('bad', 'waiting', plural(gauges.waiting_callers, 'caller') + ' blocked', ': the queue is full', '#gauges');
   if (overview.refused_15m) add('bad', 'refused', plural(overview.refused_15m, 'spawn') + ' refused', ' in 15' + NB + 'min', '#throughput');
   if (v.oldest && v.oldest.wait > 5) add(v.oldest.wait > 60 ? 'bad' : 'warn', 'oldest', 'Jobs wait ' + dur(v.oldest.wait), ' for a permit', '#depth');
-  else if (settings.limit !== null && gauges.running >= settings.limit && gauges.pending) add('warn', 'limit', `All ${int(settings.limit)} permits in use`, '', '#gauges');
   if (!items.length) {
     if (overview.totals.accepted) add('ok', 'ok', 'Nothing needs attention', ': no failure in 15' + NB + 'min, nothing stuck, no long queue', null);
     else add('ok', 'ok', 'No job yet', ': this scheduler is open and waits for its first job', null);
