@@ -11,9 +11,16 @@ use crate::{PLENTY, driver::Driver, target};
 /// Runs in each page before its own scripts.
 const BEFORE: &str = "
     window.layoutShift = 0;
+    window.layoutShifts = [];
+    const at = node => node ? (node.parentNode || node).nodeName + '.' + node.className + ' ' + (node.textContent || '').slice(0, 40) : 'gone';
+    const box = rect => [rect.x, rect.y, rect.width, rect.height].map(Math.round).join();
     new PerformanceObserver(list => {
-        for (const shift of list.getEntries())
-            if (!shift.hadRecentInput) window.layoutShift += shift.value;
+        for (const shift of list.getEntries()) {
+            if (shift.hadRecentInput) continue;
+            window.layoutShift += shift.value;
+            window.layoutShifts.push(shift.value.toFixed(4) + ' at ' + Math.round(shift.startTime) + ' ms: ' +
+                shift.sources.map(s => at(s.node) + ' from ' + box(s.previousRect) + ' to ' + box(s.currentRect)).join('; '));
+        }
     }).observe({ type: 'layout-shift', buffered: true });";
 
 /// The colours that the user prefers.
@@ -139,6 +146,13 @@ impl Page {
         self.driver.post("/actions", &actions).await;
     }
 
+    /// Answers the question of `confirm` with yes, and gives its text.
+    pub async fn accept_question(&self) -> String {
+        let text = self.driver.get("/alert/text").await;
+        self.driver.post("/alert/accept", &json!({})).await;
+        text.as_str().expect("a question has a text").to_owned()
+    }
+
     async fn element(&self, selector: &str) -> String {
         let search = json!({ "using": "css selector", "value": selector });
         let found = self.driver.post("/element", &search).await;
@@ -194,6 +208,11 @@ impl Page {
     /// The sum of the page's layout shifts since it was loaded. Those that a key or a click made do not count.
     pub async fn layout_shift(&self) -> f64 {
         self.eval("window.layoutShift").await.as_f64().expect("a number")
+    }
+
+    /// The layout shifts since the page was loaded, with what moved: for the text of a failed test.
+    pub async fn layout_shifts(&self) -> String {
+        self.eval("window.layoutShifts.join('\\n')").await.as_str().expect("a text").to_owned()
     }
 
     /// The errors in the console since the last call: uncaught exceptions, `console.error`, failed loads, and
