@@ -58,8 +58,9 @@ impl StandardError {
             }
         };
         drop(state);
-        // There is nothing left to tell it to.
-        writeln!(to, "{line}").ok();
+        // In one write, so that a panic's own message does not come between. If it fails, there is nothing left
+        // to tell it to.
+        to.write_all(format!("{line}\n").as_bytes()).ok();
         true
     }
 }
@@ -96,6 +97,23 @@ mod tests {
         let lines = written(&waiting(MAX_WAITING + 7));
         assert_eq!(lines.len(), MAX_WAITING + 1);
         assert_eq!(lines[MAX_WAITING], "tower-jobs: 7 failures more");
+    }
+
+    #[test]
+    fn line_is_one_write() {
+        struct Writes(Vec<Vec<u8>>);
+        impl Write for Writes {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.push(bytes.to_vec());
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (error, mut writes) = (waiting(2), Writes(Vec::new()));
+        while error.write_next(&mut writes) {}
+        assert_eq!(writes.0, [b"0\n", b"1\n"]);
     }
 
     #[test]
