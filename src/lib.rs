@@ -58,6 +58,7 @@
 //! | [`docs::context`] | the request's span, request id, Sentry hub and baggage in its jobs |
 //! | [`docs::shutdown`] | several servers, probes, periodic and start-up work under one end |
 //! | [`docs::testing`] | testing your handlers |
+//! | [`docs::observability`] | spans, log lines and OpenTelemetry; which view answers which question |
 //! | [`docs::metrics`] | metrics, with queries and alerts |
 //! | [`docs::design`], [`docs::performance`] | how the crate works inside, and the cost of a job |
 //!

@@ -62,6 +62,9 @@ pub mod shutdown {}
 #[doc = include_str!("testing.md")]
 pub mod testing {}
 
+#[doc = include_str!("observability.md")]
+pub mod observability {}
+
 #[doc = include_str!("metrics.md")]
 pub mod metrics {}
 

@@ -43,8 +43,11 @@ pub(crate) type Unpacked = (Arc<Record>, Option<Surroundings>);
 pub(crate) type Work = Pin<Box<dyn Body>>;
 
 /// Drops work that will never run, in its surroundings.
-pub(crate) fn drop_work(mut work: Work) {
-    let (_, surroundings) = work.as_mut().unpack();
+pub(crate) fn drop_work(mut work: Work, outcome: Outcome) {
+    let (_, mut surroundings) = work.as_mut().unpack();
+    if let Some(surroundings) = &mut surroundings {
+        surroundings.end(outcome);
+    }
     within(surroundings.as_ref(), || drop_contained(work));
 }
 

@@ -9,12 +9,13 @@ use std::{
 
 use crate::{
     job::{
-        body::Work,
+        body::{Unpacked, Work},
         context::Contexts,
         error::{JobError, Panic},
         options::JobKind,
         record::Record,
-        surroundings::{Surroundings, within},
+        span::JobSpan,
+        surroundings::{Surroundings, poll_within, within},
     },
     rules::state::Outcome,
     util::panics::{catch_panic, drop_contained},
@@ -59,15 +60,19 @@ impl ActiveJob {
         self.has_begun
     }
 
-    /// Closes the job's span, and returns its record.
+    /// Returns the record and the surroundings of an ended job. Its span closes with these.
     #[inline(always)]
-    pub(crate) fn into_record(self) -> Arc<Record> {
-        self.record
+    pub(crate) fn into_parts(self) -> Unpacked {
+        (self.record, self.surroundings)
     }
 
     /// Runs `code` in the job's span and contexts.
     pub(crate) fn within<T>(&self, code: impl FnOnce() -> T) -> T {
         within(self.surroundings.as_ref(), code)
+    }
+
+    pub(crate) fn span_mut(&mut self) -> Option<&mut JobSpan> {
+        self.surroundings.as_mut().and_then(Surroundings::span_mut)
     }
 
     pub(crate) fn contexts(&self) -> Option<&Contexts> {
@@ -78,13 +83,13 @@ impl ActiveJob {
     #[inline(always)]
     pub(crate) fn poll(&mut self, close_timeout: Duration, cx: &mut Context<'_>) -> Poll<Ended> {
         let Self { record, work, surroundings, is_parked, .. } = self;
-        within(surroundings.as_ref(), || {
-            Self::poll_within(record, work, is_parked, close_timeout, cx)
+        poll_within(surroundings.as_mut(), record, || {
+            Self::poll_work(record, work, is_parked, close_timeout, cx)
         })
     }
 
     #[inline(always)]
-    fn poll_within(
+    fn poll_work(
         record: &Record,
         work: &mut Option<Work>,
         is_parked: &mut bool,

@@ -52,7 +52,7 @@ pub struct JobInfo {
     /// Time for which an active job was pending, serialized as seconds; `None` for a job in another state.
     ///
     /// For a job that was deferred it is counted from the end of its response if the scheduler has an
-    /// [observer](crate::Observer), else from its acceptance.
+    /// [observer](crate::Observer) or the job has a [span](crate::docs::observability), else from its acceptance.
     #[cfg_attr(feature = "serde", serde(serialize_with = "serialize_some_seconds"))]
     pub queued: Option<Duration>,
     /// The job's run timeout, serialized as seconds: its own, else the scheduler's

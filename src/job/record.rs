@@ -42,7 +42,8 @@ use crate::{
     },
 };
 
-/// The requests to a job to stop, which thread has claimed a blocking job, and what observers have seen.
+/// The requests to a job to stop, which thread has claimed a blocking job, and what observers have seen or
+/// will see.
 mod stop_bits {
     pub(super) const CANCEL: u8 = 1;
     pub(super) const ABORT: u8 = 2;
@@ -54,6 +55,8 @@ mod stop_bits {
     pub(super) const START_SHOWN: u8 = 16;
     /// The end of the job was shown to the observers while it may still run.
     pub(super) const END_SHOWN: u8 = 32;
+    /// The job has a span.
+    pub(super) const TRACED: u8 = 64;
 }
 
 /// All that is known of one job but its future.
@@ -81,7 +84,8 @@ pub(crate) struct ColdPart {
     /// Wakes the task that polls the job.
     runner: Mutex<Option<Waker>>,
     pub(super) output: Mutex<Output>,
-    /// The end of the response that an observed job was deferred for, in nanoseconds; 0 for other jobs.
+    /// The end of the response that an observed or traced job was deferred for, in nanoseconds; 0 for other
+    /// jobs.
     undeferred_at: AtomicI64,
     /// One more than the bits of the number; 0 before.
     progress: AtomicU32,
@@ -155,9 +159,13 @@ impl Record {
         self.location
     }
 
+    /// The name that the job was given.
+    pub(crate) fn given_name(&self) -> Option<&str> {
+        self.extras.as_ref()?.name.as_deref()
+    }
+
     pub(crate) fn name_str(&self) -> &str {
-        let given = self.extras.as_ref().and_then(|extras| extras.name.as_deref());
-        given.unwrap_or_else(|| name_of(self.location))
+        self.given_name().unwrap_or_else(|| name_of(self.location))
     }
 
     pub(crate) fn name(&self) -> Cow<'static, str> {
@@ -283,8 +291,12 @@ impl Record {
     }
 }
 
-/// Observers.
+/// Observers, and the span.
 impl Record {
+    pub(crate) fn mark_traced(&self) {
+        self.stop.fetch_or(stop_bits::TRACED, Ordering::Relaxed);
+    }
+
     #[inline]
     pub(crate) fn is_observed(&self) -> bool {
         self.result().is_observed()
@@ -390,7 +402,7 @@ impl JobMeta for Arc<Record> {
     }
 
     fn undeferred(&self, now: Moment) {
-        if self.is_observed() {
+        if self.is_observed() || self.has_stop(stop_bits::TRACED) {
             self.cold().undeferred_at.store(now.as_nanos(), Ordering::Relaxed);
         }
     }

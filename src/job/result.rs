@@ -35,9 +35,12 @@ use std::{
 
 use crate::{
     job::{error::JobError, record::ColdPart},
-    util::sync::{
-        atomic::{AtomicU8, Ordering},
-        lock,
+    util::{
+        panics::drop_contained,
+        sync::{
+            atomic::{AtomicU8, Ordering},
+            lock,
+        },
     },
 };
 
@@ -266,7 +269,7 @@ impl ResultCell<'_> {
         self.has_any(OBSERVED)
     }
 
-    /// Takes the failure out to lend it to observers. The caller [puts it back](Self::put_back) before it
+    /// Takes the failure out to lend it to observers, or to the job's span. The caller [puts it back](Self::put_back) before it
     /// publishes the result.
     pub(crate) fn lend_failure(self) -> Option<JobError> {
         if !self.has_any(STORED) {
@@ -275,13 +278,19 @@ impl ResultCell<'_> {
         self.with_output(Output::take_failure)
     }
 
-    /// Puts a lent failure back. If the handle went meanwhile it found nothing, and the failure is to be
-    /// reported: see [`take_unobserved`](Self::take_unobserved).
+    /// Puts a lent failure back, unless a caller that closed the job was given it meanwhile as a close timeout.
+    /// If the handle went meanwhile it found nothing, and the failure is to be reported: see
+    /// [`take_unobserved`](Self::take_unobserved).
     pub(crate) fn put_back(self, failure: JobError) {
-        self.with_output(|output| {
+        let reported = self.with_output(|output| {
             debug_assert!(output.result.is_none(), "nothing is stored while a failure is lent");
-            output.result = Some(Err(failure));
+            let failure = Err(failure);
+            if output.has_reported(&failure) {
+                return Some(failure);
+            }
+            output.result.replace(failure)
         });
+        drop_contained(reported);
     }
 
     pub(crate) fn take_failure(self) -> Option<JobError> {
@@ -301,5 +310,30 @@ impl ResultCell<'_> {
                 late
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{panic::Location, time::Duration};
+
+    use super::*;
+    use crate::job::{
+        options::{JobFlags, JobKind},
+        record::Record,
+    };
+
+    #[test]
+    fn lent_close_timeout_is_not_reported_again() {
+        let (flags, after) = (JobFlags::default(), Duration::from_secs(1));
+        let record = Record::new(Location::caller(), None, None, JobKind::Cooperative, flags);
+        let cell = record.result();
+        assert!(cell.store_error(JobError::close_timeout(after)).is_none());
+        let lent = cell.lend_failure().expect("it is stored");
+        let given = cell.take_failure_or_late(JobError::close_timeout(after));
+        assert!(given.is_close_timeout());
+        cell.put_back(lent);
+        assert!(!cell.detach());
+        assert!(cell.take_unobserved().is_none());
     }
 }

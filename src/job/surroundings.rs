@@ -7,6 +7,7 @@ use crate::job::{
     record::Record,
     span::{Entered, JobSpan, SpanLink},
 };
+use crate::rules::state::Outcome;
 
 /// How a job is tied to its spawner.
 #[derive(Default)]
@@ -40,10 +41,47 @@ impl Surroundings {
     pub(crate) fn contexts(&self) -> Option<&Contexts> {
         self.0.contexts.as_ref()
     }
+
+    pub(crate) fn span_mut(&mut self) -> Option<&mut JobSpan> {
+        self.0.span.as_mut()
+    }
+
+    /// These are the surroundings of a job that has started.
+    pub(crate) fn of_started(mut self) -> Self {
+        if let Some(span) = self.span_mut() {
+            span.is_started();
+        }
+        self
+    }
+
+    /// Records the end of the job in its span.
+    pub(crate) fn end(&mut self, outcome: Outcome) {
+        if let Some(span) = self.span_mut() {
+            span.end(outcome);
+        }
+    }
+
+    #[inline(never)]
+    fn start(&mut self, job: &Record) -> &Self {
+        if let Some(span) = self.span_mut() {
+            span.start(job);
+        }
+        self
+    }
 }
 
-/// Runs `code` inside the surroundings, if there are any: the span, and inside it the contexts. A context
-/// that depends on the span, such as OpenTelemetry's, can then add to it.
+/// Runs a poll of the job as [`within`]. The first poll starts the job.
+#[inline(always)]
+pub(crate) fn poll_within<T>(
+    surroundings: Option<&mut Surroundings>,
+    job: &Record,
+    poll: impl FnOnce() -> T,
+) -> T {
+    within(surroundings.map(|around| around.start(job)), poll)
+}
+
+/// Runs `code` inside the surroundings, if there are any: the span, unless the job has not started, and
+/// inside it the contexts. A context that depends on the span, such as OpenTelemetry's, can then add to it.
 #[inline(always)]
 pub(crate) fn within<T>(surroundings: Option<&Surroundings>, code: impl FnOnce() -> T) -> T {
     let _entered = Entered::new(surroundings.and_then(|around| around.0.span.as_ref()));

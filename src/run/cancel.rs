@@ -66,7 +66,10 @@ impl Core {
     /// Ends a job that was removed from the queue. Its future is user code that may block, and need its
     /// runtime as it is dropped, so a task of the runtime drops it.
     pub(super) fn drop_unstarted(&self, mut work: Work, outcome: Outcome, error: JobError) {
-        let (record, surroundings) = work.as_mut().unpack();
+        let (record, mut surroundings) = work.as_mut().unpack();
+        if let Some(surroundings) = &mut surroundings {
+            surroundings.end(outcome);
+        }
         record.forget_deferred();
         drop_contained(record.result().store_error(error));
         if record.is_observed() {

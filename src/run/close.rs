@@ -218,7 +218,7 @@ impl Core {
                 break;
             }
             jobs.iter().for_each(|record| record.publish_cancelled());
-            unstarted.push(UnstartedPage(work));
+            unstarted.push(UnstartedPage { work, outcome: Outcome::NeverStarted });
             if !self.observers.is_empty() {
                 pages.push(jobs);
             }
@@ -279,7 +279,8 @@ impl Core {
                 self.end_abandoned(record.clone(), active.since());
             }
             // The work of a ready job that no runner has taken.
-            let work = work.map(|work| UnstartedPage(vec![work]));
+            let outcome = Outcome::Abandoned;
+            let work = work.map(|work| UnstartedPage { work: vec![work], outcome });
             self.drop_on_blocking_pool(work.into_iter().collect());
         });
         self.notify_idle();
@@ -345,10 +346,13 @@ impl<T> Drop for Contained<T> {
 }
 
 /// A page of work that will never run. It is dropped job by job, and each panic is contained.
-struct UnstartedPage(Vec<Work>);
+struct UnstartedPage {
+    work: Vec<Work>,
+    outcome: Outcome,
+}
 
 impl Drop for UnstartedPage {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(drop_work);
+        self.work.drain(..).for_each(|work| drop_work(work, self.outcome));
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     report::failure::JobFailure,
     run::{
         core::{Core, FailureHook},
+        spans::text_of,
         standard_error::is_last_resort,
     },
     util::{
@@ -34,14 +35,17 @@ impl Core {
         }
     }
 
-    /// Reports a failure of an active job, in its surroundings.
+    /// Reports a failure of an active job, in its surroundings. Its span has the text too.
     #[cold]
-    pub(super) fn report_job(&self, job: &ActiveJob, error: JobError) {
+    pub(super) fn report_job(&self, job: &mut ActiveJob, error: JobError) {
+        if let Some(span) = job.span_mut() {
+            span.keep_failure(text_of(&error));
+        }
         job.within(|| self.report_within(job.contexts(), job.record(), error));
     }
 
     /// As [`report_job`](Self::report_job), if there is a failure.
-    pub(super) fn report_unobserved_job(&self, job: &ActiveJob, failure: Option<JobError>) {
+    pub(super) fn report_unobserved_job(&self, job: &mut ActiveJob, failure: Option<JobError>) {
         if let Some(error) = failure {
             self.report_job(job, error);
         }
@@ -56,7 +60,12 @@ impl Core {
     /// Calls `on_failure` inside the jobs' runtime, or logs the failure. While the scheduler closes, a plain
     /// thread does so, inside these contexts: neither may hold up the closing. Where no log is set up, the
     /// failure goes to standard error.
-    fn report_within(&self, contexts: Option<&Contexts>, record: &Record, error: JobError) {
+    pub(super) fn report_within(
+        &self,
+        contexts: Option<&Contexts>,
+        record: &Record,
+        error: JobError,
+    ) {
         let job = self.info(record);
         let (hook, runtime) = (self.on_failure.clone(), self.runtime().cloned());
         let failure = JobFailure { job, error };

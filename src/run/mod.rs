@@ -10,14 +10,15 @@
 //! 4. `runner`: the task that polls one job after the other.
 //! 5. `idle_runners`: parked runners, which wait for the next ready job.
 //! 6. `failures`: reports failures that no handle awaits.
-//! 7. `cancel`: closes, aborts or replaces single jobs.
-//! 8. `close`: `close` and `wait_and_close`.
-//! 9. `hooks`: plain threads for hooks beside closing.
-//! 10. `standard_error`: lines of failures where nothing else would show them.
-//! 11. `observers`: calls the observers.
-//! 12. `steer`: limits, pausing, reservations, and single jobs by id.
-//! 13. `recorded`: waiting for jobs that a recorder holds back.
-//! 14. `deadlines`: timeouts, inside a runtime or outside any.
+//! 7. `spans`: the end of a job in its span.
+//! 8. `cancel`: closes, aborts or replaces single jobs.
+//! 9. `close`: `close` and `wait_and_close`.
+//! 10. `hooks`: plain threads for hooks beside closing.
+//! 11. `standard_error`: lines of failures where nothing else would show them.
+//! 12. `observers`: calls the observers.
+//! 13. `steer`: limits, pausing, reservations, and single jobs by id.
+//! 14. `recorded`: waiting for jobs that a recorder holds back.
+//! 15. `deadlines`: timeouts, inside a runtime or outside any.
 
 pub(crate) mod admission;
 pub(crate) mod cancel;
@@ -31,5 +32,6 @@ pub(crate) mod idle_runners;
 pub(crate) mod observers;
 mod recorded;
 pub(crate) mod runner;
+mod spans;
 pub(crate) mod standard_error;
 pub(crate) mod steer;

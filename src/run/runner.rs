@@ -115,14 +115,14 @@ impl Runner {
     /// Ends its job, and takes the next one in the same step of the queue.
     #[inline(always)]
     fn advance(&mut self, ended: Ended, cx: &mut Context<'_>) {
-        let State::HasJob(job) = mem::replace(&mut self.state, State::Done) else { return };
+        let State::HasJob(mut job) = mem::replace(&mut self.state, State::Done) else { return };
         let Ended { outcome, unobserved } = ended;
         let observed = job.record().is_observed();
         let mut held_back = None;
         match unobserved {
             // Observers see the error first, once the queue has counted the end.
             Some(error) if observed => held_back = Some(error),
-            Some(error) => self.core.report_job(&job, error),
+            Some(error) => self.core.report_job(&mut job, error),
             None => {}
         }
         let (key, was_rolling, now) = (job.record().key(), self.is_rolling, Moment::now());
@@ -138,9 +138,12 @@ impl Runner {
         }
         if observed {
             let counted = ended.is_some().then_some((Some(self.started), now));
-            self.core.observe_end(&job, outcome, counted, held_back);
+            self.core.observe_end(&mut job, outcome, counted, held_back);
         }
-        let record = job.into_record();
+        let (record, surroundings) = job.into_parts();
+        if let Some(surroundings) = surroundings {
+            self.core.end_span(surroundings, &record, ended.is_some().then_some(outcome));
+        }
         drop(ended);
         self.core.publish(&record);
         self.core.apply_rest(wake, rare);
@@ -216,13 +219,18 @@ impl Core {
         let Ended { outcome, unobserved } = ended.unwrap_or_else(|| job.drop_active());
         let (key, now) = (job.record().key(), Moment::now());
         let (effects, meta, _work) = self.queue().finish(key, outcome, now);
+        let is_counted = meta.is_some();
         if job.record().is_observed() {
-            let counted = meta.is_some().then_some((started, now));
-            self.observe_end(&job, outcome, counted, unobserved);
+            let counted = is_counted.then_some((started, now));
+            self.observe_end(&mut job, outcome, counted, unobserved);
         } else {
-            self.report_unobserved_job(&job, unobserved);
+            self.report_unobserved_job(&mut job, unobserved);
         }
-        self.publish(&job.into_record());
+        let (record, surroundings) = job.into_parts();
+        if let Some(surroundings) = surroundings {
+            self.end_span(surroundings, &record, is_counted.then_some(outcome));
+        }
+        self.publish(&record);
         self.apply(effects);
     }
 
@@ -231,7 +239,7 @@ impl Core {
     #[inline(never)]
     fn observe_end(
         &self,
-        job: &ActiveJob,
+        job: &mut ActiveJob,
         outcome: Outcome,
         counted: Option<(Option<Moment>, Moment)>,
         unobserved: Option<JobError>,

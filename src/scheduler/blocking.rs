@@ -77,8 +77,8 @@ where
         };
         #[expect(clippy::disallowed_methods, reason = "a job is polled inside its runtime")]
         let runtime = Handle::current();
-        let mut closure =
-            UnrunClosure { closure: Some(run), surroundings: self.surroundings.take() };
+        let surroundings = self.surroundings.take().map(Surroundings::of_started);
+        let mut closure = UnrunClosure { closure: Some(run), surroundings };
         runtime.spawn_blocking(move || {
             let run = closure.closure.take();
             within(closure.surroundings.as_ref(), || run.and_then(|run| run()))

@@ -192,6 +192,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Broken {
         self.called("exit");
     }
 
+    fn on_record(&self, _: &Id, _: &Record<'_>, _: Context<'_, S>) {
+        self.called("record");
+    }
+
     fn on_close(&self, _: Id, _: Context<'_, S>) {
         self.called("close");
     }

@@ -4,4 +4,5 @@ mod context;
 mod failures;
 mod filters;
 mod output;
+mod span_ends;
 mod spans;
