@@ -16,7 +16,7 @@ test:
 
 # Tests of the benchmarks' library, the compiler's texts for frequent mistakes, and programs with crates of their own.
 test-members:
-    cargo test --package tower-jobs-benches --package tower-jobs-compile-errors --package tower-jobs-dashboard --package tower-jobs-prometheus-example --package tower-jobs-readme --package tower-jobs-recipes
+    cargo test --package tower-jobs-benches --package tower-jobs-compile-errors --package tower-jobs-dashboard --package tower-jobs-otel-example --package tower-jobs-prometheus-example --package tower-jobs-readme --package tower-jobs-recipes
 
 # Pages in headless Chromium. Needs Debian's chromium and chromium-driver, and npm.
 test-browser:
