@@ -193,6 +193,8 @@ pub mod names {
     pub const OBSERVED: &str = "**tower-jobs**, detached, with an observer";
     /// [`Detached`](super::Detached)
     pub const REMEMBERED: &str = "**tower-jobs**, detached, the last 1000 remembered";
+    /// [`Detached`](super::Detached)
+    pub const TRACED: &str = "**tower-jobs**, detached, tracing span on";
     /// [`Reserved`](super::Reserved)
     pub const RESERVED: &str = "**tower-jobs**, a permit reserved for each";
     /// [`Tasks`](super::Tasks)
@@ -238,7 +240,7 @@ pub fn entrants<W: Work>(limit: Option<usize>, work: W) -> Vec<Entrant> {
 }
 
 /// This crate, with the parts that cost something only if they are used.
-pub fn optional_parts<W: Work>(limit: usize, work: W) -> [Entrant; 3] {
+pub fn optional_parts<W: Work>(limit: usize, work: W) -> [Entrant; 4] {
     let builder = || Scheduler::builder().limit(limit).pending_limit(None);
     let observed = builder().observer(Idle).build();
     let remembers = builder().remember(1000).build();
@@ -246,5 +248,6 @@ pub fn optional_parts<W: Work>(limit: usize, work: W) -> [Entrant; 3] {
         Entrant::new(names::OBSERVED, Detached(observed, work)),
         Entrant::new(names::REMEMBERED, Detached(remembers, work)),
         Entrant::new(names::RESERVED, Reserved(builder().build(), work)),
+        Entrant::new(names::TRACED, Detached(builder().build(), work)),
     ]
 }

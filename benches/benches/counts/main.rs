@@ -29,9 +29,13 @@ use std::process::ExitCode;
 
 use tower_jobs_benches::{
     Chart, Entrant, Flavour, Load, Report, Table, entrants, is_brief,
-    names::{AWAITED, BEFORE, DETACHED, INSIDE, OBSERVED, REMEMBERED, RESERVED, TASKS, TRACKED},
+    names::{
+        AWAITED, BEFORE, DETACHED, INSIDE, OBSERVED, REMEMBERED, RESERVED, TASKS, TRACED, TRACKED,
+    },
     noop, optional_parts, two_yields,
 };
+
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::{
     machine::{Counts, Machine},
@@ -66,8 +70,14 @@ const LOADS: [(&str, &str, Pick); 5] = [
 /// Key and name.
 const OURS: [(&str, &str); 2] = [("detached", DETACHED), ("awaited", AWAITED)];
 /// Of some loads only.
-const OPTIONAL: [(&str, &str); 3] =
-    [("observed", OBSERVED), ("remembered", REMEMBERED), ("reserved", RESERVED)];
+const OPTIONAL: [(&str, &str); 4] = [
+    ("observed", OBSERVED),
+    ("remembered", REMEMBERED),
+    ("reserved", RESERVED),
+    (TRACED_KEY, TRACED),
+];
+/// Runs under a subscriber, which is that of the whole process.
+const TRACED_KEY: &str = "traced";
 const NEIGHBOURS: [(&str, &str); 4] =
     [("tasks", TASKS), ("tracked", TRACKED), ("inside", INSIDE), ("before", BEFORE)];
 
@@ -139,6 +149,10 @@ fn ours() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
 }
 
 fn run_one(flavour: Flavour, load: &str, contender: &str, jobs: usize) {
+    if contender == TRACED_KEY {
+        // It wants all spans, and stores nothing but their ids and ties.
+        tracing_subscriber::registry().init();
+    }
     let (entrant, load) = pick(load, contender, jobs).expect("a load and who is put through it");
     entrant.time(&flavour.runtime(), load);
 }
