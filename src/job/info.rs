@@ -33,8 +33,8 @@ pub struct JobInfo {
     pub kind: JobKind,
     /// The job's state.
     pub state: JobState,
-    /// The label of the request that spawned the job, as `METHOD /path`; `None` if the job was
-    /// spawned on the scheduler.
+    /// The label of the request that spawned the job, as `METHOD /path`, or the one it was
+    /// [given](crate::JobBuilder::label); `None` if the job was spawned on the scheduler.
     pub request: Option<Arc<str>>,
     /// The job's concurrency key: see
     /// [`JobBuilder::concurrency_key`](crate::JobBuilder::concurrency_key).

@@ -55,6 +55,8 @@ pub(crate) struct Options {
 #[derive(Clone, Default)]
 pub(crate) struct Extras {
     pub(super) name: Option<Cow<'static, str>>,
+    /// In place of the group's label.
+    pub(super) label: Option<Arc<str>>,
     pub(super) key: Option<Arc<str>>,
     pub(super) unique: Option<UniqueKey>,
     pub(super) timeout: Option<Duration>,
@@ -63,6 +65,10 @@ pub(crate) struct Extras {
 impl Options {
     pub(crate) fn set_name(&mut self, name: Cow<'static, str>) {
         self.extras().name = Some(name);
+    }
+
+    pub(crate) fn set_label(&mut self, label: Arc<str>) {
+        self.extras().label = Some(label);
     }
 
     pub(crate) fn set_key(&mut self, key: Arc<str>) {

@@ -151,8 +151,9 @@ impl Record {
         self.group.as_ref().filter(|_| counts).map(|owner| owner.group())
     }
 
-    pub(crate) fn group_label(&self) -> Option<&Arc<str>> {
-        self.group.as_ref().map(|owner| owner.label())
+    pub(crate) fn label(&self) -> Option<&Arc<str>> {
+        let given = self.extras.as_ref().and_then(|extras| extras.label.as_ref());
+        given.or_else(|| self.group.as_ref().map(|owner| owner.label()))
     }
 
     pub(crate) fn location(&self) -> &'static Location<'static> {
@@ -201,7 +202,7 @@ impl Record {
             name: self.name(),
             kind: self.kind,
             state: stamp.map_or(JobState::Finished, Stamp::state),
-            request: self.group_label().cloned(),
+            request: self.label().cloned(),
             key: self.concurrency_key().cloned(),
             location: self.location,
             age,

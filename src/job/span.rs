@@ -64,7 +64,7 @@ impl JobSpan {
             ($($parent:tt)*) => {
                 tracing::info_span!(
                     target: "tower_jobs", $($parent)* "job", id = %job.id(), name = %OneLine(job.name_str()),
-                    request = job.group_label().map(|label| &**label), location = %job.location(),
+                    request = job.label().map(|label| &**label), location = %job.location(),
                     otel.name = job.given_name().map(|name| field::display(OneLine(name))),
                     queued = Empty, outcome = Empty,
                     otel.status_code = Empty, otel.status_description = Empty

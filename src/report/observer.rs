@@ -137,9 +137,9 @@ impl JobSeen<'_> {
         self.record.name_str()
     }
 
-    /// Returns the label of the job's request, if it was spawned by one.
+    /// Returns the label of the job's request, if it was spawned by one, or was given [one](crate::JobBuilder::label).
     pub fn request(&self) -> Option<&str> {
-        self.record.group_label().map(|label| &**label)
+        self.record.label().map(|label| &**label)
     }
 
     /// Returns the job's concurrency key.

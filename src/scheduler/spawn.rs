@@ -57,6 +57,15 @@ impl<'a, S: 'static> JobBuilder<'a, S> {
         self
     }
 
+    /// Sets the job's label in logs, listings and reports, where the label of its request is otherwise.
+    ///
+    /// It is for work that another process or a message asked for: the label tells where it comes from. Like a
+    /// request's, it holds no personal data. Defaults to the request's label, or none.
+    pub fn label(mut self, label: impl Into<Arc<str>>) -> Self {
+        self.options.set_label(label.into());
+        self
+    }
+
     /// Sets the maximum time that the job may run, from its start.
     ///
     /// Defaults to no limit. A job that runs longer is dropped at its current `await`, and has failed. A

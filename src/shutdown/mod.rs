@@ -351,6 +351,7 @@ impl Shutdown {
         // A signal leaves them no more than their own grace.
         if is_cut_short {
             let end = end.min(Instant::now() + part_grace);
+            parts.tell_jobs_over(end);
             drop(timeout_at(Some(end), parts.all_ended()).await);
         }
         let report = ShutdownReport {

@@ -5,6 +5,8 @@ use std::{
     fmt,
     future::{Future, pending},
     pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use tokio::{
@@ -19,7 +21,8 @@ use crate::{
         output::JobOutput,
     },
     report::failure::chain,
-    util::{one_line::OneLine, panics::forget_panic},
+    run::deadlines::timeout_at,
+    util::{one_line::OneLine, panics::forget_panic, sync::lock},
 };
 
 type PartFuture = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
@@ -56,7 +59,13 @@ enum Stage {
 
 /// A part's view of the shutdown. See [`Shutdown::part`](crate::Shutdown::part).
 #[derive(Clone, Debug)]
-pub struct PartContext(watch::Receiver<Stage>);
+pub struct PartContext {
+    stage: watch::Receiver<Stage>,
+    note: Note,
+}
+
+/// What a part says of itself in the report.
+type Note = Arc<Mutex<Option<String>>>;
 
 impl PartContext {
     /// Resolves when the shutdown begins: at the signal, or when the server has ended by itself.
@@ -79,9 +88,36 @@ impl PartContext {
         self.reached(|stage| matches!(stage, Stage::JobsOver { .. })).await;
     }
 
-    /// Returns the end of the grace, once the shutdown has begun.
+    /// Resolves when no more than `left` is left until the [`deadline`](Self::deadline).
+    ///
+    /// It is for a part whose own work has an end that takes time. A later signal moves the deadline, and this
+    /// follows it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped at any point.
+    pub async fn left(&self, left: Duration) {
+        let mut stage = self.stage.clone();
+        loop {
+            let end =
+                self.deadline().map(|deadline| deadline.checked_sub(left).unwrap_or(deadline));
+            match timeout_at(end, stage.changed()).await {
+                Ok(Ok(())) => {}
+                // The shutdown was dropped, and the part will be.
+                Ok(Err(_)) => pending().await,
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Sets a text for the [report](PartReport::note): what became of the part's own work, in one line.
+    pub fn note(&self, text: impl Into<String>) {
+        *lock(&self.note) = Some(text.into());
+    }
+
+    /// Returns the end of the grace, once the shutdown has begun. A later signal moves it to an earlier time.
     pub fn deadline(&self) -> Option<Instant> {
-        let stage = *self.0.borrow();
+        let stage = *self.stage.borrow();
         match stage {
             Stage::Serving => None,
             Stage::Begun { deadline } | Stage::JobsOver { deadline } => Some(deadline),
@@ -89,7 +125,7 @@ impl PartContext {
     }
 
     async fn reached(&self, is_reached: fn(&Stage) -> bool) {
-        let mut stage = self.0.clone();
+        let mut stage = self.stage.clone();
         if stage.wait_for(is_reached).await.is_err() {
             // The shutdown was dropped, and the part will be.
             pending::<()>().await;
@@ -122,6 +158,8 @@ pub struct PartReport {
     pub name: String,
     /// How it ended.
     pub outcome: PartOutcome,
+    /// What it said of itself with [`PartContext::note`].
+    pub note: Option<String>,
 }
 
 impl fmt::Display for PartReport {
@@ -133,13 +171,17 @@ impl fmt::Display for PartReport {
             PartOutcome::Failed(error) => write!(f, "failed ({})", OneLine(error)),
             PartOutcome::Panicked(text) => write!(f, "panicked ({})", OneLine(text)),
             PartOutcome::Unfinished => f.write_str("unfinished"),
+        }?;
+        match &self.note {
+            Some(note) => write!(f, ": {}", OneLine(note)),
+            None => Ok(()),
         }
     }
 }
 
 /// The parts at work, each as a task. Dropped, it drops them.
 pub(super) struct Parts {
-    tasks: Vec<(Cow<'static, str>, JoinHandle<PartOutcome>)>,
+    tasks: Vec<(Cow<'static, str>, Note, JoinHandle<PartOutcome>)>,
     /// Of the parts that have ended, in the order of `tasks`.
     outcomes: Vec<PartOutcome>,
     stage: watch::Sender<Stage>,
@@ -149,7 +191,8 @@ impl Parts {
     pub(super) fn start(parts: Vec<Part>) -> Self {
         let (stage, seen) = watch::channel(Stage::Serving);
         let start = |Part { name, run }: Part| {
-            let part = run(PartContext(seen.clone()));
+            let note = Note::default();
+            let part = run(PartContext { stage: seen.clone(), note: note.clone() });
             let task = async {
                 match part.await {
                     Ok(()) => PartOutcome::Ended,
@@ -161,7 +204,7 @@ impl Parts {
                 reason = "`serve` is polled in a runtime, and ends them"
             )]
             let task = tokio::spawn(task);
-            (name, task)
+            (name, note, task)
         };
         Self { tasks: parts.into_iter().map(start).collect(), outcomes: Vec::new(), stage }
     }
@@ -176,7 +219,7 @@ impl Parts {
 
     /// Resolves when all have ended. Can be dropped, and called again.
     pub(super) async fn all_ended(&mut self) {
-        while let Some((_, task)) = self.tasks.get_mut(self.outcomes.len()) {
+        while let Some((_, _, task)) = self.tasks.get_mut(self.outcomes.len()) {
             let outcome = match task.await {
                 Ok(outcome) => outcome,
                 Err(error) => panicked(error),
@@ -189,7 +232,7 @@ impl Parts {
     pub(super) async fn into_reports(mut self) -> Vec<PartReport> {
         // A part that has ended is not unfinished because an earlier one is.
         let mut reports = Vec::new();
-        for (index, (name, task)) in self.tasks.iter_mut().enumerate() {
+        for (index, (name, note, task)) in self.tasks.iter_mut().enumerate() {
             let outcome = match self.outcomes.get(index) {
                 Some(outcome) => outcome.clone(),
                 None if task.is_finished() => match task.await {
@@ -198,7 +241,8 @@ impl Parts {
                 },
                 None => PartOutcome::Unfinished,
             };
-            reports.push(PartReport { name: name.to_string(), outcome });
+            let note = lock(note).take();
+            reports.push(PartReport { name: name.to_string(), outcome, note });
         }
         reports
     }
@@ -206,7 +250,7 @@ impl Parts {
 
 impl Drop for Parts {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(|(_, task)| task.abort());
+        self.tasks.iter().for_each(|(_, _, task)| task.abort());
     }
 }
 

@@ -152,7 +152,9 @@ impl<T: ServerOutput> fmt::Display for ShutdownReport<T> {
         if on_unstarted {
             line += "; on_unstarted unfinished";
         }
-        for part in self.parts.iter().filter(|part| part.outcome != PartOutcome::Ended) {
+        let is_told =
+            |part: &&PartReport| part.outcome != PartOutcome::Ended || part.note.is_some();
+        for part in self.parts.iter().filter(is_told) {
             line += &format!("; {}", cut(part.to_string(), MAX_PART));
         }
         let total = |count: fn(&Stats) -> u64| self.totals.iter().map(count).sum::<u64>();

@@ -180,3 +180,30 @@ async fn first_signal_after_the_servers_end_leaves_parts_their_time() {
     assert_eq!(outcomes(&report), [("pool", &PartOutcome::Ended)]);
     assert_eq!(began.elapsed().as_secs(), 9);
 }
+
+#[tokio::test(start_paused = true)]
+async fn note_of_a_part_is_in_the_clean_report() {
+    let scheduler = Scheduler::new();
+    let part = |part: tower_jobs::PartContext| async move { part.note("released\n3") };
+    let report = at_once(&scheduler).part("durable", part).serve(|stop| stop).await;
+    assert_eq!(report.parts[0].note.as_deref(), Some("released\n3"));
+    assert!(report.is_clean(), "{report}");
+    assert!(
+        report.to_string().contains("; part \"durable\" ended: released\\n3; in all"),
+        "{report}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn part_is_told_when_little_time_is_left() {
+    let (scheduler, began) = (Scheduler::new(), Instant::now());
+    let report = at_once(&scheduler)
+        .grace(20 * SECOND)
+        .part("durable", move |part| async move {
+            part.left(4 * SECOND).await;
+            part.note(format!("{} s", began.elapsed().as_secs()));
+        })
+        .serve(|stop| stop)
+        .await;
+    assert_eq!(report.parts[0].note.as_deref(), Some("16 s"));
+}

@@ -1,0 +1,298 @@
+//! What a store sees of the application: room for jobs, and how they ended.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{Notify, watch};
+use tower_jobs::{Permit, Scheduler};
+
+use crate::{
+    engine::{Claimed, Verdict},
+    handlers::{Handlers, Kind, Prepared},
+};
+
+/// Most rows that are claimed at once.
+const BATCH: usize = 32;
+
+/// Pause of a job that was running when a process died, while another such job runs.
+const SUSPECT_PAUSE: Duration = Duration::from_secs(1);
+
+/// The verdict of a job, once it has one.
+pub(crate) type Running = BoxFuture<'static, Verdict>;
+
+/// How far the end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    Open,
+    /// Nothing new is claimed.
+    Stopping,
+    /// The time to settle is over.
+    Over,
+}
+
+/// What became of the jobs since the shutdown began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) released: usize,
+    pub(crate) left: usize,
+    pub(crate) not_stored: usize,
+}
+
+/// A store's way to the application: it gives room for jobs, and runs them.
+///
+/// It is given to [`Engine::run`](crate::Engine::run).
+pub struct Door {
+    handlers: Arc<Handlers>,
+    scheduler: Scheduler,
+    counts: Arc<Counts>,
+    stage: watch::Receiver<Stage>,
+    worker: String,
+    dead_after: Duration,
+    tally: Arc<Mutex<Tally>>,
+}
+
+/// Running jobs by kind.
+#[derive(Default)]
+struct Counts {
+    by_kind: HashMap<&'static str, AtomicUsize>,
+    /// A job runs that was running when a process died.
+    suspect_runs: AtomicBool,
+    left: Notify,
+}
+
+/// Keeps a job counted while it runs.
+struct Counted {
+    counts: Arc<Counts>,
+    kind: &'static str,
+    is_suspect: bool,
+}
+
+impl Counted {
+    /// `None` for a job that was running when a process died, while another such job runs: which of them killed
+    /// the process is then seen, and the others end.
+    fn new(counts: &Arc<Counts>, kind: &'static str, is_suspect: bool) -> Option<Self> {
+        if is_suspect && counts.suspect_runs.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        counts.by_kind[kind].fetch_add(1, Ordering::Relaxed);
+        Some(Self { counts: counts.clone(), kind, is_suspect })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.counts.by_kind[self.kind].fetch_sub(1, Ordering::Relaxed);
+        if self.is_suspect {
+            self.counts.suspect_runs.store(false, Ordering::Relaxed);
+        }
+        self.counts.left.notify_one();
+    }
+}
+
+impl Door {
+    pub(crate) fn new(
+        handlers: Arc<Handlers>,
+        scheduler: Scheduler,
+        stage: watch::Receiver<Stage>,
+        worker: String,
+        dead_after: Duration,
+        tally: Arc<Mutex<Tally>>,
+    ) -> Self {
+        let by_kind = handlers.kinds().map(|kind| (kind.name, AtomicUsize::new(0))).collect();
+        let counts = Arc::new(Counts { by_kind, ..Counts::default() });
+        Self { handlers, scheduler, counts, stage, worker, dead_after, tally }
+    }
+
+    /// Returns the name of this worker, which no other process has, and no other start of this one.
+    pub fn worker(&self) -> &str {
+        &self.worker
+    }
+
+    /// Returns the kinds that this process has handlers for.
+    pub fn kinds(&self) -> Vec<&'static str> {
+        self.handlers.kinds().map(|kind| kind.name).collect()
+    }
+
+    /// Returns after how long without a sign of life a worker counts as dead.
+    pub fn dead_after(&self) -> Duration {
+        self.dead_after
+    }
+
+    /// Resolves when no more rows are to be claimed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped at any point.
+    pub async fn stopping(&self) {
+        self.reached(Stage::Stopping).await;
+    }
+
+    /// Returns whether no more rows are to be claimed.
+    pub fn is_stopping(&self) -> bool {
+        *self.stage.borrow() >= Stage::Stopping
+    }
+
+    /// Resolves when the time to settle rows is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped at any point.
+    pub async fn over(&self) {
+        self.reached(Stage::Over).await;
+    }
+
+    /// Returns whether the time to settle rows is over.
+    pub fn is_over(&self) -> bool {
+        *self.stage.borrow() >= Stage::Over
+    }
+
+    async fn reached(&self, stage: Stage) {
+        // An error means that the sender is gone, and that is the end too.
+        drop(self.stage.clone().wait_for(|seen| *seen >= stage).await);
+    }
+
+    /// Waits for room for at least one job. `None` when the door is [stopping](Self::stopping).
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped at any point.
+    pub async fn room(&self) -> Option<Room<'_>> {
+        loop {
+            let left = self.counts.left.notified();
+            if self.free_kinds().is_empty() {
+                tokio::select! {
+                    () = left => continue,
+                    () = self.stopping() => return None,
+                }
+            }
+            let first = tokio::select! {
+                permit = self.scheduler.reserve() => permit.ok()?,
+                () = self.stopping() => return None,
+            };
+            if self.is_stopping() {
+                return None;
+            }
+            let mut permits = vec![first];
+            while permits.len() < BATCH
+                && let Ok(permit) = self.scheduler.try_reserve()
+            {
+                permits.push(permit);
+            }
+            return Some(Room { door: self, permits });
+        }
+    }
+
+    /// Kinds below their limits, and how many more of each may run.
+    fn free_kinds(&self) -> Vec<(&'static str, usize)> {
+        let free = |kind: &Kind| {
+            let running = self.counts.by_kind[kind.name].load(Ordering::Relaxed);
+            let free = kind.limit.map_or(usize::MAX, |limit| limit.saturating_sub(running));
+            (free > 0).then_some((kind.name, free))
+        };
+        self.handlers.kinds().filter_map(free).collect()
+    }
+
+    /// Notes that a verdict is stored.
+    pub(crate) fn settled(&self, verdict: &Verdict) {
+        if self.is_stopping() && matches!(verdict, Verdict::Release { .. }) {
+            self.note(|tally| tally.released += 1);
+        }
+    }
+
+    /// Notes that a verdict could not be stored by the end.
+    pub(crate) fn not_stored(&self) {
+        self.note(|tally| tally.not_stored += 1);
+    }
+
+    pub(crate) fn left(&self) {
+        self.note(|tally| tally.left += 1);
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Tally)) {
+        change(&mut self.tally.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl fmt::Debug for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Door").field("worker", &self.worker).finish_non_exhaustive()
+    }
+}
+
+/// Room for jobs that start now. Dropped, it gives back what was not used.
+pub struct Room<'a> {
+    door: &'a Door,
+    permits: Vec<Permit>,
+}
+
+impl fmt::Debug for Room<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Room").field("len", &self.permits.len()).finish_non_exhaustive()
+    }
+}
+
+impl Room<'_> {
+    /// Returns how many jobs may start.
+    pub fn len(&self) -> usize {
+        self.permits.len()
+    }
+
+    /// Returns whether it is used up.
+    pub fn is_empty(&self) -> bool {
+        self.permits.is_empty()
+    }
+
+    /// Returns the kinds that may start, and how many of each.
+    pub fn kinds(&self) -> Vec<(&'static str, usize)> {
+        self.door.free_kinds()
+    }
+
+    /// Starts a row that the store holds for this worker. The future resolves to what is to become of it.
+    ///
+    /// The job runs on, however the future is polled or dropped. A row for which there is no room is released.
+    pub fn start(&mut self, row: &Claimed) -> BoxFuture<'static, Verdict> {
+        let release = |after| -> Running { Box::pin(async move { Verdict::Release { after } }) };
+        let prepared = match self.door.handlers.prepare(row) {
+            Ok(prepared) => prepared,
+            Err(verdict) => return Box::pin(async move { verdict }),
+        };
+        let Some(permit) = self.permits.pop() else { return release(Duration::ZERO) };
+        let Some(counted) = Counted::new(&self.door.counts, prepared.kind, prepared.crashes > 0)
+        else {
+            return release(SUSPECT_PAUSE);
+        };
+        self.door.spawn(permit, prepared, counted)
+    }
+}
+
+impl Door {
+    fn spawn(&self, permit: Permit, prepared: Prepared, counted: Counted) -> Running {
+        let Prepared { kind, label, timeout, future, judge, .. } = prepared;
+        let mut builder = self.scheduler.job(kind);
+        if let Some(timeout) = timeout {
+            builder = builder.timeout(timeout);
+        }
+        if let Some(label) = label {
+            builder = builder.label(label);
+        }
+        // Refused, because the scheduler has closed since.
+        let Ok(mut job) = permit.spawn_as(builder, future) else {
+            return Box::pin(async { Verdict::Release { after: Duration::ZERO } });
+        };
+        let stage = self.stage.clone();
+        Box::pin(async move {
+            let ended = job.wait().await;
+            drop(counted);
+            let is_stopping = *stage.borrow() >= Stage::Stopping;
+            judge.judge(ended, is_stopping)
+        })
+    }
+}

@@ -1,0 +1,1 @@
+//! Rows of Graphile Worker, in PostgreSQL.

@@ -1,0 +1,1 @@
+//! Rows of apalis-sqlite, in an SQLite file.

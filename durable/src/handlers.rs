@@ -1,0 +1,189 @@
+//! The kinds of an application, and what becomes of a job that ended.
+
+use std::{
+    collections::HashMap, error::Error as StdError, fmt::Write, future::Future, panic::Location,
+    sync::Arc, time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+use tower_jobs::{BoxError, JobError, JobOutput};
+
+use crate::{
+    context::DurableContext,
+    engine::{Claimed, Verdict},
+    envelope::{self, Note},
+    job::DurableJob,
+};
+
+/// Bytes of an error text that is stored.
+const MAX_ERROR: usize = 2_000;
+
+type Run =
+    Arc<dyn Fn(Value, DurableContext) -> BoxFuture<'static, Result<(), BoxError>> + Send + Sync>;
+
+/// A kind that this process has a handler for.
+#[derive(Clone)]
+pub(crate) struct Kind {
+    pub(crate) name: &'static str,
+    pub(crate) limit: Option<usize>,
+    max_attempts: u32,
+    max_crashes: u32,
+    timeout: Option<Duration>,
+    run: Run,
+    registered_at: &'static Location<'static>,
+}
+
+/// The kinds, by name.
+#[derive(Default)]
+pub(crate) struct Handlers(HashMap<&'static str, Kind>);
+
+/// A row that is about to run.
+pub(crate) struct Prepared {
+    pub(crate) kind: &'static str,
+    pub(crate) label: Option<Arc<str>>,
+    pub(crate) timeout: Option<Duration>,
+    /// How many processes have died while it ran.
+    pub(crate) crashes: u32,
+    pub(crate) future: BoxFuture<'static, Result<(), BoxError>>,
+    pub(crate) judge: Judge,
+}
+
+impl Handlers {
+    #[track_caller]
+    pub(crate) fn register<J, F, Fut>(&mut self, handler: F, limit: Option<usize>)
+    where
+        J: DurableJob,
+        F: Fn(J, DurableContext) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output: JobOutput> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        let run = move |job: Value,
+                        context: DurableContext|
+              -> BoxFuture<'static, Result<(), BoxError>> {
+            let handler = handler.clone();
+            Box::pin(async move {
+                let job = serde_json::from_value(job).map_err(|error| {
+                    format!("the stored job is not a `{}`: {error}", std::any::type_name::<J>())
+                })?;
+                handler(job, context).await.into_result().map(drop)
+            })
+        };
+        let kind = Kind {
+            name: J::KIND,
+            limit,
+            max_attempts: J::MAX_ATTEMPTS.max(1),
+            max_crashes: J::MAX_CRASHES.max(1),
+            timeout: J::TIMEOUT,
+            run: Arc::new(run),
+            registered_at: Location::caller(),
+        };
+        if let Some(first) = self.0.insert(J::KIND, kind) {
+            panic!(
+                "the kind \"{}\" is registered at {} and again at {}: give one of the two types another KIND",
+                J::KIND,
+                first.registered_at,
+                Location::caller()
+            );
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = &Kind> {
+        self.0.values()
+    }
+
+    /// Makes a row's job, or says why it is dead without being run.
+    pub(crate) fn prepare(&self, row: &Claimed) -> Result<Prepared, Verdict> {
+        let dead = |error: String| {
+            tracing::error!(id = %row.id, kind = row.kind, error, "a durable job is dead");
+            Verdict::Dead { error }
+        };
+        let Some(kind) = self.0.get(row.kind.as_str()) else {
+            // The store gave a kind that was not asked for: another process knows it.
+            return Err(Verdict::Release { after: Duration::from_secs(1) });
+        };
+        let (job, note) = envelope::unwrap(&row.payload)
+            .map_err(|error| dead(format!("the stored payload is not JSON: {error}")))?;
+        let crashes = row.starts.saturating_sub(1).saturating_sub(note.failures);
+        if crashes >= kind.max_crashes {
+            return Err(dead(format!("{crashes} processes have died while it ran")));
+        }
+        let context = DurableContext::new(row, &note);
+        let label = note.label.as_deref().map(Arc::from);
+        Ok(Prepared {
+            kind: kind.name,
+            label,
+            timeout: kind.timeout,
+            crashes,
+            future: (kind.run)(job, context),
+            judge: Judge {
+                row: row.clone(),
+                max_attempts: note.max_attempts.unwrap_or(kind.max_attempts).max(1),
+            },
+        })
+    }
+}
+
+/// Decides what is to become of a row, once its job has ended.
+pub(crate) struct Judge {
+    row: Claimed,
+    max_attempts: u32,
+}
+
+impl Judge {
+    pub(crate) fn judge(self, ended: Result<(), JobError>, is_stopping: bool) -> Verdict {
+        match ended {
+            Ok(()) => Verdict::Done,
+            Err(error) if error.is_abandoned() => Verdict::Leave,
+            Err(error) if is_stopping && (error.is_cancelled() || error.is_close_timeout()) => {
+                Verdict::Release { after: Duration::ZERO }
+            }
+            // A cancelled job counts as failed while nothing is stopping: released, it would start again at once.
+            Err(error) => self.failed(one_line(&error)),
+        }
+    }
+
+    fn failed(self, error: String) -> Verdict {
+        let Claimed { id, kind, payload, .. } = self.row;
+        // It could be unwrapped when the job began.
+        let (job, note) = envelope::unwrap(&payload).unwrap_or_default();
+        let failures = note.failures.saturating_add(1);
+        if failures >= self.max_attempts {
+            tracing::error!(%id, kind, failures, error, "a durable job is dead");
+            return Verdict::Dead { error };
+        }
+        let after = backoff(failures);
+        tracing::warn!(%id, kind, failures, ?after, error, "a durable job failed, and is tried again");
+        match envelope::wrap(job, Note { failures, ..note }) {
+            Ok(payload) => Verdict::Retry { payload, error, after },
+            Err(unwritable) => Verdict::Dead { error: format!("{error}; {unwritable}") },
+        }
+    }
+}
+
+/// The pause after so many failures: e^n seconds, at most 6 hours. It is Graphile Worker's rule.
+fn backoff(failures: u32) -> Duration {
+    Duration::from_secs_f64(f64::from(failures.min(10)).exp())
+}
+
+/// An error and its causes in one line.
+pub(crate) fn one_line(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        write!(text, ": {error}").unwrap_or_default();
+        cause = error.source();
+    }
+    let mut line: String =
+        text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect();
+    if line.len() > MAX_ERROR {
+        let end = (0..=MAX_ERROR).rev().find(|end| line.is_char_boundary(*end)).unwrap_or(0);
+        line.truncate(end);
+        line.push('…');
+    }
+    line
+}
