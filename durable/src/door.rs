@@ -73,17 +73,20 @@ struct Counted {
     counts: Arc<Counts>,
     kind: &'static str,
     is_suspect: bool,
+    is_limited: bool,
 }
 
 impl Counted {
     /// `None` for a job that was running when a process died, while another such job runs: which of them killed
     /// the process is then seen, and the others end.
-    fn new(counts: &Arc<Counts>, kind: &'static str, is_suspect: bool) -> Option<Self> {
+    fn new(counts: &Arc<Counts>, prepared: &Prepared) -> Option<Self> {
+        let Prepared { kind, is_limited, crashes, .. } = *prepared;
+        let is_suspect = crashes > 0;
         if is_suspect && counts.suspect_runs.swap(true, Ordering::Relaxed) {
             return None;
         }
         counts.by_kind[kind].fetch_add(1, Ordering::Relaxed);
-        Some(Self { counts: counts.clone(), kind, is_suspect })
+        Some(Self { counts: counts.clone(), kind, is_suspect, is_limited })
     }
 }
 
@@ -93,7 +96,9 @@ impl Drop for Counted {
         if self.is_suspect {
             self.counts.suspect_runs.store(false, Ordering::Relaxed);
         }
-        self.counts.left.notify_one();
+        if self.is_limited {
+            self.counts.left.notify_one();
+        }
     }
 }
 
@@ -138,6 +143,11 @@ impl Door {
     /// Returns whether no more rows are to be claimed.
     pub fn is_stopping(&self) -> bool {
         *self.stage.borrow() >= Stage::Stopping
+    }
+
+    /// Returns whether the scheduler runs no more jobs, because the application has closed it.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.scheduler.is_closed()
     }
 
     /// Resolves when the time to settle rows is over.
@@ -188,6 +198,11 @@ impl Door {
             }
             return Some(Room { door: self, permits });
         }
+    }
+
+    /// Resolves when a job of a kind with a limit has ended since the last call.
+    pub(crate) async fn limited_kind_ended(&self) {
+        self.counts.left.notified().await;
     }
 
     /// Kinds below their limits, and how many more of each may run.
@@ -265,10 +280,11 @@ impl Room<'_> {
             Err(verdict) => return Box::pin(async move { verdict }),
         };
         let Some(permit) = self.permits.pop() else { return release(Duration::ZERO) };
-        let Some(counted) = Counted::new(&self.door.counts, prepared.kind, prepared.crashes > 0)
-        else {
+        let Some(counted) = Counted::new(&self.door.counts, &prepared) else {
             return release(SUSPECT_PAUSE);
         };
+        #[cfg(feature = "metrics")]
+        crate::figures::started(prepared.kind, row.ready_since);
         self.door.spawn(permit, prepared, counted)
     }
 }

@@ -4,12 +4,12 @@ use std::{
     fmt,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join};
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     sync::watch,
@@ -17,13 +17,17 @@ use tokio::{
 };
 use tower_jobs::{BoxError, JobOutput, PartContext, Scheduler};
 
+#[cfg(feature = "metrics")]
+use crate::figures;
 use crate::{
     context::DurableContext,
     door::{Door, Stage, Tally},
     engine::{Admin, Engine},
-    handlers::Handlers,
+    error::PushError,
+    handlers::{Handlers, one_line},
     job::DurableJob,
     outbox::{Outbox, OutboxLayer},
+    rescue::Rescue,
 };
 
 /// Most time of the end that is kept for settling rows.
@@ -42,6 +46,8 @@ pub struct DurableBuilder {
     threads: usize,
     runtime: Option<Handle>,
     dead_after: Duration,
+    #[cfg(feature = "metrics")]
+    metrics: Option<tower_jobs::JobMetrics>,
 }
 
 impl fmt::Debug for DurableBuilder {
@@ -141,6 +147,21 @@ impl DurableBuilder {
         self
     }
 
+    /// Publishes the jobs' metrics with those of other schedulers, and the store's.
+    ///
+    /// The store's are looked at every 15 s, and are those of all processes:
+    ///
+    /// | metric | |
+    /// |---|---|
+    /// | `tower_jobs_durable_jobs{state}` | gauge: stored jobs that are `ready`, `later`, `running`, `dead` |
+    /// | `tower_jobs_durable_oldest_ready_seconds` | gauge: how long the oldest ready job has been ready |
+    /// | `tower_jobs_durable_start_seconds{kind}` | histogram: from when a job was ready to its start |
+    #[cfg(feature = "metrics")]
+    pub fn metrics(mut self, metrics: &tower_jobs::JobMetrics) -> Self {
+        self.metrics = Some(metrics.clone());
+        self
+    }
+
     /// Starts the worker. Without handlers there is none, and jobs are only pushed.
     ///
     /// # Panics
@@ -161,6 +182,7 @@ impl DurableBuilder {
         let inner = Inner {
             engine: self.engine,
             scheduler,
+            rescue: Arc::new(Rescue::new(stage.subscribe())),
             stage,
             tally: Arc::default(),
             ended: watch::channel(true).0,
@@ -183,6 +205,7 @@ pub struct Durable(Arc<Inner>);
 struct Inner {
     engine: Arc<dyn Engine>,
     scheduler: Scheduler,
+    rescue: Arc<Rescue>,
     stage: watch::Sender<Stage>,
     tally: Arc<Mutex<Tally>>,
     /// Whether the worker's thread has ended.
@@ -244,7 +267,7 @@ fn run_worker(engine: &Arc<dyn Engine>, door: impl Fn() -> Door) {
     loop {
         let (ran, watched) = (door(), door());
         let ran = catch_unwind(AssertUnwindSafe(|| runtime.block_on(engine.clone().run(ran))));
-        if watched.is_stopping() {
+        if watched.is_stopping() || watched.is_closed() {
             return;
         }
         let how = if ran.is_ok() { "ended" } else { "panicked" };
@@ -279,6 +302,8 @@ impl Durable {
             threads: 2,
             runtime: None,
             dead_after: Duration::from_secs(30),
+            #[cfg(feature = "metrics")]
+            metrics: None,
         }
     }
 
@@ -289,7 +314,7 @@ impl Durable {
 
     /// Returns an outbox without a request.
     pub fn outbox(&self) -> Outbox {
-        Outbox::new(self.0.engine.clone())
+        Outbox::new(self.0.engine.clone(), self.0.rescue.clone())
     }
 
     /// Returns the scheduler that runs the jobs, to observe and to steer it.
@@ -318,41 +343,92 @@ impl Durable {
         |part| {
             Box::pin(async move {
                 part.begun().await;
-                let tally = durable.drain(&part).await?;
-                if tally.released > 0 {
-                    part.note(format!("released {}", tally.released));
+                durable.0.stop_claiming();
+                let ((), (pushed, not_pushed)) =
+                    join(durable.0.drain(&part), durable.0.push_unstarted(&part)).await;
+                let Tally { released, left, not_stored } = *lock(&durable.0.tally);
+                let mut became = Vec::new();
+                for (count, what) in [
+                    (released, "released"),
+                    (pushed, "pushed unstarted"),
+                    (left, "still running, left to the sweep"),
+                    (not_stored, "ended, and not stored"),
+                    (not_pushed, "unstarted, and not pushed"),
+                ] {
+                    if count > 0 {
+                        became.push(format!("{count} {what}"));
+                    }
                 }
-                Ok(())
+                match became.join(", ") {
+                    became if left + not_stored + not_pushed > 0 => Err(became.into()),
+                    became if became.is_empty() => Ok(()),
+                    became => Ok(part.note(became)),
+                }
             })
         }
     }
+}
 
-    async fn drain(&self, part: &PartContext) -> Result<Tally, BoxError> {
-        let inner = &*self.0;
-        inner.stage.send_replace(Stage::Stopping);
-        inner.scheduler.start_draining();
+impl Inner {
+    fn stop_claiming(&self) {
+        self.stage.send_replace(Stage::Stopping);
+    }
+
+    /// Ends the jobs, and settles their rows.
+    async fn drain(&self, part: &PartContext) {
+        self.scheduler.start_draining();
         let left = part.deadline().map(|end| end.saturating_duration_since(Instant::now()));
         let settle = SETTLE.min(left.unwrap_or_default() / 4);
         tokio::select! {
-            () = inner.scheduler.wait_idle() => {}
+            () = self.scheduler.wait_idle() => {}
             () = part.left(settle) => {}
         }
-        inner.scheduler.close().await;
+        self.scheduler.close().await;
         tokio::select! {
-            () = inner.worker_ended() => {}
+            () = self.worker_ended() => {}
             () = part.left(LAST.min(settle / 2)) => {
-                inner.stage.send_replace(Stage::Over);
-                inner.worker_ended().await;
+                self.stage.send_replace(Stage::Over);
+                self.worker_ended().await;
             }
         }
-        let tally = *inner.tally.lock().unwrap_or_else(PoisonError::into_inner);
-        if tally.left + tally.not_stored > 0 {
-            return Err(format!(
-                "{} released, {} still running and left to the sweep, {} ends not stored",
-                tally.released, tally.left, tally.not_stored
-            )
-            .into());
-        }
-        Ok(tally)
     }
+
+    /// Pushes the jobs that were dropped unstarted. Returns how many it pushed, and how many it could not.
+    async fn push_unstarted(&self, part: &PartContext) -> (usize, usize) {
+        part.jobs_over().await;
+        let (mut pushed, mut failed) = (0, 0);
+        let pushing = async {
+            while let Some(make_row) = self.rescue.next().await {
+                // Counted as failed if there is no time for it.
+                failed += 1;
+                let push = async { self.engine.push(make_row()?).await };
+                match push.await {
+                    // One with the same key does the work.
+                    Ok(_) | Err(PushError::Duplicate(_)) => {
+                        (failed, pushed) = (failed - 1, pushed + 1)
+                    }
+                    Err(error) => {
+                        tracing::error!(error = one_line(&error), "an unstarted job was not pushed")
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = pushing => {}
+            () = part.left(LAST) => {}
+        }
+        (pushed, failed)
+    }
+}
+
+#[cfg(feature = "metrics")]
+async fn until_stopping(mut stage: watch::Receiver<Stage>, work: impl Future<Output = ()>) {
+    tokio::select! {
+        _ = stage.wait_for(|stage| *stage >= Stage::Stopping) => {}
+        () = work => {}
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

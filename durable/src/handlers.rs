@@ -41,6 +41,7 @@ pub(crate) struct Handlers(HashMap<&'static str, Kind>);
 /// A row that is about to run.
 pub(crate) struct Prepared {
     pub(crate) kind: &'static str,
+    pub(crate) is_limited: bool,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) timeout: Option<Duration>,
     /// How many processes have died while it ran.
@@ -116,6 +117,7 @@ impl Handlers {
         let label = note.label.as_deref().map(Arc::from);
         Ok(Prepared {
             kind: kind.name,
+            is_limited: kind.limit.is_some(),
             label,
             timeout: kind.timeout,
             crashes,

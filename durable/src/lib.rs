@@ -3,16 +3,23 @@
 #![doc = include_str!("../README.md")]
 
 mod context;
+#[cfg(feature = "dashboard")]
+mod dead_letters;
 mod door;
 mod durable;
 mod engine;
 mod envelope;
 mod error;
+#[cfg(feature = "metrics")]
+mod figures;
 mod handlers;
 mod job;
 mod outbox;
+mod rescue;
 
 pub use context::DurableContext;
+#[cfg(feature = "dashboard")]
+pub use dead_letters::DeadLetters;
 pub use door::{Door, Room};
 pub use durable::{Durable, DurableBuilder};
 #[cfg(feature = "postgres")]
@@ -23,3 +30,4 @@ pub use engine::{Admin, Claimed, DeadLetter, Depth, Engine, NewRow, Verdict};
 pub use error::PushError;
 pub use job::{DurableId, DurableJob, PushOptions};
 pub use outbox::{InTransaction, Outbox, OutboxLayer, OutboxRejection, OutboxService};
+pub use rescue::OrPush;

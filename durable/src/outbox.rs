@@ -3,6 +3,7 @@
 use std::{
     any::{Any, type_name},
     fmt,
+    future::Future,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -21,6 +22,7 @@ use crate::{
     envelope::{self, Note},
     error::PushError,
     job::{DurableId, DurableJob, PushOptions},
+    rescue::{OrPush, Rescue},
 };
 
 /// Stores jobs; the extractor of a request's handler.
@@ -30,6 +32,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Outbox {
     engine: Arc<dyn Engine>,
+    rescue: Arc<Rescue>,
     label: Option<Arc<str>>,
     traceparent: Option<Arc<str>>,
     tracestate: Option<Arc<str>>,
@@ -42,8 +45,8 @@ impl fmt::Debug for Outbox {
 }
 
 impl Outbox {
-    pub(crate) fn new(engine: Arc<dyn Engine>) -> Self {
-        Self { engine, label: None, traceparent: None, tracestate: None }
+    pub(crate) fn new(engine: Arc<dyn Engine>, rescue: Arc<Rescue>) -> Self {
+        Self { engine, rescue, label: None, traceparent: None, tracestate: None }
     }
 
     /// Stores a job. Once it returns, the job survives the process.
@@ -115,6 +118,33 @@ impl Outbox {
     ) -> Result<DurableId, PushError> {
         let row = self.row(&job, options)?;
         self.engine.push_in(transaction.connection(), row).await
+    }
+
+    /// Makes a job of this process that is stored if the shutdown ends it before it has started.
+    ///
+    /// `future` is spawned as usual, and does the work of `job` at once, without the store. If the shutdown's time
+    /// is over before the future is polled for the first time, `job` is pushed instead, and another process runs
+    /// it. The [part](crate::Durable::part) pushes such jobs after all others are over, until the deadline, and the
+    /// report says how many it pushed. One that could not be pushed makes the report unclean.
+    ///
+    /// A job that has started, and one that was aborted or replaced before the shutdown, is not pushed. A process
+    /// that is killed pushes nothing: what must survive that is [pushed](Self::push) in the handler.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # use tower_jobs::Jobs;
+    /// # use tower_jobs_durable::{DurableJob, Outbox};
+    /// # #[derive(Serialize, Deserialize)] struct Reindex { user: u64 }
+    /// # impl DurableJob for Reindex { const KIND: &str = "reindex"; }
+    /// # async fn reindex(_: u64) {}
+    /// async fn update(jobs: Jobs, outbox: Outbox) -> Result<(), tower_jobs::Error> {
+    ///     jobs.after_response(outbox.or_push(Reindex { user: 7 }, reindex(7)))?;
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn or_push<J: DurableJob, F: Future>(&self, job: J, future: F) -> OrPush<F> {
+        let outbox = self.clone();
+        OrPush::new(future, Box::new(move || outbox.row(&job, PushOptions::new())), &self.rescue)
     }
 
     fn row<J: DurableJob>(&self, job: &J, options: PushOptions) -> Result<NewRow, PushError> {

@@ -20,7 +20,7 @@ use std::{
 
 use futures_util::{
     StreamExt,
-    future::{join, select},
+    future::{Either, join, select},
     stream::FuturesUnordered,
 };
 use tokio::{
@@ -30,7 +30,7 @@ use tokio::{
 use tower_jobs::BoxError;
 
 use crate::{
-    door::{Door, Running},
+    door::{Door, Room, Running},
     engine::{Claimed, Verdict},
     job::DurableId,
 };
@@ -38,6 +38,8 @@ use crate::{
 /// First pause after a statement that failed; it doubles up to `LONGEST_PAUSE`.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Most rows that run here or are being settled: a database that is slow to settle is asked for no more.
+const MAX_HELD: usize = 1_000;
 /// Time for one statement. A connection that has gone silent is given up then.
 const STATEMENT: Duration = Duration::from_secs(5);
 
@@ -82,14 +84,19 @@ pub(crate) async fn run(rows: &impl Rows, door: &Door) {
         held: RefCell::default(),
         started: RefCell::default(),
         has_started: Notify::new(),
+        has_settled: Notify::new(),
+        claims: Cell::new(true),
         claim_is_lost: Cell::new(false),
     };
+    // A row that is held by a worker that is not registered would be nobody's.
+    if !work.register().await {
+        return;
+    }
     let worked = join(work.claim(), work.settle());
     // The beats go on until the last row is settled.
     select(pin!(worked), pin!(work.beat())).await;
-    let left_behind = !work.held.borrow().is_empty();
-    if left_behind {
-        // The sweep of another process frees them when the beats have stopped.
+    if work.claim_is_lost.get() || !work.held.borrow().is_empty() {
+        // The worker ages out, and the sweep of another frees its rows.
         return;
     }
     if let Err(error) = limited(rows.leave()).await {
@@ -105,11 +112,31 @@ struct Work<'a, R> {
     /// Started, and not yet seen by `settle`.
     started: RefCell<Vec<(Running, Claimed)>>,
     has_started: Notify,
+    has_settled: Notify,
+    /// Whether rows may still be claimed.
+    claims: Cell<bool>,
     /// An answer to a claim was lost.
     claim_is_lost: Cell<bool>,
 }
 
 impl<R: Rows> Work<'_, R> {
+    /// Returns false if the door is stopping before the first beat was taken.
+    async fn register(&self) -> bool {
+        let mut pause = FIRST_PAUSE;
+        while !self.door.is_stopping() {
+            match self.unless_stopping(limited(self.rows.beat())).await {
+                Some(Ok(())) => return true,
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "the durable worker could not be registered")
+                }
+                None => {}
+            }
+            self.unless_stopping(sleep(pause)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        false
+    }
+
     async fn beat(&self) {
         let dead_after = self.door.dead_after();
         let interval = dead_after / 6;
@@ -154,35 +181,47 @@ impl<R: Rows> Work<'_, R> {
         let mut pause = FIRST_PAUSE;
         while let Some(mut room) = self.door.room().await {
             let wanted = room.len();
-            let found = match self.claim_once(&room.kinds(), wanted).await {
-                Ok(claimed) => claimed,
+            match self.claim_once(&room.kinds(), wanted).await {
+                Ok(found) => {
+                    pause = FIRST_PAUSE;
+                    let is_last = found.len() < wanted;
+                    found.into_iter().for_each(|row| self.start(&mut room, row));
+                    // Without a permit in hand, for other work of the scheduler.
+                    drop(room);
+                    if is_last {
+                        let freed = pin!(self.door.limited_kind_ended());
+                        self.unless_stopping(select(pin!(self.rows.pushed()), freed)).await;
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(%error, "no durable job could be claimed");
                     self.claim_is_lost.set(true);
                     drop(room);
                     self.unless_stopping(sleep(pause)).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
-                    continue;
                 }
-            };
-            pause = FIRST_PAUSE;
-            let is_last = found.len() < wanted;
-            for row in found {
-                self.held.borrow_mut().insert(row.id.clone());
-                let running = room.start(&row);
-                self.started.borrow_mut().push((running, row));
-                self.has_started.notify_one();
             }
-            // Without a permit in hand, for other work of the scheduler.
-            drop(room);
-            if is_last {
-                self.unless_stopping(self.rows.pushed()).await;
+            while self.held.borrow().len() >= MAX_HELD && !self.door.is_stopping() {
+                self.unless_stopping(self.has_settled.notified()).await;
             }
         }
+        self.claims.set(false);
+        self.has_started.notify_one();
     }
 
-    async fn unless_stopping(&self, waited: impl Future<Output = ()>) {
-        select(pin!(waited), pin!(self.door.stopping())).await;
+    fn start(&self, room: &mut Room<'_>, row: Claimed) {
+        self.held.borrow_mut().insert(row.id.clone());
+        let running = room.start(&row);
+        self.started.borrow_mut().push((running, row));
+        self.has_started.notify_one();
+    }
+
+    /// `None` if the door is stopping first.
+    async fn unless_stopping<T>(&self, waited: impl Future<Output = T>) -> Option<T> {
+        match select(pin!(waited), pin!(self.door.stopping())).await {
+            Either::Left((seen, _)) => Some(seen),
+            Either::Right(_) => None,
+        }
     }
 
     async fn claim_once(
@@ -202,29 +241,25 @@ impl<R: Rows> Work<'_, R> {
                 return Ok(lost);
             }
         }
-        limited(self.rows.claim(kinds, most)).await
+        // Until the very end: a row may be held from the moment when the statement is sent.
+        match select(pin!(limited(self.rows.claim(kinds, most))), pin!(self.door.over())).await {
+            Either::Left((found, _)) => found,
+            Either::Right(_) => Err("the time is over".into()),
+        }
     }
 
-    /// Ends when the door is stopping, and all that has been started is settled.
+    /// Ends when nothing more is claimed, and all that has been started is settled.
     async fn settle(&self) {
         let mut running = FuturesUnordered::new();
         loop {
             for (verdict, row) in self.started.take() {
                 running.push(self.settle_one(verdict, row));
             }
-            if running.is_empty() && self.door.is_stopping() {
+            if running.is_empty() && !self.claims.get() {
                 return;
             }
-            let started = pin!(self.has_started.notified());
-            let stopping = async {
-                if self.door.is_stopping() {
-                    std::future::pending::<()>().await;
-                }
-                self.door.stopping().await;
-            };
             tokio::select! {
-                () = started => {}
-                () = stopping => {}
+                () = self.has_started.notified() => {}
                 Some(()) = running.next() => {}
             }
         }
@@ -254,6 +289,7 @@ impl<R: Rows> Work<'_, R> {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         self.held.borrow_mut().remove(&row.id);
+        self.has_settled.notify_one();
         self.door.settled(&verdict);
     }
 }
