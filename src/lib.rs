@@ -13,8 +13,9 @@
 //!   disconnects, and in a test the jobs of one request can be awaited alone.
 //!
 //! **It is not a durable queue.** A job lives in memory. If the process is killed or crashes, its
-//! jobs are lost. Work that must survive belongs in an engine that stores it: `graphile_worker` or
-//! `underway` (Postgres), `apalis` (Postgres, MySQL, SQLite, Redis), `rusty-sidekiq` (Redis).
+//! jobs are lost. The sibling crate `tower-jobs-durable` stores work that must survive, in PostgreSQL or in an
+//! SQLite file, and runs it under the same shutdown. Other engines: `underway` (Postgres), `apalis` (also
+//! MySQL and Redis), `rusty-sidekiq` (Redis).
 //!
 //! # Getting started
 //!

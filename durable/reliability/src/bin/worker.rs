@@ -1,0 +1,74 @@
+//! A process that runs durable jobs until it is told to end, or dies. Its settings are in its environment.
+
+use std::{env, process::ExitCode, thread, time::Duration};
+
+use tokio::time::sleep;
+use tower_jobs::{Scheduler, Shutdown};
+use tower_jobs_durable::{Durable, DurableContext};
+use tower_jobs_durable_reliability::{Abort, How, Newer, Work, log::Log, store};
+use tracing_subscriber::EnvFilter;
+
+fn number(name: &str, default: u64) -> u64 {
+    env::var(name).map_or(default, |text| text.parse().expect("a number"))
+}
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let code = runtime.block_on(run());
+    runtime.shutdown_background();
+    code
+}
+
+async fn run() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    let log = Log::new(env::var("WORKER_LOG").expect("WORKER_LOG"));
+    let engine = store::open(&env::var("DATABASE_URL").expect("DATABASE_URL")).await;
+    let (worked, aborted) = (log.clone(), log.clone());
+    let work = move |job: Work, _: DurableContext| {
+        let log = worked.clone();
+        async move {
+            log.line("start", job.n);
+            match job.how {
+                How::Sleep => sleep(job.takes).await,
+                How::Block => thread::sleep(job.takes),
+            }
+            log.line("end", job.n);
+        }
+    };
+    let abort = move |job: Abort, _: DurableContext| {
+        let log = aborted.clone();
+        async move {
+            log.line("abort", job.n);
+            // Time for others to be running.
+            sleep(Duration::from_millis(100)).await;
+            std::process::abort();
+        }
+    };
+    let mut builder = Durable::builder_of(engine)
+        .limit(usize::try_from(number("WORKER_LIMIT", 20)).expect("a limit"))
+        .dead_after(Duration::from_millis(number("WORKER_DEAD_AFTER", 3_000)))
+        .register(work)
+        .register(abort);
+    if env::var_os("WORKER_IS_NEWER").is_some() {
+        let newer = log.clone();
+        builder = builder.register(move |job: Newer, _: DurableContext| {
+            let log = newer.clone();
+            async move { log.line("end", job.n) }
+        });
+    }
+    let durable = builder.start();
+    let scheduler = Scheduler::new();
+    let report = Shutdown::new(&scheduler)
+        .grace(Duration::from_millis(number("WORKER_GRACE", 4_000)))
+        .part("durable", durable.part())
+        .serve(|stop| {
+            println!("ready");
+            stop
+        })
+        .await;
+    report.print();
+    ExitCode::from(&report)
+}

@@ -1,0 +1,59 @@
+//! What the tests and the program `worker` share: the kinds of jobs, the log of what ran, stores, and processes.
+
+pub mod log;
+#[path = "../../tests/support/postgres.rs"]
+mod postgres;
+pub mod program;
+pub mod store;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tower_jobs_durable::DurableJob;
+
+/// How a job spends its time.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum How {
+    /// It awaits.
+    Sleep,
+    /// It never awaits.
+    Block,
+}
+
+/// A job that takes a time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Work {
+    /// Its number.
+    pub n: u64,
+    /// Its time.
+    pub takes: Duration,
+    /// How it spends it.
+    pub how: How,
+}
+
+impl DurableJob for Work {
+    const KIND: &str = "work";
+}
+
+/// A job that aborts its process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Abort {
+    /// Its number.
+    pub n: u64,
+}
+
+impl DurableJob for Abort {
+    const KIND: &str = "abort";
+    const MAX_CRASHES: u32 = 3;
+}
+
+/// A job that only a newer version of the program knows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Newer {
+    /// Its number.
+    pub n: u64,
+}
+
+impl DurableJob for Newer {
+    const KIND: &str = "newer";
+}

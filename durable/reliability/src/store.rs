@@ -1,0 +1,111 @@
+//! The stores that the tests run on.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use sqlx::{Connection, Executor, SqliteConnection};
+use tempfile::TempDir;
+use tokio::time::sleep;
+use tower_jobs_durable::{Engine, Postgres, Sqlite};
+
+use crate::postgres::{self, Server};
+
+/// An empty store.
+pub enum Store {
+    /// A file, in a folder that is removed.
+    Sqlite(TempDir),
+    /// A database of a server.
+    Postgres {
+        /// Of the database.
+        url: String,
+        /// The server, if no other test uses it.
+        server: Option<Server>,
+    },
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.url())
+    }
+}
+
+/// Opens the engine that a URL names, with its tables.
+///
+/// # Panics
+///
+/// If it cannot be opened.
+pub async fn open(url: &str) -> Arc<dyn Engine> {
+    if url.starts_with("postgres") {
+        let engine = Postgres::connect(url).await.expect("the database answers");
+        engine.migrate().await.expect("the migrations run");
+        Arc::new(engine)
+    } else {
+        Arc::new(Sqlite::open(url).await.expect("the file can be opened"))
+    }
+}
+
+impl Store {
+    /// Makes a file.
+    ///
+    /// # Panics
+    ///
+    /// If there is no temporary folder.
+    pub fn sqlite() -> Self {
+        Self::Sqlite(TempDir::new().expect("a temporary folder"))
+    }
+
+    /// Makes a database. `None` where PostgreSQL is not installed.
+    pub async fn postgres() -> Option<Self> {
+        let url = postgres::server()?.database().await;
+        Some(Self::Postgres { url, server: None })
+    }
+
+    /// Makes a database on a server of its own, which can be [away](Self::away_for).
+    pub async fn own_postgres() -> Option<Self> {
+        let server = Server::start()?;
+        let url = server.database().await;
+        Some(Self::Postgres { url, server: Some(server) })
+    }
+
+    /// Returns what [`open`] takes.
+    pub fn url(&self) -> String {
+        match self {
+            Self::Sqlite(_) => self.file().display().to_string(),
+            Self::Postgres { url, .. } => url.clone(),
+        }
+    }
+
+    fn file(&self) -> PathBuf {
+        match self {
+            Self::Sqlite(folder) => folder.path().join("jobs.sqlite"),
+            Self::Postgres { .. } => unreachable!("it has no file"),
+        }
+    }
+
+    /// Opens the store's engine.
+    pub async fn engine(&self) -> Arc<dyn Engine> {
+        open(&self.url()).await
+    }
+
+    /// Makes the store answer nobody for a time: the server is killed, or the file locked.
+    ///
+    /// # Panics
+    ///
+    /// If the server is not its own.
+    pub async fn away_for(&self, time: Duration) {
+        match self {
+            Self::Sqlite(_) => {
+                let url = format!("sqlite://{}", self.file().display());
+                let mut locking = SqliteConnection::connect(&url).await.expect("the file opens");
+                locking.execute("PRAGMA busy_timeout = 60000; BEGIN EXCLUSIVE").await.expect("it can be locked");
+                sleep(time).await;
+                locking.execute("ROLLBACK").await.expect("it can be unlocked");
+            }
+            Self::Postgres { server, .. } => {
+                let server = server.as_ref().expect("a server of its own");
+                server.stop();
+                sleep(time).await;
+                server.restart();
+            }
+        }
+    }
+}
