@@ -1,0 +1,4 @@
+//! `Postgres`, against a real server.
+
+#[path = "../support/postgres.rs"]
+mod postgres;
