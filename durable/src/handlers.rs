@@ -1,8 +1,8 @@
 //! The kinds of an application, and what becomes of a job that ended.
 
 use std::{
-    collections::HashMap, error::Error as StdError, fmt::Write, future::Future, panic::Location,
-    sync::Arc, time::Duration,
+    any::type_name, collections::HashMap, error::Error as StdError, fmt::Write, future::Future,
+    panic::Location, sync::Arc, time::Duration,
 };
 
 use futures_util::future::BoxFuture;
@@ -65,7 +65,11 @@ impl Handlers {
             let handler = handler.clone();
             Box::pin(async move {
                 let job = serde_json::from_value(job).map_err(|error| {
-                    format!("the stored job is not a `{}`: {error}", std::any::type_name::<J>())
+                    format!(
+                        "the stored job is not a `{}`{}",
+                        type_name::<J>(),
+                        without_value(&error)
+                    )
                 })?;
                 handler(job, context).await.into_result().map(drop)
             })
@@ -170,6 +174,19 @@ impl Judge {
 /// The pause after so many failures: e^n seconds, at most 6 hours. It is Graphile Worker's rule.
 fn backoff(failures: u32) -> Duration {
     Duration::from_secs_f64(f64::from(failures.min(10)).exp())
+}
+
+/// The part of serde's text that holds nothing of the payload: `invalid type: string "secret", expected u32` is
+/// of the stored value up to the comma.
+fn without_value(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    if text.starts_with("missing field `") {
+        return format!(": {text}");
+    }
+    match text.rsplit_once(", expected ") {
+        Some((_, expected)) => format!(": expected {expected}"),
+        None => String::new(),
+    }
 }
 
 /// An error and its causes in one line.

@@ -1,0 +1,10 @@
+//! `Sqlite`, through the public API, on real files.
+#![expect(clippy::disallowed_methods, reason = "tests start tasks of their own, and read the date")]
+
+mod foreign;
+mod logs;
+mod migrations;
+mod pushing;
+mod running;
+mod support;
+mod workers;
