@@ -1,8 +1,9 @@
 //! What the tests and the program `worker` share: the kinds of jobs, the log of what ran, stores, and processes.
 
 pub mod log;
+#[allow(missing_docs, missing_debug_implementations, reason = "it is the tests' own")]
 #[path = "../../tests/support/postgres.rs"]
-mod postgres;
+pub mod postgres;
 pub mod program;
 pub mod store;
 

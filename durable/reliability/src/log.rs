@@ -55,7 +55,11 @@ impl Log {
         let text = fs::read_to_string(&self.0).unwrap_or_default();
         let parse = |line: &str| {
             let mut words = line.split(' ');
-            Some((words.next()?.to_owned(), words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+            Some((
+                words.next()?.to_owned(),
+                words.next()?.parse().ok()?,
+                words.next()?.parse().ok()?,
+            ))
         };
         text.lines().map(|line| parse(line).expect("a line of ours")).collect()
     }

@@ -96,7 +96,10 @@ impl Store {
             Self::Sqlite(_) => {
                 let url = format!("sqlite://{}", self.file().display());
                 let mut locking = SqliteConnection::connect(&url).await.expect("the file opens");
-                locking.execute("PRAGMA busy_timeout = 60000; BEGIN EXCLUSIVE").await.expect("it can be locked");
+                locking
+                    .execute("PRAGMA busy_timeout = 60000; BEGIN EXCLUSIVE")
+                    .await
+                    .expect("it can be locked");
                 sleep(time).await;
                 locking.execute("ROLLBACK").await.expect("it can be unlocked");
             }

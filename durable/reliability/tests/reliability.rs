@@ -12,10 +12,7 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 use tower_jobs_durable::{Admin, Depth, Durable, Outbox, PushOptions};
 use tower_jobs_durable_reliability::{
-    Abort, How, Newer, Work,
-    log::Log,
-    program::{Program, Settings},
-    store::Store,
+    Abort, How, Newer, Work, log::Log, program::Settings, store::Store,
 };
 
 const MILLIS: Duration = Duration::from_millis(1);
@@ -157,14 +154,14 @@ async fn long_jobs_of_two_processes_run_once(mut setup: Setup) {
     let _workers = [setup.worker().start(), setup.worker().start()];
     setup.push_many(20, 5 * SECOND, How::Sleep).await;
     setup.all_done(40 * SECOND).await;
-    assert_eq!(setup.doubled(), []);
+    assert_eq!(setup.doubled(), Vec::<u64>::new());
 }
 
 async fn short_jobs_of_two_processes_run_once(mut setup: Setup) {
     let _workers = [setup.worker().start(), setup.worker().start()];
     setup.push_many(rounds(300, 1_000), Duration::ZERO, How::Sleep).await;
     setup.all_done(120 * SECOND).await;
-    assert_eq!(setup.doubled(), []);
+    assert_eq!(setup.doubled(), Vec::<u64>::new());
 }
 
 async fn handlers_that_block_all_threads_run_once(mut setup: Setup) {
@@ -173,7 +170,7 @@ async fn handlers_that_block_all_threads_run_once(mut setup: Setup) {
     setup.seen("start", 2, 10 * SECOND).await;
     let _second = setup.worker().start();
     setup.all_done(30 * SECOND).await;
-    assert_eq!(setup.doubled(), []);
+    assert_eq!(setup.doubled(), Vec::<u64>::new());
 }
 
 async fn full_process_leaves_rows_to_an_idle_one(mut setup: Setup) {
@@ -183,7 +180,8 @@ async fn full_process_leaves_rows_to_an_idle_one(mut setup: Setup) {
     let idle = setup.worker().start();
     setup.push_many(12, 100 * MILLIS, How::Sleep).await;
     setup.seen("end", 12, 10 * SECOND).await;
-    let ran_by = |id| setup.log.lines().iter().filter(|line| line.0 == "end" && line.2 == id).count();
+    let ran_by =
+        |id| setup.log.lines().iter().filter(|line| line.0 == "end" && line.2 == id).count();
     assert_eq!((ran_by(full.id()), ran_by(idle.id())), (0, 12));
 }
 
@@ -226,7 +224,7 @@ async fn deploys_lose_and_double_no_job(mut setup: Setup) {
     }
     let _worker = setup.worker().start();
     setup.all_done(60 * SECOND).await;
-    assert_eq!(setup.doubled(), []);
+    assert_eq!(setup.doubled(), Vec::<u64>::new());
 }
 
 async fn jobs_that_end_during_an_outage_run_once(mut setup: Setup) {
@@ -236,7 +234,7 @@ async fn jobs_that_end_during_an_outage_run_once(mut setup: Setup) {
     let outage = if is_long() { 50 * SECOND } else { 6 * SECOND };
     setup.store.away_for(outage).await;
     setup.all_done(40 * SECOND).await;
-    assert_eq!(setup.doubled(), []);
+    assert_eq!(setup.doubled(), Vec::<u64>::new());
 }
 
 async fn kind_of_a_newer_version_is_left_to_it(mut setup: Setup) {
@@ -256,7 +254,11 @@ async fn kind_of_a_newer_version_is_left_to_it(mut setup: Setup) {
 async fn delayed_job_waits_for_its_time(mut setup: Setup) {
     let _worker = setup.worker().start();
     let options = PushOptions::new().delay(2 * SECOND);
-    setup.outbox.push_with(Work { n: 0, takes: Duration::ZERO, how: How::Sleep }, options).await.unwrap();
+    setup
+        .outbox
+        .push_with(Work { n: 0, takes: Duration::ZERO, how: How::Sleep }, options)
+        .await
+        .unwrap();
     setup.pushed.insert(0);
     let pushed = Instant::now();
     setup.all_done(15 * SECOND).await;
