@@ -215,24 +215,43 @@ impl Door {
         self.handlers.kinds().filter_map(free).collect()
     }
 
-    /// Notes that a verdict is stored.
-    pub(crate) fn settled(&self, verdict: &Verdict) {
-        if self.is_stopping() && matches!(verdict, Verdict::Release { .. }) {
-            self.note(|tally| tally.released += 1);
+    fn spawn(&self, permit: Permit, prepared: Prepared, counted: Counted) -> Running {
+        let Prepared { kind, label, timeout, future, judge, .. } = prepared;
+        let mut builder = self.scheduler.job(kind);
+        if let Some(timeout) = timeout {
+            builder = builder.timeout(timeout);
         }
+        if let Some(label) = label {
+            builder = builder.label(label);
+        }
+        // Refused, because the scheduler has closed since.
+        let Ok(mut job) = permit.spawn_as(builder, future) else {
+            return Box::pin(async { Verdict::Release { after: Duration::ZERO } });
+        };
+        let (stage, tally) = (self.stage.clone(), self.tally.clone());
+        Box::pin(async move {
+            let ended = job.wait().await;
+            drop(counted);
+            let is_stopping = *stage.borrow() >= Stage::Stopping;
+            let verdict = judge.judge(ended, is_stopping);
+            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            match verdict {
+                Verdict::Release { .. } => tally.released += 1,
+                Verdict::Leave => tally.left += 1,
+                _ => {}
+            }
+            drop(tally);
+            verdict
+        })
     }
 
     /// Notes that a verdict could not be stored by the end.
-    pub(crate) fn not_stored(&self) {
-        self.note(|tally| tally.not_stored += 1);
-    }
-
-    pub(crate) fn left(&self) {
-        self.note(|tally| tally.left += 1);
-    }
-
-    fn note(&self, change: impl FnOnce(&mut Tally)) {
-        change(&mut self.tally.lock().unwrap_or_else(PoisonError::into_inner));
+    pub(crate) fn not_stored(&self, verdict: &Verdict) {
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.not_stored += 1;
+        if matches!(verdict, Verdict::Release { .. }) {
+            tally.released = tally.released.saturating_sub(1);
+        }
     }
 }
 
@@ -286,29 +305,5 @@ impl Room<'_> {
         #[cfg(feature = "metrics")]
         crate::figures::started(prepared.kind, row.ready_since);
         self.door.spawn(permit, prepared, counted)
-    }
-}
-
-impl Door {
-    fn spawn(&self, permit: Permit, prepared: Prepared, counted: Counted) -> Running {
-        let Prepared { kind, label, timeout, future, judge, .. } = prepared;
-        let mut builder = self.scheduler.job(kind);
-        if let Some(timeout) = timeout {
-            builder = builder.timeout(timeout);
-        }
-        if let Some(label) = label {
-            builder = builder.label(label);
-        }
-        // Refused, because the scheduler has closed since.
-        let Ok(mut job) = permit.spawn_as(builder, future) else {
-            return Box::pin(async { Verdict::Release { after: Duration::ZERO } });
-        };
-        let stage = self.stage.clone();
-        Box::pin(async move {
-            let ended = job.wait().await;
-            drop(counted);
-            let is_stopping = *stage.borrow() >= Stage::Stopping;
-            judge.judge(ended, is_stopping)
-        })
     }
 }

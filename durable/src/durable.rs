@@ -178,7 +178,17 @@ impl DurableBuilder {
             own_runtime.as_ref().map(Runtime::handle).expect("made above").clone()
         });
         let scheduler =
-            Scheduler::builder().name("durable").limit(self.limit).runtime(runtime).build();
+            Scheduler::builder().name("durable").limit(self.limit).runtime(runtime.clone());
+        #[cfg(feature = "metrics")]
+        let scheduler = match &self.metrics {
+            Some(metrics) => {
+                let published = figures::publish(self.engine.clone());
+                runtime.spawn(until_stopping(stage.subscribe(), published));
+                scheduler.metrics(metrics)
+            }
+            None => scheduler,
+        };
+        let scheduler = scheduler.build();
         let inner = Inner {
             engine: self.engine,
             scheduler,

@@ -71,6 +71,8 @@ impl Handlers {
                         without_value(&error)
                     )
                 })?;
+                #[cfg(feature = "opentelemetry")]
+                crate::trace::link(&context);
                 handler(job, context).await.into_result().map(drop)
             })
         };

@@ -16,6 +16,8 @@ mod handlers;
 mod job;
 mod outbox;
 mod rescue;
+#[cfg(feature = "opentelemetry")]
+mod trace;
 
 pub use context::DurableContext;
 #[cfg(feature = "dashboard")]

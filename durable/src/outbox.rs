@@ -173,6 +173,12 @@ impl Outbox {
         self.label = Some(label(parts));
         self.traceparent = header(&parts.headers, "traceparent");
         self.tracestate = header(&parts.headers, "tracestate");
+        // The handler's own span is nearer than its client's.
+        #[cfg(feature = "opentelemetry")]
+        if let Some((parent, state)) = crate::trace::current() {
+            self.traceparent = Some(parent.into());
+            self.tracestate = (!state.is_empty()).then(|| state.into());
+        }
         self
     }
 }

@@ -197,6 +197,19 @@ async fn deadline_releases_what_it_cuts_off(mut setup: Setup) {
     assert_eq!((depth.ready, depth.later, depth.running, depth.dead), (30, 0, 0, 0));
 }
 
+async fn second_signal_releases_at_once(mut setup: Setup) {
+    let worker = setup.worker().set("WORKER_GRACE", 60_000).start();
+    setup.push_many(3, 50 * SECOND, How::Sleep).await;
+    setup.seen("start", 3, 10 * SECOND).await;
+    worker.terminate();
+    sleep(1_500 * MILLIS).await;
+    worker.terminate();
+    let (code, report) = worker.ended(5 * SECOND);
+    assert!(report.contains("part \"durable\" ended: 3 released"), "{report}");
+    assert_eq!(code, Some(0), "{report}");
+    assert_eq!(setup.depth().await.ready, 3);
+}
+
 async fn job_that_cannot_be_stopped_is_left_and_swept(mut setup: Setup) {
     let worker = setup.worker().set("WORKER_GRACE", 2_000).start();
     setup.push(4 * SECOND, How::Block).await;
@@ -297,6 +310,7 @@ on_both_engines! {
     handlers_that_block_all_threads_run_once
     full_process_leaves_rows_to_an_idle_one
     deadline_releases_what_it_cuts_off
+    second_signal_releases_at_once
     job_that_cannot_be_stopped_is_left_and_swept
     deploys_lose_and_double_no_job
     jobs_that_end_during_an_outage_run_once

@@ -1,5 +1,6 @@
 //! The seam between handlers and stores.
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) mod rows;
 
 #[cfg(feature = "postgres")]

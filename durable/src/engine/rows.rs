@@ -268,7 +268,6 @@ impl<R: Rows> Work<'_, R> {
     async fn settle_one(&self, running: Running, row: Claimed) {
         let verdict = running.await;
         if matches!(verdict, Verdict::Leave) {
-            self.door.left();
             return;
         }
         let mut pause = FIRST_PAUSE;
@@ -278,7 +277,7 @@ impl<R: Rows> Work<'_, R> {
                 Err(error) if self.door.is_over() => {
                     // The row stays held, as that of a process that died does.
                     tracing::error!(id = %row.id, kind = row.kind, %error, "a durable job's end was not stored");
-                    self.door.not_stored();
+                    self.door.not_stored(&verdict);
                     return;
                 }
                 Err(error) => {
@@ -290,7 +289,6 @@ impl<R: Rows> Work<'_, R> {
         }
         self.held.borrow_mut().remove(&row.id);
         self.has_settled.notify_one();
-        self.door.settled(&verdict);
     }
 }
 
