@@ -23,7 +23,7 @@ use sqlx::{Connection, Executor, PgConnection};
 const PORTS: usize = 5;
 
 /// A running server. It is stopped, and its files are removed, when it is dropped or the process ends.
-pub struct Server {
+pub(crate) struct Server {
     bin: PathBuf,
     dir: PathBuf,
     port: u16,
@@ -33,14 +33,14 @@ pub struct Server {
 }
 
 /// Returns the server of this test binary. `None` where PostgreSQL is not installed.
-pub fn server() -> Option<&'static Server> {
+pub(crate) fn server() -> Option<&'static Server> {
     static SERVER: OnceLock<Option<Server>> = OnceLock::new();
     SERVER.get_or_init(Server::start).as_ref()
 }
 
 impl Server {
     /// Starts a server of its own, for a test that stops it.
-    pub fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let Some(bin) = binaries() else {
             eprintln!("skipped: no PostgreSQL binaries (initdb, pg_ctl) are installed");
             return None;
@@ -78,7 +78,7 @@ impl Server {
     }
 
     /// Returns a connection URL of a new, empty database.
-    pub async fn database(&self) -> String {
+    pub(crate) async fn database(&self) -> String {
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         let mut admin = PgConnection::connect(&self.url("postgres")).await.unwrap();
         let create = format!("create database {name}");
@@ -88,17 +88,17 @@ impl Server {
     }
 
     /// Returns the connection URL of a database.
-    pub fn url(&self, database: &str) -> String {
+    pub(crate) fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
     /// Kills the server, as a crash does.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         run(self.pg_ctl().args(["-m", "immediate", "-w", "stop"]));
     }
 
     /// Starts the server again, with the data and on the port that it had.
-    pub fn restart(&self) {
+    pub(crate) fn restart(&self) {
         assert!(self.try_restart(), "PostgreSQL does not start again: {}", self.log());
     }
 
