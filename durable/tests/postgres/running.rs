@@ -1,8 +1,9 @@
 //! Running jobs, well or badly.
 
-use std::future::pending;
+use std::{future::pending, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tower_jobs_durable::{Durable, DurableJob};
 
 use crate::store::{Seen, SendEmail, Store, TwoTries, mailer, store, until};
@@ -141,8 +142,11 @@ async fn jobs_of_a_named_queue_run_in_turn_without_polling() {
             .run(&format!("select graphile_worker.add_job('send_email', '{payload}', 'queue')"))
             .await;
     }
+    let started = Instant::now();
     let _worker = mailer(&store, &seen);
     assert_eq!(seen.reach(8).await, ["1", "2", "3", "4", "5", "6", "7", "8"]);
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(10), "by the poll alone it is 14 s: {took:?}");
     store.no_rows().await;
     let locked =
         "select count(*) from graphile_worker._private_job_queues where locked_at is not null";

@@ -4,6 +4,11 @@
 //! user `postgres`, because the server refuses root.
 
 #![allow(dead_code, reason = "not every test uses all of it")]
+#![allow(
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test may panic, and says why it skips"
+)]
 
 use std::{
     fs,

@@ -64,6 +64,8 @@ const PUSH: Duration = Duration::from_secs(5);
 /// - A failure in a worker of another language counts here as a crash.
 /// - Node's Graphile Worker frees jobs that have run for 4 hours, whoever runs them.
 /// - A failed job waits for e^n seconds after its n-th start, at most 6 hours.
+/// - The very first push of a kind stores the kind too. In a transaction, it holds up other pushes of that kind
+///   until the commit. A process that runs the kind has stored it before.
 /// - A job that becomes due starts up to 2 s later; one that is pushed to start now does not wait for that.
 pub struct Postgres {
     pool: PgPool,
@@ -117,7 +119,7 @@ impl Postgres {
         connection: &mut PgConnection,
         row: &NewRow,
     ) -> Result<DurableId, PushError> {
-        let payload = str::from_utf8(&row.payload)
+        let payload = std::str::from_utf8(&row.payload)
             .map_err(|_| PushError::Refused("the payload is not UTF-8".into()))?;
         let query = sqlx::query_as::<_, (i64, i32)>(AssertSqlSafe(self.add_job.as_str()))
             .bind(row.kind)

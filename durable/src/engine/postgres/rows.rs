@@ -226,7 +226,8 @@ impl<'a> PostgresRows<'a> {
         payload: &[u8],
     ) -> Result<(), BoxError> {
         let sql = format!("update {} set payload = $2::text::json where id = $1", self.jobs);
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(job.id()).bind(str::from_utf8(payload)?);
+        let query =
+            sqlx::query(AssertSqlSafe(sql)).bind(job.id()).bind(std::str::from_utf8(payload)?);
         query.execute(connection).await?;
         Ok(())
     }
