@@ -137,7 +137,7 @@ async fn released_job_is_free_and_its_start_does_not_count() {
     durable.outbox().push(email("a")).await.unwrap();
     started.reach(1).await;
     let report = end(&durable, Duration::from_secs(4)).await;
-    assert!(report.to_string().contains("released 1"), "{report}");
+    assert!(report.to_string().contains("1 released"), "{report}");
     assert!(report.is_clean(), "{report}");
     let row = "select attempts || coalesce(locked_by, ' free') from graphile_worker.jobs";
     assert_eq!(store.value(row).await, "0 free");

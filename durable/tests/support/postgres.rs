@@ -3,7 +3,11 @@
 //! It listens on a free loopback port, and keeps its files in a temporary directory. As root, it runs as the
 //! user `postgres`, because the server refuses root.
 
-#![allow(dead_code, reason = "not every test uses all of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "not every test uses all of it, and a library shows it"
+)]
 #![allow(
     clippy::print_stderr,
     clippy::unwrap_used,
@@ -28,7 +32,7 @@ use sqlx::{Connection, Executor, PgConnection};
 const PORTS: usize = 5;
 
 /// A running server. It is stopped, and its files are removed, when it is dropped or the process ends.
-pub(crate) struct Server {
+pub struct Server {
     bin: PathBuf,
     dir: PathBuf,
     port: u16,
@@ -38,14 +42,14 @@ pub(crate) struct Server {
 }
 
 /// Returns the server of this test binary. `None` where PostgreSQL is not installed.
-pub(crate) fn server() -> Option<&'static Server> {
+pub fn server() -> Option<&'static Server> {
     static SERVER: OnceLock<Option<Server>> = OnceLock::new();
     SERVER.get_or_init(Server::start).as_ref()
 }
 
 impl Server {
     /// Starts a server of its own, for a test that stops it.
-    pub(crate) fn start() -> Option<Self> {
+    pub fn start() -> Option<Self> {
         let Some(bin) = binaries() else {
             eprintln!("skipped: no PostgreSQL binaries (initdb, pg_ctl) are installed");
             return None;
@@ -83,7 +87,7 @@ impl Server {
     }
 
     /// Returns a connection URL of a new, empty database.
-    pub(crate) async fn database(&self) -> String {
+    pub async fn database(&self) -> String {
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         let mut admin = PgConnection::connect(&self.url("postgres")).await.unwrap();
         let create = format!("create database {name}");
@@ -93,17 +97,17 @@ impl Server {
     }
 
     /// Returns the connection URL of a database.
-    pub(crate) fn url(&self, database: &str) -> String {
+    pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
     /// Kills the server, as a crash does.
-    pub(crate) fn stop(&self) {
+    pub fn stop(&self) {
         run(self.pg_ctl().args(["-m", "immediate", "-w", "stop"]));
     }
 
     /// Starts the server again, with the data and on the port that it had.
-    pub(crate) fn restart(&self) {
+    pub fn restart(&self) {
         assert!(self.try_restart(), "PostgreSQL does not start again: {}", self.log());
     }
 

@@ -1,7 +1,7 @@
 //! Claiming and settling rows.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::HashMap,
     pin::pin,
     time::{Duration, SystemTime},
@@ -69,7 +69,6 @@ pub(super) struct PostgresRows<'a> {
     settles: PgPool,
     kinds: Vec<&'static str>,
     tasks: RefCell<Option<(Instant, TaskDetails)>>,
-    has_beaten: Cell<bool>,
     /// Queues of held rows that are in one. Other producers make such rows.
     queues: RefCell<HashMap<DurableId, i32>>,
     ready: Notify,
@@ -95,7 +94,6 @@ impl<'a> PostgresRows<'a> {
             settles: pool(SETTLING),
             kinds: door.kinds(),
             tasks: RefCell::default(),
-            has_beaten: Cell::new(false),
             queues: RefCell::default(),
             ready: Notify::new(),
         }
@@ -274,7 +272,6 @@ impl Rows for PostgresRows<'_> {
         let metadata = json!({ super::sweep::DEAD_AFTER_MS: dead_after });
         worker_heartbeat(&mut *connection, self.schema, self.worker, Some(metadata)).await?;
         connection.give_back();
-        self.has_beaten.set(true);
         Ok(())
     }
 
@@ -293,10 +290,6 @@ impl Rows for PostgresRows<'_> {
         kinds: &[(&'static str, usize)],
         most: usize,
     ) -> Result<Vec<Claimed>, BoxError> {
-        if !self.has_beaten.get() {
-            // Rows of a worker that has never beaten would not be freed by its heartbeat's age.
-            self.beat().await?;
-        }
         let mut connection = Lease::of(&self.claims).await?;
         // A limit that cannot be reached now is none, so that such kinds are ordered by priority among each other.
         let (limited, unlimited): (Vec<_>, Vec<_>) =
