@@ -198,14 +198,14 @@ async fn kind_at_its_limit_leaves_room_to_others() {
     let Some(store) = store().await else { return };
     let outbox = store.durable().outbox();
     for number in 0..6 {
-        outbox.push(TwoTries(number)).await.unwrap();
+        outbox.push(Zero(number.to_string())).await.unwrap();
     }
     outbox.push(crate::store::email("a")).await.unwrap();
     let (seen, noted) = (Seen::default(), Seen::default());
     let (mails, numbers) = (seen.clone(), noted.clone());
     let _worker = Durable::builder(store.engine())
-        .register_limited(2, move |job: TwoTries, _| {
-            numbers.add(job.0.to_string());
+        .register_limited(2, move |job: Zero, _| {
+            numbers.add(job.0);
             pending::<()>()
         })
         .register(move |job: SendEmail, _| {
@@ -216,6 +216,7 @@ async fn kind_at_its_limit_leaves_room_to_others() {
         .start();
     seen.reach(1).await;
     noted.reach(2).await;
+    assert_eq!(noted.all().len(), 2);
     let held =
         "select count(*) from graphile_worker.jobs where locked_at is not null and attempts = 1";
     until("two are held", async || store.value(held).await == "2").await;
