@@ -132,7 +132,7 @@ impl DurableBuilder {
     /// Sets after how long without a sign of life a process counts as dead. Defaults to 30 s.
     ///
     /// The jobs of a dead process are free after that time. A process frees jobs only after it has itself been
-    /// connected for that long.
+    /// connected for that long. Set the same value in all processes of a store.
     ///
     /// # Panics
     ///
@@ -372,7 +372,10 @@ impl Durable {
                 match became.join(", ") {
                     became if left + not_stored + not_pushed > 0 => Err(became.into()),
                     became if became.is_empty() => Ok(()),
-                    became => Ok(part.note(became)),
+                    became => {
+                        part.note(became);
+                        Ok(())
+                    }
                 }
             })
         }
@@ -415,10 +418,13 @@ impl Inner {
                 match push.await {
                     // One with the same key does the work.
                     Ok(_) | Err(PushError::Duplicate(_)) => {
-                        (failed, pushed) = (failed - 1, pushed + 1)
+                        (failed, pushed) = (failed - 1, pushed + 1);
                     }
                     Err(error) => {
-                        tracing::error!(error = one_line(&error), "an unstarted job was not pushed")
+                        tracing::error!(
+                            error = one_line(&error),
+                            "an unstarted job was not pushed"
+                        );
                     }
                 }
             }

@@ -185,9 +185,13 @@ fn without_value(error: &serde_json::Error) -> String {
     if text.starts_with("missing field `") {
         return format!(": {text}");
     }
+    // Any other text may be the application's own.
+    let is_serdes = ["invalid type: ", "invalid value: ", "invalid length "];
     match text.rsplit_once(", expected ") {
-        Some((_, expected)) => format!(": expected {expected}"),
-        None => String::new(),
+        Some((_, expected)) if is_serdes.iter().any(|start| text.starts_with(start)) => {
+            format!(": expected {expected}")
+        }
+        _ => String::new(),
     }
 }
 

@@ -90,6 +90,10 @@ impl PushOptions {
     }
 
     /// Sets the earliest start, counted from now. `Sqlite` rounds it up to a second.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a store keeps dates: another process reads them"
+    )]
     pub fn delay(mut self, delay: Duration) -> Self {
         self.run_at = SystemTime::now().checked_add(delay);
         self

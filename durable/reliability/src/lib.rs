@@ -1,5 +1,12 @@
 //! What the tests and the program `worker` share: the kinds of jobs, the log of what ran, stores, and processes.
 
+#![allow(
+    clippy::missing_panics_doc,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "it is for tests"
+)]
+
 pub mod log;
 #[allow(missing_docs, missing_debug_implementations, reason = "it is the tests' own")]
 #[path = "../../tests/support/postgres.rs"]

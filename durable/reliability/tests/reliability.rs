@@ -2,6 +2,12 @@
 //!
 //! `TOWER_JOBS_LONG=1` makes them as long as the table in RELIABILITY.md says.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "helpers of tests, outside their functions"
+)]
+
 use std::{
     collections::BTreeSet,
     env,
@@ -108,17 +114,17 @@ fn rounds(short: usize, long: usize) -> usize {
 }
 
 /// Different in each run, and good enough for moments.
-fn random(most: u64) -> u64 {
+fn random(most: u64) -> Duration {
     use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(()) % most
+    Duration::from_millis(RandomState::new().hash_one(()) % most)
 }
 
 async fn killed_processes_lose_no_job(mut setup: Setup) {
     for _ in 0..rounds(5, 100) {
         let worker = setup.worker().set("WORKER_LIMIT", 8).start();
-        let dies_at = Instant::now() + (200 + random(2_500)) as u32 * MILLIS;
+        let dies_at = Instant::now() + 200 * MILLIS + random(2_500);
         while Instant::now() < dies_at {
-            let takes = random(150) as u32 * MILLIS;
+            let takes = random(150);
             setup.push(takes, How::Sleep).await;
             sleep(20 * MILLIS).await;
         }
@@ -226,9 +232,9 @@ async fn job_that_cannot_be_stopped_is_left_and_swept(mut setup: Setup) {
 async fn deploys_lose_and_double_no_job(mut setup: Setup) {
     for _ in 0..rounds(3, 20) {
         let worker = setup.worker().set("WORKER_LIMIT", 8).start();
-        let ends_at = Instant::now() + (200 + random(800)) as u32 * MILLIS;
+        let ends_at = Instant::now() + 200 * MILLIS + random(800);
         while Instant::now() < ends_at {
-            let takes = random(100) as u32 * MILLIS;
+            let takes = random(100);
             setup.push(takes, How::Sleep).await;
         }
         worker.terminate();

@@ -127,7 +127,7 @@ impl<R: Rows> Work<'_, R> {
             match self.unless_stopping(limited(self.rows.beat())).await {
                 Some(Ok(())) => return true,
                 Some(Err(error)) => {
-                    tracing::warn!(%error, "the durable worker could not be registered")
+                    tracing::warn!(%error, "the durable worker could not be registered");
                 }
                 None => {}
             }
@@ -171,7 +171,7 @@ impl<R: Rows> Work<'_, R> {
             Ok(0) => {}
             Ok(freed) => tracing::warn!(freed, "durable jobs of dead processes are free again"),
             Err(error) => {
-                tracing::warn!(%error, "durable jobs of dead processes were not looked for")
+                tracing::warn!(%error, "durable jobs of dead processes were not looked for");
             }
         }
     }

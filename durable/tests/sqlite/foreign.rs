@@ -96,4 +96,5 @@ async fn row_without_a_text_as_id_stops_nothing() {
     let _durable = runs(sqlite, &seen);
     file.until("Done", 1).await;
     assert_eq!(seen.texts(), ["a"]);
+    assert_eq!(file.count("Pending").await, 1);
 }

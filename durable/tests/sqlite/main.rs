@@ -1,4 +1,5 @@
 //! `Sqlite`, through the public API, on real files.
+#![expect(clippy::unwrap_used, reason = "an error fails the test")]
 #![expect(clippy::disallowed_methods, reason = "tests start tasks of their own, and read the date")]
 
 mod foreign;

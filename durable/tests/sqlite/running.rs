@@ -1,6 +1,9 @@
 //! How jobs end.
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tower_jobs::{Scheduler, Shutdown};
 use tower_jobs_durable::{Durable, DurableId, PushOptions};
@@ -19,12 +22,15 @@ async fn failed_job_waits_and_is_dead_after_its_attempts() {
             async move { Err::<(), _>(std::io::Error::other(format!("refused {attempt}"))) }
         })
         .start();
+    let pushed_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let id = durable.outbox().push(Twice { text: "a".into() }).await.unwrap();
     until("the first try is stored", async || file.row(&id).await.attempts == 1).await;
     let row = file.row(&id).await;
     assert_eq!((row.status.as_str(), row.lock_by), ("Pending", None));
-    // e seconds, rounded up, less what has passed since.
-    assert!((1..=4).contains(&row.pause), "{}", row.pause);
+    let run_at = file.number("SELECT run_at FROM Jobs").await;
+    // After e seconds, rounded up.
+    assert!(Duration::from_secs(run_at.unsigned_abs()) > pushed_at + Duration::from_millis(2_718));
+    assert!(row.pause <= 4, "{}", row.pause);
     file.run("UPDATE Jobs SET run_at = 0 WHERE status = 'Pending'").await;
     file.until("Killed", 1).await;
     let attempts: Vec<_> = seen.contexts().iter().map(|context| context.attempt).collect();
@@ -32,7 +38,7 @@ async fn failed_job_waits_and_is_dead_after_its_attempts() {
     let admin = durable.admin().unwrap();
     let letters = admin.dead_letters(10).await.unwrap();
     assert_eq!((&letters[0].id, letters[0].kind.as_str()), (&id, "twice"));
-    assert_eq!((letters[0].error.as_str(), letters[0].starts), ("refused 2", 2));
+    assert_eq!((letters[0].error.as_str(), letters[0].starts), ("the job failed: refused 2", 2));
     assert!(letters[0].ended.is_some());
     assert_eq!(admin.depth().await.unwrap().dead, 1);
 }
@@ -66,18 +72,20 @@ async fn retried_dead_letter_starts_from_scratch() {
     let durable = Durable::builder(sqlite)
         .register(move |job: Note, context| {
             ran.add(job.text, context);
-            let fails = ran.len() == 1;
-            async move { if fails { Err("once") } else { Ok(()) } }
+            let fails = ran.len() <= 2;
+            async move { if fails { Err("twice") } else { Ok(()) } }
         })
         .start();
     let admin = durable.admin().unwrap();
-    let once = PushOptions::new().max_attempts(1);
-    let id = durable.outbox().push_with(note("a"), once).await.unwrap();
+    let twice = PushOptions::new().max_attempts(2);
+    let id = durable.outbox().push_with(note("a"), twice).await.unwrap();
+    until("the first try is stored", async || file.row(&id).await.attempts == 1).await;
+    file.run("UPDATE Jobs SET run_at = 0").await;
     file.until("Killed", 1).await;
     assert!(admin.retry(&id).await.unwrap());
     file.until("Done", 1).await;
-    assert_eq!(seen.contexts()[1].attempt, 1);
-    assert_eq!(seen.texts(), ["a", "a"]);
+    let tries = seen.contexts().into_iter().map(|context| (context.attempt, context.crashes));
+    assert_eq!(tries.collect::<Vec<_>>(), [(1, 0), (2, 0), (1, 0)]);
     assert!(!admin.retry(&id).await.unwrap());
     assert!(!admin.discard(&id).await.unwrap());
 }

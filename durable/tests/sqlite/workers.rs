@@ -55,7 +55,8 @@ async fn rows_of_dead_workers_are_freed_with_a_crash() {
          ('{\"text\": \"dead\"}', 'dead', 'note', 'Running', 'tower-jobs-dead', unixepoch() - 100), \
          ('{\"text\": \"live\"}', 'live', 'note', 'Running', 'tower-jobs-live', unixepoch() - 100), \
          ('{\"text\": \"gone\"}', 'gone', 'note', 'Running', 'tower-jobs-gone', unixepoch() - 100), \
-         ('{\"text\": \"foreign\"}', 'foreign', 'note', 'Running', 'apalis', unixepoch() - 100)",
+         ('{\"text\": \"foreign\"}', 'foreign', 'note', 'Running', 'apalis', unixepoch() - 100), \
+         ('{\"text\": \"other\"}', 'other', 'note', 'Running', 'apalis-gone', unixepoch() - 100)",
     )
     .await;
     let seen = Seen::default();
@@ -65,8 +66,9 @@ async fn rows_of_dead_workers_are_freed_with_a_crash() {
     texts.sort();
     assert_eq!(texts, ["dead", "gone"]);
     assert!(seen.contexts().iter().all(|context| (context.attempt, context.crashes) == (1, 1)));
-    assert_eq!(file.row(&DurableId::new("live")).await.status, "Running");
-    assert_eq!(file.row(&DurableId::new("foreign")).await.status, "Running");
+    for kept in ["live", "foreign", "other"] {
+        assert_eq!(file.row(&DurableId::new(kept)).await.status, "Running", "{kept}");
+    }
     let workers = "SELECT count(*) FROM Workers WHERE id = 'tower-jobs-dead'";
     assert_eq!(file.number(workers).await, 0);
 }
@@ -145,4 +147,38 @@ async fn jobs_that_end_while_the_file_is_locked_run_once() {
     file.until("Done", 10).await;
     assert_eq!(runs.load(Ordering::Relaxed), 10);
     assert_eq!(file.number("SELECT max(attempts) FROM Jobs").await, 1);
+}
+
+#[tokio::test]
+async fn locks_of_the_file_free_no_row_of_live_workers() {
+    let (sqlite, file) = File::new().await;
+    let (seen, ends) = (Seen::default(), Arc::new(Semaphore::new(0)));
+    let worker = |sqlite: Sqlite| {
+        let (seen, ends) = (seen.clone(), ends.clone());
+        Durable::builder(sqlite)
+            .limit(2)
+            .dead_after(Duration::from_secs(3))
+            .register(move |job: Note, context| {
+                seen.add(job.text, context);
+                let ends = ends.clone();
+                async move { ends.acquire().await.unwrap().forget() }
+            })
+            .start()
+    };
+    let first = worker(sqlite);
+    let _second = worker(Sqlite::open(&file.path).await.unwrap());
+    for _ in 0..4 {
+        first.outbox().push(note("a")).await.unwrap();
+    }
+    seen.until(4).await;
+    // Longer than the dead limit, and a time to beat between. Not waits for events: the outages themselves.
+    for _ in 0..4 {
+        let locked = file.sql.begin_with("BEGIN EXCLUSIVE").await.unwrap();
+        sleep(Duration::from_millis(3_700)).await;
+        locked.rollback().await.unwrap();
+        sleep(Duration::from_millis(900)).await;
+    }
+    ends.add_permits(100);
+    file.until("Done", 4).await;
+    assert_eq!(seen.len(), 4);
 }

@@ -162,11 +162,10 @@ async fn drain_apalis(path: &str, jobs: usize) -> Duration {
             counted.fetch_add(1, SeqCst);
             async { Ok::<(), BoxDynError>(()) }
         });
-    let running = tokio::spawn(async move { worker.run().await });
-    until(&count, jobs).await;
-    let time = began.elapsed();
-    running.abort();
-    time
+    tokio::select! {
+        ended = worker.run() => panic!("the worker ended: {ended:?}"),
+        () = until(&count, jobs) => began.elapsed(),
+    }
 }
 
 /// One row in a table of one's own, for comparison.

@@ -1,5 +1,7 @@
 //! A process that runs durable jobs until it is told to end, or dies. Its settings are in its environment.
 
+#![allow(clippy::print_stdout, reason = "the test reads it")]
+
 use std::{env, process::ExitCode, thread, time::Duration};
 
 use tokio::time::sleep;

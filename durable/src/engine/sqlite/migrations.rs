@@ -28,7 +28,8 @@ pub(super) async fn run(pool: &SqlitePool) -> Result<(), BoxError> {
         migrator = SqliteStorage::migrations();
         migrator.set_ignore_missing(true);
     }
-    migrator.run(&mut *transaction).await?;
+    // `Migrator::run` would make a future that cannot be spawned.
+    migrator.run_direct(None, &mut *transaction, false).await?;
     transaction.commit().await?;
     Ok(())
 }

@@ -105,6 +105,11 @@ impl Sqlite {
         self
     }
 
+    /// Returns the pool that pushes use, for the application's own tables in the same file.
+    pub fn pool(&self) -> &SqlitePool {
+        &self.pool
+    }
+
     /// Runs the engine's migrations that the file does not have yet, in one transaction.
     ///
     /// They are noted in the table `_apalis_sqlite_migrations`, so that the application's own migrations, in

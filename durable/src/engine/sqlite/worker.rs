@@ -106,8 +106,12 @@ impl SqliteRows {
     /// Whether the ages of beats can be told. After a step of the system's clock, or a sleep of the machine, all
     /// workers seem to be dead.
     fn clock_is_steady(&self) -> bool {
-        let limit = Duration::from_secs(self.dead_after.unsigned_abs());
+        let limit = self.dead_limit();
         self.clock.get().is_some_and(|clock| clock.steady_since.elapsed() >= limit)
+    }
+
+    fn dead_limit(&self) -> Duration {
+        Duration::from_secs(self.dead_after.unsigned_abs())
     }
 
     /// As `reenqueue_orphaned` does, which counts a second too early, knows one queue, leaves the rows of workers
@@ -126,7 +130,12 @@ impl SqliteRows {
                 run_at = CASE ?3 WHEN 0 THEN run_at ELSE unixepoch() + 1 + ?3 END \
             WHERE id = ?1";
         const BURY: &str = "DELETE FROM Workers WHERE worker_type = ?2 AND id <> ?1 AND last_seen < unixepoch() - ?3";
+        let asked = Instant::now();
         let mut transaction = self.beats.begin_with(BEGIN).await?;
+        if asked.elapsed() > self.dead_limit() / 3 {
+            // The file was locked, so the others could not beat either.
+            return Ok(0);
+        }
         let orphans: Vec<(String, Vec<u8>, i64)> = sqlx::query_as(ORPHANS)
             .bind(&self.worker)
             .bind(WORKER_TYPE)
@@ -223,7 +232,7 @@ impl Rows for SqliteRows {
         ));
         let mut claim = sqlx::query(claim).bind(&self.worker);
         for (kind, limit) in kinds {
-            claim = claim.bind(*kind).bind(number(*limit));
+            claim = claim.bind(*kind).bind(number((*limit).min(most)));
         }
         let rows = claim.bind(number(most)).fetch_all(&self.claims).await?;
         Ok(claimed(&rows))
