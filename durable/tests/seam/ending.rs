@@ -18,7 +18,7 @@ fn serve(
     let shutdown = Shutdown::with_trigger(scheduler, async { drop(stopped.await) })
         .grace(4 * SECOND)
         .part("durable", durable.part());
-    (stop, async { shutdown.serve(|stop| async { stop.await }).await })
+    (stop, async { shutdown.serve(|stop| stop).await })
 }
 
 #[tokio::test]

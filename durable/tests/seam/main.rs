@@ -1,5 +1,11 @@
 //! What holds for every engine, on one that keeps its rows in memory, made of the public seam alone.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "helpers of tests, outside their functions"
+)]
+
 mod ending;
 mod memory;
 #[cfg(feature = "metrics")]

@@ -133,7 +133,7 @@ async fn drain_graphile(url: &str, jobs: usize) -> Duration {
     let began = Instant::now();
     let worker = WorkerOptions::default()
         .concurrency(20)
-        .pg_pool(pool)
+        .pg_pool(pool.clone())
         .define_job::<BareNoOp>()
         .add_extension(Counter(count.clone()))
         .local_queue(LocalQueueConfig::default())
@@ -142,6 +142,10 @@ async fn drain_graphile(url: &str, jobs: usize) -> Duration {
         .expect("it starts");
     let running = tokio::spawn(async move { worker.run().await });
     until(&count, jobs).await;
+    let left = "select count(*) from graphile_worker._private_jobs";
+    while sqlx::query_scalar::<_, i64>(left).fetch_one(&pool).await.expect("it answers") > 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
     let time = began.elapsed();
     running.abort();
     time

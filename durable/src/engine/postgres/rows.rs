@@ -80,6 +80,8 @@ impl<'a> PostgresRows<'a> {
         let pool = |most| {
             PgPoolOptions::new()
                 .max_connections(most)
+                // A statement that fails is tried again; a ping before each would double the round trips.
+                .test_before_acquire(false)
                 .acquire_timeout(CONNECT)
                 .connect_lazy_with(options.clone())
         };
