@@ -18,6 +18,14 @@ test:
 test-members:
     cargo test --package tower-jobs-benches --package tower-jobs-compile-errors --package tower-jobs-dashboard --package tower-jobs-otel-example --package tower-jobs-prometheus-example --package tower-jobs-readme --package tower-jobs-recipes
 
+# Durable jobs, on real PostgreSQL (Debian's postgresql) and on files; processes that are killed; a producer in Node (npm).
+test-durable:
+    mkdir -p target/producers
+    cp durable/producers/package.json durable/producers/package-lock.json durable/producers/enqueue.mjs target/producers
+    npm ci --prefix target/producers --no-audit --no-fund --loglevel error
+    cargo test --package tower-jobs-durable --all-features
+    cargo test --package tower-jobs-durable-reliability -- --test-threads 3
+
 # Pages in headless Chromium. Needs Debian's chromium and chromium-driver, and npm.
 test-browser:
     mkdir -p target/browser

@@ -4,7 +4,7 @@
 //! that producers and workers in other languages see the fields they expect. Any other value is put into
 //! that field's `value`. A row of another producer has no such field.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 const FIELD: &str = "_tower_jobs";
@@ -27,8 +27,13 @@ pub(crate) struct Note {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tracestate: Option<String>,
     /// The job, if it is no object.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some")]
     pub(crate) value: Option<Value>,
+}
+
+/// `null` is a value too.
+fn some<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]

@@ -35,6 +35,13 @@ impl<'a> Settings<'a> {
         self
     }
 
+    /// Makes it do something else: see `worker`.
+    #[must_use]
+    pub fn mode(mut self, mode: &str) -> Self {
+        self.command.env("WORKER_MODE", mode);
+        self
+    }
+
     /// Starts the worker, and waits until it serves.
     ///
     /// # Panics

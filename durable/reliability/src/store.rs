@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use sqlx::{Connection, Executor, SqliteConnection};
+use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 use tokio::time::sleep;
 use tower_jobs_durable::{Engine, Postgres, Sqlite};
@@ -84,6 +84,34 @@ impl Store {
     /// Opens the store's engine.
     pub async fn engine(&self) -> Arc<dyn Engine> {
         open(&self.url()).await
+    }
+
+    /// Counts the rows of the application's own table.
+    ///
+    /// # Panics
+    ///
+    /// If the store does not answer.
+    pub async fn users(&self) -> u64 {
+        let count = "SELECT count(*) FROM users";
+        let count: i64 = match self {
+            Self::Sqlite(_) => {
+                let mut connection =
+                    SqliteConnection::connect(&self.url()).await.expect("the file opens");
+                sqlx::query_scalar(count)
+                    .fetch_one(&mut connection)
+                    .await
+                    .expect("there is a table")
+            }
+            Self::Postgres { url, .. } => {
+                let mut connection =
+                    PgConnection::connect(url).await.expect("the database answers");
+                sqlx::query_scalar(count)
+                    .fetch_one(&mut connection)
+                    .await
+                    .expect("there is a table")
+            }
+        };
+        count.unsigned_abs()
     }
 
     /// Makes the store answer nobody for a time: the server is killed, or the file locked.

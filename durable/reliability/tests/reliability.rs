@@ -11,12 +11,14 @@
 use std::{
     collections::BTreeSet,
     env,
+    path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
 use tokio::time::sleep;
-use tower_jobs_durable::{Admin, Depth, Durable, Outbox, PushOptions};
+use tower_jobs_durable::{Admin, Depth, Durable, DurableContext, DurableJob, Outbox, PushOptions};
 use tower_jobs_durable_reliability::{
     Abort, How, Newer, Work, log::Log, program::Settings, store::Store,
 };
@@ -284,6 +286,19 @@ async fn delayed_job_waits_for_its_time(mut setup: Setup) {
     assert!(pushed.elapsed() >= 2 * SECOND);
 }
 
+/// The row of a user and its e-mail, in one transaction of a process that dies before the commit, or after it.
+async fn transaction_cut_short_by_a_kill_stores_nothing(mut setup: Setup) {
+    for (dies, stored) in [("before", 0), ("after", 1)] {
+        let worker = setup.worker().mode(&format!("push-in-and-die-{dies}-commit")).start();
+        assert_eq!(worker.ended(20 * SECOND).0, None, "it kills itself");
+        assert_eq!(setup.store.users().await, stored);
+        assert_eq!(setup.depth().await.ready, stored);
+    }
+    setup.pushed.insert(7);
+    let _worker = setup.worker().start();
+    setup.all_done(20 * SECOND).await;
+}
+
 macro_rules! on_both_engines {
     ($($test:ident)*) => {
         mod sqlite {
@@ -322,4 +337,51 @@ on_both_engines! {
     jobs_that_end_during_an_outage_run_once
     kind_of_a_newer_version_is_left_to_it
     delayed_job_waits_for_its_time
+    transaction_cut_short_by_a_kill_stores_nothing
+}
+
+/// `npm ci` in target/producers has installed what the one in Node needs.
+#[tokio::test(flavor = "multi_thread")]
+async fn producers_in_sql_and_node_are_heard() {
+    let Some(store) = Store::postgres().await else { return };
+    let url = store.url();
+    let setup = Setup::new(store).await;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../producers");
+    let sql = Command::new("psql")
+        .args([&url, "-v", "to=ada", "-f"])
+        .arg(folder.join("enqueue.sql"))
+        .status();
+    assert!(sql.unwrap().success());
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/producers");
+    let mut expected = vec!["ada"];
+    if installed.join("node_modules").is_dir() {
+        let script = installed.join("enqueue.mjs");
+        let node = Command::new("node").arg(script).arg("bob").env("DATABASE_URL", &url).status();
+        assert!(node.unwrap().success());
+        expected.push("bob");
+    } else {
+        eprintln!(
+            "skipped: the producer in Node needs `just test-durable`, which installs graphile-worker"
+        );
+    }
+    let (sent, mut sends) = tokio::sync::mpsc::unbounded_channel();
+    let _running = Durable::builder_of(setup.store.engine().await)
+        .register(move |mail: SendEmail, _: DurableContext| {
+            sent.send(mail.to).unwrap();
+            async {}
+        })
+        .start();
+    for to in expected {
+        let seen = tokio::time::timeout(20 * SECOND, sends.recv()).await;
+        assert_eq!(seen.unwrap().as_deref(), Some(to));
+    }
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct SendEmail {
+    to: String,
+}
+
+impl DurableJob for SendEmail {
+    const KIND: &str = "send_email";
 }

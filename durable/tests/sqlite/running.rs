@@ -137,7 +137,7 @@ async fn job_cut_off_by_the_shutdown_counts_no_start() {
         .part("durable", durable.part())
         .serve(|stop| stop)
         .await;
-    assert!(report.is_clean() && report.to_string().contains("released 1"), "{report}");
+    assert!(report.is_clean() && report.to_string().contains("1 released"), "{report}");
     let row = file.row(&id).await;
     assert_eq!((row.status.as_str(), row.attempts, row.lock_by), ("Pending", 0, None));
     assert!(row.pause <= 0);

@@ -173,7 +173,7 @@ async fn drain_apalis(path: &str, jobs: usize) -> Duration {
 }
 
 /// One row in a table of one's own, for comparison.
-async fn insert(store: &Store, rows: usize) -> Duration {
+async fn insert(store: &Store, rows: i32) -> Duration {
     let mut times = Vec::new();
     let (create, insert) = (
         "create table if not exists audit (id integer, text text)",
@@ -185,7 +185,7 @@ async fn insert(store: &Store, rows: usize) -> Duration {
             sqlx::query(create).execute(&pool).await.expect("it is made");
             for n in 0..rows {
                 let began = Instant::now();
-                sqlx::query(insert).bind(n as i32).execute(&pool).await.expect("it is stored");
+                sqlx::query(insert).bind(n).execute(&pool).await.expect("it is stored");
                 times.push(began.elapsed());
             }
         }
@@ -194,7 +194,7 @@ async fn insert(store: &Store, rows: usize) -> Duration {
             sqlx::query(create).execute(&pool).await.expect("it is made");
             for n in 0..rows {
                 let began = Instant::now();
-                sqlx::query(insert).bind(n as i32).execute(&pool).await.expect("it is stored");
+                sqlx::query(insert).bind(n).execute(&pool).await.expect("it is stored");
                 times.push(began.elapsed());
             }
         }

@@ -4,9 +4,10 @@
 
 use std::{env, process::ExitCode, thread, time::Duration};
 
+use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 use tokio::time::sleep;
 use tower_jobs::{Scheduler, Shutdown};
-use tower_jobs_durable::{Durable, DurableContext};
+use tower_jobs_durable::{Durable, DurableContext, Outbox};
 use tower_jobs_durable_reliability::{Abort, How, Newer, Work, log::Log, store};
 use tracing_subscriber::EnvFilter;
 
@@ -28,6 +29,14 @@ async fn run() -> ExitCode {
         .init();
     let log = Log::new(env::var("WORKER_LOG").expect("WORKER_LOG"));
     let engine = store::open(&env::var("DATABASE_URL").expect("DATABASE_URL")).await;
+    if let Ok(mode) = env::var("WORKER_MODE") {
+        println!("ready");
+        push_in_and_die(
+            &Durable::builder_of(engine.clone()).start().outbox(),
+            mode.ends_with("after-commit"),
+        )
+        .await;
+    }
     let (worked, aborted) = (log.clone(), log.clone());
     let work = move |job: Work, _: DurableContext| {
         let log = worked.clone();
@@ -73,4 +82,32 @@ async fn run() -> ExitCode {
         .await;
     report.print();
     ExitCode::from(&report)
+}
+
+/// Pushes in a transaction with a row of the application, and dies before the commit or after it.
+async fn push_in_and_die(outbox: &Outbox, commits: bool) {
+    const TABLE: &str = "CREATE TABLE IF NOT EXISTS users (name TEXT)";
+    const USER: &str = "INSERT INTO users VALUES ('ada')";
+    let url = env::var("DATABASE_URL").expect("DATABASE_URL");
+    let job = Work { n: 7, takes: Duration::ZERO, how: How::Sleep };
+    if url.starts_with("postgres") {
+        let mut connection = PgConnection::connect(&url).await.expect("the database answers");
+        connection.execute(TABLE).await.expect("the table is made");
+        let mut transaction = connection.begin().await.expect("it begins");
+        transaction.execute(USER).await.expect("the row is stored");
+        outbox.push_in(&mut transaction, job).await.expect("the job is stored");
+        if commits {
+            transaction.commit().await.expect("it commits");
+        }
+    } else {
+        let mut connection = SqliteConnection::connect(&url).await.expect("the file opens");
+        connection.execute(TABLE).await.expect("the table is made");
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.expect("it begins");
+        transaction.execute(USER).await.expect("the row is stored");
+        outbox.push_in(&mut transaction, job).await.expect("the job is stored");
+        if commits {
+            transaction.commit().await.expect("it commits");
+        }
+    }
+    std::process::abort();
 }
