@@ -4,9 +4,13 @@ use std::{future::Future, sync::Arc};
 
 use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::task::TaskTracker;
-use tower_jobs::{Observer, Scheduler};
+use tower_jobs::{JobMetrics, Observer, Scheduler};
+use tower_jobs_dashboard::Dashboard;
 
-use crate::timing::{Contender, Entrant};
+use crate::{
+    recorder,
+    timing::{Contender, Entrant},
+};
 
 /// Makes one job after the other, all alike.
 pub trait Work: Copy + Send + Sync + 'static {
@@ -192,6 +196,10 @@ pub mod names {
     /// [`Detached`](super::Detached)
     pub const OBSERVED: &str = "**tower-jobs**, detached, with an observer";
     /// [`Detached`](super::Detached)
+    pub const WITH_METRICS: &str = "**tower-jobs**, detached, with metrics";
+    /// [`Detached`](super::Detached)
+    pub const WITH_DASHBOARD: &str = "**tower-jobs**, detached, with a dashboard";
+    /// [`Detached`](super::Detached)
     pub const REMEMBERED: &str = "**tower-jobs**, detached, the last 1000 remembered";
     /// [`Detached`](super::Detached)
     pub const TRACED: &str = "**tower-jobs**, detached, tracing span on";
@@ -240,12 +248,19 @@ pub fn entrants<W: Work>(limit: Option<usize>, work: W) -> Vec<Entrant> {
 }
 
 /// This crate, with the parts that cost something only if they are used.
-pub fn optional_parts<W: Work>(limit: usize, work: W) -> [Entrant; 4] {
+pub fn optional_parts<W: Work>(limit: usize, work: W) -> [Entrant; 6] {
     let builder = || Scheduler::builder().limit(limit).pending_limit(None);
     let observed = builder().observer(Idle).build();
+    recorder::install();
+    let counted = builder().metrics(&JobMetrics::new()).build();
+    let shown = builder().build();
+    // The scheduler keeps its observer, and the page is not served.
+    drop(Dashboard::new(&shown));
     let remembers = builder().remember(1000).build();
     [
         Entrant::new(names::OBSERVED, Detached(observed, work)),
+        Entrant::new(names::WITH_METRICS, Detached(counted, work)),
+        Entrant::new(names::WITH_DASHBOARD, Detached(shown, work)),
         Entrant::new(names::REMEMBERED, Detached(remembers, work)),
         Entrant::new(names::RESERVED, Reserved(builder().build(), work)),
         Entrant::new(names::TRACED, Detached(builder().build(), work)),

@@ -22,6 +22,7 @@ pub mod generator;
 mod machine;
 pub mod orchestra;
 mod others;
+mod recorder;
 mod report;
 mod summary;
 mod table;

@@ -31,6 +31,7 @@ use tower_jobs_benches::{
     Chart, Entrant, Flavour, Load, Report, Table, entrants, is_brief,
     names::{
         AWAITED, BEFORE, DETACHED, INSIDE, OBSERVED, REMEMBERED, RESERVED, TASKS, TRACED, TRACKED,
+        WITH_DASHBOARD, WITH_METRICS,
     },
     noop, optional_parts, two_yields,
 };
@@ -70,8 +71,10 @@ const LOADS: [(&str, &str, Pick); 5] = [
 /// Key and name.
 const OURS: [(&str, &str); 2] = [("detached", DETACHED), ("awaited", AWAITED)];
 /// Of some loads only.
-const OPTIONAL: [(&str, &str); 4] = [
+const OPTIONAL: [(&str, &str); 6] = [
     ("observed", OBSERVED),
+    ("metrics", WITH_METRICS),
+    ("dashboard", WITH_DASHBOARD),
     ("remembered", REMEMBERED),
     ("reserved", RESERVED),
     (TRACED_KEY, TRACED),
