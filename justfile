@@ -33,8 +33,10 @@ test-browser:
     npm ci --prefix target/browser --no-audit --no-fund --loglevel error
     cargo test --package tower-jobs-browser-tests
 
+# Both with all features and with the default ones, since links depend on them.
 docs:
-    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
+    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features --package tower-jobs --package tower-jobs-dashboard
+    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --package tower-jobs
 
 # All interleavings of the types without a lock around them.
 loom:
