@@ -6,6 +6,7 @@ use crate::{
     job::info::JobInfo,
     report::job_list::{Drained, JobList},
     rules::state::Outcome,
+    util::one_line::cut,
 };
 
 /// Reports the outcomes of a scheduler's jobs during its shutdown.
@@ -15,12 +16,14 @@ use crate::{
 /// when no job is left to wait for. It counts the jobs that were completed or skipped in that time, and
 /// lists every other job that ended in it.
 ///
-/// `Display` writes one line of at most 15 000 bytes. It has all counts, and names the first jobs of each
-/// outcome.
+/// `Display` writes one line of at most 15 000 bytes. It begins with the scheduler's name if it has one,
+/// has all counts, and names the first jobs of each outcome.
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct DrainReport {
+    /// The scheduler's [`name`](crate::SchedulerBuilder::name).
+    pub scheduler: Option<Arc<str>>,
     /// Number of jobs that returned a value.
     pub completed: u64,
     /// Number of jobs skipped because their response was not a success.
@@ -46,6 +49,7 @@ impl DrainReport {
     pub(crate) fn new(drained: &Arc<Drained>) -> Self {
         let jobs = |outcome| JobList::new(drained, outcome);
         Self {
+            scheduler: drained.scheduler.clone(),
             completed: drained.totals.of(Outcome::Completed),
             skipped: drained.totals.of(Outcome::Skipped),
             failed: jobs(Outcome::Failed),
@@ -85,6 +89,8 @@ impl DrainReport {
 
 /// Log drivers cut lines at 16 384 bytes; the rest is for a timestamp and fields.
 pub(crate) const MAX_LINE: usize = 15_000;
+/// Bytes of the scheduler's name in the line.
+const MAX_NAME: usize = 200;
 /// Room for the count of one outcome.
 const COUNT: usize = 60;
 
@@ -92,7 +98,9 @@ impl DrainReport {
     /// The line of `Display`, which names jobs in up to about `most` bytes.
     pub(crate) fn line(&self, most: usize) -> String {
         let (elapsed, completed) = (self.elapsed.as_millis(), self.completed);
-        let mut line = format!("drained in {elapsed} ms: {completed} completed");
+        let name = self.scheduler.as_ref().map(|name| cut(format!("{name:?}"), MAX_NAME) + " ");
+        let name = name.unwrap_or_default();
+        let mut line = format!("{name}drained in {elapsed} ms: {completed} completed");
         if self.skipped > 0 {
             line += &format!(", {} skipped", self.skipped);
         }

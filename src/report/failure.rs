@@ -1,10 +1,10 @@
 //! Failures that no handle awaits.
 
-use std::{error::Error, fmt};
+use std::fmt;
 
 use crate::{
     job::{error::JobError, info::JobInfo},
-    util::one_line::OneLine,
+    util::one_line::chain,
 };
 
 /// Describes a failed job that no handle awaits: the argument of [`on_failure`].
@@ -32,19 +32,4 @@ impl fmt::Display for JobFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.job, self.chain())
     }
-}
-
-/// Formats an error and its causes, in one line.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut chain = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        // Skips a cause that the text above already ends with, as many errors do.
-        if !text.is_empty() && !chain.ends_with(&format!(": {text}")) {
-            chain = format!("{chain}: {text}");
-        }
-        cause = error.source();
-    }
-    OneLine(chain).to_string()
 }

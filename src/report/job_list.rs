@@ -20,6 +20,8 @@ use crate::{
 
 /// The source of all reports of one scheduler.
 pub(crate) struct Drained {
+    /// The scheduler's name.
+    pub(crate) scheduler: Option<Arc<str>>,
     /// Counts of the time that the reports cover.
     pub(crate) totals: Totals,
     /// The jobs that were neither completed nor skipped.

@@ -10,13 +10,11 @@ use tokio::time::Instant;
 
 use crate::{
     job::{info::JobInfo, record::Record},
-    report::{
-        failure::chain,
-        observer::{JobEnd, JobSeen, Observer},
-    },
+    report::observer::{JobEnd, JobSeen, Observer},
     rules::state::{JobId, Outcome},
     util::{
         clock::Moment,
+        one_line::chain,
         sync::{Mutex, lock},
     },
 };

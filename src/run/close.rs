@@ -309,6 +309,7 @@ impl Core {
         drop(queue);
         let began = self.drain_began.get().copied().unwrap_or(now);
         Drained {
+            scheduler: self.name.clone(),
             job_timeout: self.config.job_timeout,
             totals: after.since(&before),
             ended,

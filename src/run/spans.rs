@@ -7,10 +7,12 @@ use crate::{
         record::Record,
         surroundings::{Surroundings, within},
     },
-    report::failure::chain,
     rules::state::Outcome,
     run::core::Core,
-    util::panics::{catch_panic, forget_panic},
+    util::{
+        one_line::chain,
+        panics::{catch_panic, forget_panic},
+    },
 };
 
 impl Core {

@@ -154,7 +154,7 @@ impl SchedulerBuilder {
         self
     }
 
-    /// Sets the scheduler's name, for reports, metrics and observers.
+    /// Sets the scheduler's name, which reports, metrics and observers show.
     ///
     /// Defaults to none.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {

@@ -20,9 +20,12 @@ use crate::{
         error::{BoxError, JobError},
         output::JobOutput,
     },
-    report::failure::chain,
     run::deadlines::timeout_at,
-    util::{one_line::OneLine, panics::forget_panic, sync::lock},
+    util::{
+        one_line::{OneLine, chain},
+        panics::forget_panic,
+        sync::lock,
+    },
 };
 
 type PartFuture = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;

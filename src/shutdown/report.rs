@@ -18,7 +18,7 @@ use crate::{
         parts::{PartOutcome, PartReport},
         server::{ServerOutcome, ServerOutput},
     },
-    util::one_line::OneLine,
+    util::one_line::{OneLine, cut},
 };
 
 /// Bytes of the server's error in the line.
@@ -134,6 +134,8 @@ impl<T: ServerOutput> From<ShutdownReport<T>> for ExitCode {
 
 impl<T: ServerOutput> fmt::Display for ShutdownReport<T> {
     /// `server finished; since the signal: drained in 12 ms: 3 completed; in all: 41 completed, 1 failed`
+    ///
+    /// A scheduler with a name has it before `drained`: `"mails" drained in 12 ms: ..`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = format!("server {}", self.server.as_str());
         if let Some(text) = self.server.error_text() {
@@ -174,16 +176,6 @@ impl<T: ServerOutput> fmt::Display for ShutdownReport<T> {
         }
         f.write_str(&cut(line, MAX_LINE))
     }
-}
-
-/// The first `most` bytes of a text, with an ellipsis if that is not all.
-fn cut(mut text: String, most: usize) -> String {
-    if text.len() > most {
-        let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-        text.truncate(end);
-        text.push('…');
-    }
-    text
 }
 
 #[cfg(feature = "serde")]

@@ -1,6 +1,9 @@
 //! Text for logs, in one line.
 
-use std::fmt::{self, Write};
+use std::{
+    error::Error,
+    fmt::{self, Write},
+};
 
 /// Formats a value in one line: line breaks and other control characters are escaped.
 ///
@@ -24,6 +27,31 @@ impl Write for Escape<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// Formats an error and its causes, in one line.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut chain = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Skips a cause that the text above already is or ends with, as many errors do.
+        if !text.is_empty() && chain != text && !chain.ends_with(&format!(": {text}")) {
+            chain = format!("{chain}: {text}");
+        }
+        cause = error.source();
+    }
+    OneLine(chain).to_string()
+}
+
+/// The first `most` bytes of a text, with an ellipsis if that is not all.
+pub(crate) fn cut(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 #[cfg(test)]

@@ -72,6 +72,16 @@ async fn report_is_shown_in_one_line() {
 }
 
 #[tokio::test]
+async fn report_names_its_scheduler() {
+    let scheduler = Scheduler::builder().name("e-\nmails").build();
+    let report = scheduler.close().await;
+    assert_eq!(report.scheduler.as_deref(), Some("e-\nmails"));
+    assert_eq!(report.to_string(), r#""e-\nmails" drained in 0 ms: 0 completed"#);
+    let scheduler = Scheduler::builder().name("n".repeat(20_000)).build();
+    assert!(scheduler.close().await.to_string().len() < 300);
+}
+
+#[tokio::test]
 async fn report_line_is_short_and_has_a_share_for_each_outcome() {
     let long = "m".repeat(200);
     for (unstarted, name) in [(300, "mail"), (300, &*long), (3, &"m".repeat(20_000))] {

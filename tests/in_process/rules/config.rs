@@ -263,6 +263,7 @@ mod with_serde {
         assert_eq!(
             to_value(&report).unwrap(),
             json!({
+                "scheduler": null,
                 "completed": 0,
                 "skipped": 0,
                 "failed": [],

@@ -239,7 +239,7 @@ async fn phases_share_one_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn jobs_of_one_scheduler_may_spawn_in_the_next_until_the_end() {
-    let (scheduler, mail) = (Scheduler::new(), Scheduler::new());
+    let (scheduler, mail) = (Scheduler::new(), Scheduler::builder().name("mail").build());
     let outbox = mail.clone();
     let job = scheduler.spawn(async move {
         sleep(2 * SECOND).await;
@@ -255,7 +255,7 @@ async fn jobs_of_one_scheduler_may_spawn_in_the_next_until_the_end() {
     assert_eq!(
         report.to_string(),
         "server finished; since the signal: drained in 2000 ms: 1 completed; \
-         drained in 5000 ms: 2 completed; in all: 3 completed"
+         \"mail\" drained in 5000 ms: 2 completed; in all: 3 completed"
     );
     assert!(scheduler.is_closed() && mail.is_closed());
 }

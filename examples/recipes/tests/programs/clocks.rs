@@ -13,6 +13,14 @@ fn assert_printed(ended: &Ended, lines: &[&str], totals: &str) {
     assert!(report.ends_with(totals), "no {totals:?} in {report}");
 }
 
+/// Asserts that the report names these schedulers.
+#[track_caller]
+fn assert_named(ended: &Ended, schedulers: &[&str]) {
+    for scheduler in schedulers {
+        assert!(ended.stdout.contains(&format!("{scheduler:?} drained in ")), "{ended:#?}");
+    }
+}
+
 /// At a limit of 1, order 2 is delivered in the first pause of order 1. The shutdown comes after 20 s.
 #[tokio::test]
 async fn retry_holds_no_permit_in_its_pauses() {
@@ -39,6 +47,7 @@ async fn retry_holds_no_permit_in_its_pauses() {
         given_up(12, "\"order 4\"", "status 500"),
     ];
     assert_printed(&ended, &lines, "in all: 4 completed, 11 failed");
+    assert_named(&ended, &["waiting"]);
 }
 
 #[tokio::test]
@@ -50,6 +59,7 @@ async fn delayed_job_runs_in_time_or_at_the_shutdown() {
         "20 min: is the invoice of Mary paid?", // the shutdown ends the delay
     ];
     assert_printed(&ended, &lines, "in all: 6 completed, 1 cancelled");
+    assert_named(&ended, &["waiting"]);
 }
 
 #[tokio::test]
@@ -91,6 +101,7 @@ async fn rate_limit_starts_calls_in_order_at_its_rate() {
         "2.7 s: call 6 ends",
     ];
     assert_printed(&ended, &lines, "in all: 12 completed");
+    assert_named(&ended, &["gate", "calls"]);
 }
 
 #[tokio::test]
