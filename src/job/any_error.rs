@@ -25,6 +25,18 @@ use crate::job::error::{JobError, SpawnError, TrySpawnError};
 /// With the feature `axum`, it is a response: of a refused job that of its [`SpawnError`], of a cancelled job
 /// 503 with `Retry-After: 1`, and of any other 500. The body never has the text of the job's own error or
 /// panic.
+///
+/// The failure of a job that a handler awaits is reported to that handler only: no log has it, and the body
+/// of the 500 does not say it. Log it before `?`, with its causes: `{error:#}`.
+///
+/// ```
+/// # async fn price() -> Result<u32, std::io::Error> { Err(std::io::Error::other("no such file")) }
+/// # async fn order(scheduler: tower_jobs::Scheduler) -> Result<u32, tower_jobs::Error> {
+/// let job = scheduler.spawn(price()).await?;
+/// let price = job.await.inspect_err(|error| tracing::error!("no price: {error:#}"))?;
+/// # Ok(price)
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -67,7 +79,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Spawn(error) => error.fmt(f),
-            Self::Job(error) => error.fmt(f),
+            Self::Job(error) => error.fmt(f), // also with `#`
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{any::Any, error::Error as StdError, fmt, sync::Mutex, time::Duration};
 
-use crate::rules::state::JobId;
+use crate::{rules::state::JobId, util::one_line::chain};
 
 /// Boxes any error that a job may return.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -12,6 +12,8 @@ pub(crate) type Panic = Box<dyn Any + Send>;
 /// Says why a job was not accepted.
 ///
 /// The job's future has been dropped, and has never run.
+///
+/// A handler that awaits a job too returns [`Error`](crate::Error), which `?` makes of this and of [`JobError`].
 ///
 /// With the feature `axum`, the error is a response, and a handler can return it with `?`:
 ///
@@ -153,7 +155,8 @@ impl<F> StdError for TrySpawnError<F> {}
 
 /// Says why a job has no value.
 ///
-/// If the job returned an error, that error is the [`source`](StdError::source).
+/// If the job returned an error, that error is the [`source`](StdError::source). `{error}` formats this error
+/// alone, as `the job failed`; `{error:#}` adds the causes, in one line: `the job failed: no such file`.
 pub struct JobError(ErrorKind);
 
 enum ErrorKind {
@@ -335,6 +338,9 @@ fn panic_text(payload: &(dyn Any + Send)) -> Option<String> {
 
 impl fmt::Display for JobError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if f.alternate() {
+            return f.write_str(&chain(self));
+        }
         match &self.0 {
             ErrorKind::Failed(_) => f.write_str("the job failed"),
             ErrorKind::Panicked(panicked) => match &panicked.text {

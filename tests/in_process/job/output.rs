@@ -66,6 +66,18 @@ async fn job_fails_with_any_error_that_can_be_boxed() {
 }
 
 #[tokio::test]
+async fn alternate_form_of_an_error_has_its_causes() {
+    let failed = async || returned(Err::<(), _>(io::Error::other("no\ndisk"))).await.unwrap_err();
+    let text = r"the job failed: no\ndisk";
+    assert_eq!(format!("{:#}", failed().await), text);
+    let error = tower_jobs::Error::from(failed().await);
+    assert_eq!(format!("{error:#}"), text);
+    // The job of a job has the same text, which is there once.
+    let error = returned(Err::<(), _>(error)).await.unwrap_err();
+    assert_eq!(format!("{error:#}"), text);
+}
+
+#[tokio::test]
 async fn blocking_job_fails_with_its_error_too() {
     let scheduler = Scheduler::new();
     let job = scheduler.spawn_blocking(|| Err::<(), _>("no disk")).await.unwrap();
