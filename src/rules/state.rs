@@ -111,6 +111,15 @@ impl serde::Serialize for JobId {
     }
 }
 
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for JobId {
+    /// Deserializes from the text, as axum's `Path<JobId>` does.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// Describes the state of a job.
 ///
 /// A job only moves down this list.

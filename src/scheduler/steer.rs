@@ -146,6 +146,9 @@ impl Scheduler {
     /// known. Without it, unfinished jobs are looked for in steps, and ended ones are forgotten. A job whose
     /// end is being recorded is [`Live`](Lookup::Live) and [`Finished`](JobState::Finished).
     ///
+    /// A client's text becomes an id by [`str::parse`], or with the feature `serde` by axum's `Path<JobId>`.
+    /// `examples/status.rs` is a whole upload: 202, its status by a URL, its result.
+    ///
     /// It knows this process only. Behind a load balancer, ask the process that spawned the job.
     ///
     /// ```

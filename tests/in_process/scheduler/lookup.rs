@@ -196,6 +196,9 @@ async fn lookups_serialize_for_a_status_page() {
     let job = scheduler.job("mail").spawn(failing).await.unwrap();
     let id = job.id();
     assert_eq!(serde_json::to_value(id).unwrap(), id.to_string());
+    let read = |text: &str| serde_json::from_value::<JobId>(text.into());
+    assert_eq!(read(&id.to_string()).unwrap(), id);
+    assert!(read("7").unwrap_err().to_string().contains("7-0f3a9"));
     let shown = serde_json::to_value(scheduler.get(id)).unwrap();
     assert_eq!(shown["live"]["id"], id.to_string());
     assert_eq!(shown["live"]["state"], "active");
