@@ -79,6 +79,9 @@
     allow(rustdoc::broken_intra_doc_links)
 )]
 
+#[macro_use]
+mod util;
+
 #[cfg(any(doc, doctest))]
 pub mod docs;
 mod http;
@@ -91,7 +94,6 @@ mod scheduler;
 mod shutdown;
 #[cfg(feature = "testing")]
 pub mod testing;
-mod util;
 
 #[cfg(feature = "axum")]
 pub use crate::http::axum::{JobsRejection, liveness, readiness};

@@ -1,6 +1,6 @@
 //! Chapters for readers. They contain no code.
 
-#[doc = include_str!("../../docs/pictures/job.svg")]
+#[doc = picture!("job")]
 #[doc = ""]
 #[doc = include_str!("verbs.md")]
 pub mod verbs {}
@@ -41,17 +41,17 @@ pub mod migration {
 #[doc = include_str!("recipes.md")]
 pub mod recipes {}
 
-#[doc = include_str!("../../docs/pictures/layers.svg")]
+#[doc = picture!("layers")]
 #[doc = ""]
 #[doc = include_str!("middleware_order.md")]
 pub mod middleware_order {}
 
-#[doc = include_str!("../../docs/pictures/response.svg")]
+#[doc = picture!("response")]
 #[doc = ""]
 #[doc = include_str!("response_end.md")]
 pub mod response_end {}
 
-#[doc = include_str!("../../docs/pictures/context.svg")]
+#[doc = picture!("context")]
 #[doc = ""]
 #[doc = include_str!("context.md")]
 pub mod context {}

@@ -165,7 +165,7 @@ const LATE_LOG_GRACE: Duration = Duration::from_millis(50);
 /// (it is part of the grace). systemd: `TimeoutStopSec=30` and `KillMode=mixed`. Docker:
 /// `docker stop --timeout 30`, and `exec` in the entry point so that the signal arrives.
 ///
-#[doc = include_str!("../../docs/pictures/shutdown.svg")]
+#[doc = picture!("shutdown")]
 #[must_use = "nothing is served until `serve` is awaited"]
 pub struct Shutdown {
     /// In the order in which they are closed. There is one at least.

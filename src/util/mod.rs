@@ -8,10 +8,14 @@
 //! 4. `waiting`: waits for a condition that another thread announces.
 //! 5. `log_context`: the subscriber and the span, for another thread.
 //! 6. `one_line`: text for logs, without line breaks.
+//! 7. `picture`: pictures of the documentation.
 
 pub(crate) mod clock;
 pub(crate) mod log_context;
 pub(crate) mod one_line;
 pub(crate) mod panics;
+#[cfg(any(doc, doctest, test, feature = "shutdown"))]
+#[macro_use]
+mod picture;
 pub(crate) mod sync;
 pub(crate) mod waiting;
