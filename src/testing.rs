@@ -124,7 +124,9 @@ impl Recorder {
         let spawned = self.spawned();
         match spawned.iter().find(|job| job.name == name) {
             Some(job) => job.clone(),
-            None => panic!("no job named {name:?} was spawned; there are {}", list(&spawned)),
+            None => {
+                panic!("no job named {name:?} was spawned; the recorder has {}", list(&spawned))
+            }
         }
     }
 
@@ -137,7 +139,7 @@ impl Recorder {
     pub fn assert_not_spawned(&self, name: &str) {
         let spawned = self.spawned();
         if let Some(job) = spawned.iter().find(|job| job.name == name) {
-            panic!("{job} was spawned; there are {}", list(&spawned));
+            panic!("{job} was spawned; the recorder has {}", list(&spawned));
         }
     }
 
@@ -248,7 +250,8 @@ fn list(jobs: &[JobInfo]) -> String {
     if jobs.is_empty() {
         return "no jobs".into();
     }
-    let mut text = format!("{} jobs:", jobs.len());
+    let noun = if jobs.len() == 1 { "job" } else { "jobs" };
+    let mut text = format!("{} {noun}:", jobs.len());
     for job in jobs {
         write!(text, "\n  {job}").expect("writing to a `String` succeeds");
     }

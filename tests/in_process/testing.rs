@@ -97,7 +97,7 @@ async fn failed_assertion_lists_the_spawned_jobs() {
     let recorder = Recorder::default();
     assert_eq!(
         panic_text(|| drop(recorder.assert_spawned("invoice"))),
-        "no job named \"invoice\" was spawned; there are no jobs"
+        "no job named \"invoice\" was spawned; the recorder has no jobs"
     );
     recorder.assert_not_spawned("invoice");
 
@@ -115,11 +115,11 @@ async fn failed_assertion_lists_the_spawned_jobs() {
     recorder.assert_not_spawned("invoice");
     assert_eq!(
         panic_text(|| drop(recorder.assert_spawned("invoice"))),
-        format!("no job named \"invoice\" was spawned; there are {list}")
+        format!("no job named \"invoice\" was spawned; the recorder has {list}")
     );
     assert_eq!(
         panic_text(|| recorder.assert_not_spawned("audit")),
-        format!("{} was spawned; there are {list}", listed[1])
+        format!("{} was spawned; the recorder has {list}", listed[1])
     );
 }
 
@@ -529,7 +529,7 @@ async fn leak_check_panics_with_a_list_of_what_was_left_behind() {
     assert_no_jobs(&scheduler);
 
     let job = scheduler.job("left").try_spawn(pending::<()>()).unwrap();
-    let expected = format!("jobs were left behind: 1 jobs:\n  {}", job.info());
+    let expected = format!("jobs were left behind: 1 job:\n  {}", job.info());
     assert_eq!(panic_text(|| assert_no_jobs(&scheduler)), expected);
     assert_eq!(panic_text(|| drop(LeakCheck::new(&scheduler))), expected);
 
