@@ -63,6 +63,11 @@ impl MailServer {
         self.process.stdout.line_with(&format!("obeys {command}")).await;
     }
 
+    /// Waits until the server holds a message to that recipient.
+    pub(crate) async fn holds(&self, to: &str) {
+        self.process.stdout.line_with(&format!("holds {to}")).await;
+    }
+
     /// How many clients have said goodbye, once the program that sends has ended.
     pub(crate) async fn goodbyes(&self) -> usize {
         self.process.stdout.line_with("quit").await;

@@ -1,7 +1,7 @@
 """A real SMTP server, aiosmtpd, that a test steers and reads line by line.
 
-Out: `port N`, then each message that it has taken, as one line of JSON, `quit` for each client that says
-so, and `obeys COMMAND`.
+Out: `port N`, then each message that it has taken, as one line of JSON, `holds RECIPIENT` for each that it
+does not answer for now, `quit` for each client that says so, and `obeys COMMAND`.
 In, and as the first argument: `hold` (answer no message for now), `take` (take them, those held
 first) or `refuse` (answer them with a 550). It ends when its input does.
 """
@@ -26,6 +26,8 @@ class Recorder:
             self.open.set()
 
     async def handle_DATA(self, server, session, envelope):
+        if not self.open.is_set():
+            print("holds", *envelope.rcpt_tos, flush=True)
         await self.open.wait()
         if self.answer == "refuse":
             return "550 5.7.1 refused"

@@ -1,6 +1,6 @@
 //! The programs that need something outside: a database file, a mail server, a gRPC client.
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use http_body_util::Full;
 use hyper::{Request, StatusCode, body::Bytes, http::uri::PathAndQuery};
@@ -80,6 +80,35 @@ async fn mail_connection_is_kept_and_ends_with_a_goodbye() {
     }
     ended(program).await;
     assert_eq!(server.goodbyes().await, 1, "one connection for both");
+}
+
+/// Dropping a pool says goodbye too. Here the stuck message's thread keeps the pool, so only the recipe's
+/// explicit `shutdown` can.
+#[tokio::test]
+async fn idle_mail_connection_says_goodbye_beside_a_stuck_message() {
+    let Some(mut server) = MailServer::start("hold").await else { return };
+    let mut command = recipe!("mailer", in "stuck");
+    let program = Process::start(command.env("SMTP_URL", &server.url).env("ANSWER_SECONDS", "90"));
+    let address = program.address().await;
+    for to in ["ada@example.com", "grace@example.com"] {
+        assert_eq!(post_text(address, "/signup", to).await, StatusCode::ACCEPTED);
+        server.holds(to).await;
+    }
+    server.obey("take").await;
+    program.stdout.line_with("sent to ada@example.com").await;
+    program.stdout.line_with("sent to grace@example.com").await;
+    server.obey("hold").await;
+    assert_eq!(post_text(address, "/signup", "mary@example.com").await, StatusCode::ACCEPTED);
+    server.holds("mary@example.com").await;
+
+    program.terminate().await;
+    // A signal is a second one from one second on. If it is taken for the first, the grace of 25 s passes.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    program.terminate().await;
+    let ended = program.ended().await;
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    assert!(ended.stdout.contains("1 abandoned"), "{ended:#?}");
+    assert_eq!(server.goodbyes().await, 1, "that of the idle connection");
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
