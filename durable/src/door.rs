@@ -22,7 +22,7 @@ use crate::{
 /// Most rows that are claimed at once.
 const BATCH: usize = 32;
 
-/// Pause of a job that was running when a process died, while another such job runs.
+/// Pause of a suspect while another runs.
 const SUSPECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The verdict of a job, once it has one.
@@ -63,7 +63,7 @@ pub struct Door {
 #[derive(Default)]
 struct Counts {
     by_kind: HashMap<&'static str, AtomicUsize>,
-    /// A job runs that was running when a process died.
+    /// A suspect runs: a job that was running when several processes died.
     suspect_runs: AtomicBool,
     left: Notify,
 }
@@ -77,11 +77,9 @@ struct Counted {
 }
 
 impl Counted {
-    /// `None` for a job that was running when a process died, while another such job runs: which of them killed
-    /// the process is then seen, and the others end.
+    /// `None` for a suspect while another runs: which of them kills processes is then seen, and the others end.
     fn new(counts: &Arc<Counts>, prepared: &Prepared) -> Option<Self> {
-        let Prepared { kind, is_limited, crashes, .. } = *prepared;
-        let is_suspect = crashes > 0;
+        let Prepared { kind, is_limited, is_suspect, .. } = *prepared;
         if is_suspect && counts.suspect_runs.swap(true, Ordering::Relaxed) {
             return None;
         }

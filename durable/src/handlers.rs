@@ -16,6 +16,9 @@ use crate::{
     job::DurableJob,
 };
 
+/// A job is a suspect when it has used up this part of its crashes. Of the many that were running when a process
+/// died by chance, few get that far.
+const SUSPECT_SHARE: u32 = 4;
 /// Bytes of an error text that is stored.
 const MAX_ERROR: usize = 2_000;
 
@@ -44,8 +47,8 @@ pub(crate) struct Prepared {
     pub(crate) is_limited: bool,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) timeout: Option<Duration>,
-    /// How many processes have died while it ran.
-    pub(crate) crashes: u32,
+    /// So many processes have died while it ran that it runs with no other such job beside it.
+    pub(crate) is_suspect: bool,
     pub(crate) future: BoxFuture<'static, Result<(), BoxError>>,
     pub(crate) judge: Judge,
 }
@@ -126,7 +129,7 @@ impl Handlers {
             is_limited: kind.limit.is_some(),
             label,
             timeout: kind.timeout,
-            crashes,
+            is_suspect: crashes.saturating_mul(SUSPECT_SHARE) >= kind.max_crashes,
             future: (kind.run)(job, context),
             judge: Judge {
                 row: row.clone(),

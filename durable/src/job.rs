@@ -43,8 +43,8 @@ pub trait DurableJob: Serialize + DeserializeOwned + Send + 'static {
     /// How many times the process may die while the job runs, until the job counts as dead. Defaults to 20; 0
     /// counts as 1.
     ///
-    /// The store cannot tell which of the jobs that were running has killed the process. So a job that was
-    /// running when a process died runs later without another such job beside it, and the number is large.
+    /// The store cannot tell which of the jobs that were running has killed the process, so the number is large. A
+    /// job that has used up a quarter of it runs with no other such job beside it.
     const MAX_CRASHES: u32 = 20;
 }
 
