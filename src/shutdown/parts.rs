@@ -67,7 +67,7 @@ pub struct PartContext {
     note: Note,
 }
 
-/// What a part says of itself in the report.
+/// A part's own text in the report.
 type Note = Arc<Mutex<Option<String>>>;
 
 impl PartContext {
@@ -113,7 +113,7 @@ impl PartContext {
         }
     }
 
-    /// Sets a text for the [report](PartReport::note): what became of the part's own work, in one line.
+    /// Sets a text for the [report](PartReport::note): the outcome of the part's own work, in one line.
     pub fn note(&self, text: impl Into<String>) {
         *lock(&self.note) = Some(text.into());
     }
@@ -161,7 +161,7 @@ pub struct PartReport {
     pub name: String,
     /// How it ended.
     pub outcome: PartOutcome,
-    /// What it said of itself with [`PartContext::note`].
+    /// Its own text, given with [`PartContext::note`].
     pub note: Option<String>,
 }
 
