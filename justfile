@@ -35,7 +35,7 @@ test-browser:
 
 # Both with all features and with the default ones, since links depend on them.
 docs:
-    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features --package tower-jobs --package tower-jobs-dashboard
+    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features --package tower-jobs --package tower-jobs-dashboard --package tower-jobs-durable
     RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --package tower-jobs
 
 # All interleavings of the types without a lock around them.
