@@ -47,7 +47,12 @@ use std::{
 use http_body_util::Full;
 use hyper::{Request, StatusCode, body::Bytes};
 use serde_json::json;
-use tokio::{process::Command, sync::Semaphore, task::JoinSet, time::sleep};
+use tokio::{
+    process::Command,
+    sync::Semaphore,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use self::{
     account::{Findings, Log, check, printed, summary},
@@ -58,7 +63,6 @@ use crate::support::{
     Random,
     http::{Connection, send},
     process::{Process, empty_folder, example},
-    within,
 };
 
 /// Time from the grace to the end of the program.
@@ -193,8 +197,14 @@ async fn round(shape: &'static Shape, seed: u64, is_beside_loops: bool) -> Round
     let late = i64::try_from(took.as_millis()).unwrap() - i64::try_from(load.grace).unwrap();
     drop((loops, unread));
     over.store(true, Ordering::Relaxed);
-    while let Some(client) = within("the clients", clients.join_next()).await {
-        client.expect("a client does not panic");
+    let all_over = async {
+        while let Some(client) = clients.join_next().await {
+            client.expect("a client does not panic");
+        }
+    };
+    if timeout(PATIENCE, all_over).await.is_err() {
+        // It has reached another program, which has the port by now, and does not answer.
+        clients.shutdown().await;
     }
     let orders = orders.lock().unwrap();
     let acknowledged = orders.acknowledged.len();
