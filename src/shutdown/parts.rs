@@ -24,7 +24,7 @@ use crate::{
     util::{
         one_line::{OneLine, chain},
         panics::forget_panic,
-        sync::lock,
+        sync::lock_std,
     },
 };
 
@@ -115,7 +115,7 @@ impl PartContext {
 
     /// Sets a text for the [report](PartReport::note): the outcome of the part's own work, in one line.
     pub fn note(&self, text: impl Into<String>) {
-        *lock(&self.note) = Some(text.into());
+        *lock_std(&self.note) = Some(text.into());
     }
 
     /// Returns the end of the grace, once the shutdown has begun. A later signal moves it to an earlier time.
@@ -244,7 +244,7 @@ impl Parts {
                 },
                 None => PartOutcome::Unfinished,
             };
-            let note = lock(note).take();
+            let note = lock_std(note).take();
             reports.push(PartReport { name: name.to_string(), outcome, note });
         }
         reports
