@@ -203,7 +203,8 @@ async fn round(shape: &'static Shape, seed: u64, is_beside_loops: bool) -> Round
         }
     };
     if timeout(PATIENCE, all_over).await.is_err() {
-        // It has reached another program, which has the port by now, and does not answer.
+        // The program is gone. They have reached another one, which has the port by now, and does not answer.
+        println!("{}, seed {seed}: {} clients were given up", shape.name, clients.len());
         clients.shutdown().await;
     }
     let orders = orders.lock().unwrap();
