@@ -17,6 +17,7 @@ use tower_jobs::{Permit, Scheduler};
 use crate::{
     engine::{Claimed, Verdict},
     handlers::{Handlers, Kind, Prepared},
+    stage::Stage,
 };
 
 /// Most rows that are claimed at once.
@@ -27,16 +28,6 @@ const SUSPECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The verdict of a job, once it has one.
 pub(crate) type Running = BoxFuture<'static, Verdict>;
-
-/// How far the end is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Stage {
-    Open,
-    /// Nothing new is claimed.
-    Stopping,
-    /// The time to settle is over.
-    Over,
-}
 
 /// What became of the jobs since the shutdown began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -199,6 +190,7 @@ impl Door {
     }
 
     /// Resolves when a job of a kind with a limit has ended since the last call.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(crate) async fn limited_kind_ended(&self) {
         self.counts.left.notified().await;
     }
@@ -244,6 +236,7 @@ impl Door {
     }
 
     /// Notes that a verdict could not be stored by the end.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(crate) fn not_stored(&self, verdict: &Verdict) {
         let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
         tally.not_stored += 1;
@@ -292,7 +285,7 @@ impl Room<'_> {
     /// The job runs on, however the future is polled or dropped. A row for which there is no room is released.
     pub fn start(&mut self, row: &Claimed) -> BoxFuture<'static, Verdict> {
         let release = |after| -> Running { Box::pin(async move { Verdict::Release { after } }) };
-        let prepared = match self.door.handlers.prepare(row) {
+        let prepared = match self.door.handlers.prepare(row, &self.door.stage) {
             Ok(prepared) => prepared,
             Err(verdict) => return Box::pin(async move { verdict }),
         };

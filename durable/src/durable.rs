@@ -21,13 +21,14 @@ use tower_jobs::{BoxError, JobOutput, PartContext, Scheduler};
 use crate::figures;
 use crate::{
     context::DurableContext,
-    door::{Door, Stage, Tally},
+    door::{Door, Tally},
     engine::{Admin, Engine},
     error::PushError,
     handlers::{Handlers, one_line},
     job::DurableJob,
     outbox::{Outbox, OutboxLayer},
     rescue::Rescue,
+    stage::Stage,
 };
 
 /// Most time of the end that is kept for settling rows.

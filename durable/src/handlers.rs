@@ -7,13 +7,15 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
+use tokio::sync::watch;
 use tower_jobs::{BoxError, JobError, JobOutput};
 
 use crate::{
-    context::DurableContext,
+    context::{DurableContext, Interrupted},
     engine::{Claimed, Verdict},
     envelope::{self, Note},
     job::DurableJob,
+    stage::Stage,
 };
 
 /// A job is a suspect when it has used up this part of its crashes. Of the many that were running when a process
@@ -22,8 +24,16 @@ const SUSPECT_SHARE: u32 = 4;
 /// Bytes of an error text that is stored.
 const MAX_ERROR: usize = 2_000;
 
-type Run =
-    Arc<dyn Fn(Value, DurableContext) -> BoxFuture<'static, Result<(), BoxError>> + Send + Sync>;
+/// How a handler ended without an error.
+pub(crate) enum End {
+    Completed,
+    /// It stopped because of the shutdown.
+    Interrupted,
+}
+
+type Try = BoxFuture<'static, Result<End, BoxError>>;
+
+type Run = Arc<dyn Fn(Value, DurableContext) -> Try + Send + Sync>;
 
 /// A kind that this process has a handler for.
 #[derive(Clone)]
@@ -49,7 +59,7 @@ pub(crate) struct Prepared {
     pub(crate) timeout: Option<Duration>,
     /// So many processes have died while it ran that it runs with no other such job beside it.
     pub(crate) is_suspect: bool,
-    pub(crate) future: BoxFuture<'static, Result<(), BoxError>>,
+    pub(crate) future: Try,
     pub(crate) judge: Judge,
 }
 
@@ -62,9 +72,7 @@ impl Handlers {
         Fut: Future<Output: JobOutput> + Send + 'static,
     {
         let handler = Arc::new(handler);
-        let run = move |job: Value,
-                        context: DurableContext|
-              -> BoxFuture<'static, Result<(), BoxError>> {
+        let run = move |job: Value, context: DurableContext| -> Try {
             let handler = handler.clone();
             Box::pin(async move {
                 let job = serde_json::from_value(job).map_err(|error| {
@@ -76,7 +84,14 @@ impl Handlers {
                 })?;
                 #[cfg(feature = "opentelemetry")]
                 crate::trace::link(&context);
-                handler(job, context).await.into_result().map(drop)
+                let heard = context.clone();
+                match handler(job, context).await.into_result() {
+                    Ok(_) => Ok(End::Completed),
+                    Err(error) if heard.is_shutting_down() && Interrupted::is_cause_of(&error) => {
+                        Ok(End::Interrupted)
+                    }
+                    Err(error) => Err(error),
+                }
             })
         };
         let kind = Kind {
@@ -107,7 +122,11 @@ impl Handlers {
     }
 
     /// Makes a row's job, or says why it is dead without being run.
-    pub(crate) fn prepare(&self, row: &Claimed) -> Result<Prepared, Verdict> {
+    pub(crate) fn prepare(
+        &self,
+        row: &Claimed,
+        stage: &watch::Receiver<Stage>,
+    ) -> Result<Prepared, Verdict> {
         let dead = |error: String| {
             tracing::error!(id = %row.id, kind = row.kind, error, "a durable job is dead");
             Verdict::Dead { error }
@@ -122,7 +141,7 @@ impl Handlers {
         if crashes >= kind.max_crashes {
             return Err(dead(format!("{crashes} processes have died while it ran")));
         }
-        let context = DurableContext::new(row, &note);
+        let context = DurableContext::new(row, &note, stage.clone());
         let label = note.label.as_deref().map(Arc::from);
         Ok(Prepared {
             kind: kind.name,
@@ -146,9 +165,10 @@ pub(crate) struct Judge {
 }
 
 impl Judge {
-    pub(crate) fn judge(self, ended: Result<(), JobError>, is_stopping: bool) -> Verdict {
+    pub(crate) fn judge(self, ended: Result<End, JobError>, is_stopping: bool) -> Verdict {
         match ended {
-            Ok(()) => Verdict::Done,
+            Ok(End::Completed) => Verdict::Done,
+            Ok(End::Interrupted) => Verdict::Release { after: Duration::ZERO },
             Err(error) if error.is_abandoned() => Verdict::Leave,
             Err(error) if is_stopping && (error.is_cancelled() || error.is_close_timeout()) => {
                 Verdict::Release { after: Duration::ZERO }

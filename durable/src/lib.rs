@@ -16,10 +16,11 @@ mod handlers;
 mod job;
 mod outbox;
 mod rescue;
+mod stage;
 #[cfg(feature = "opentelemetry")]
 mod trace;
 
-pub use context::DurableContext;
+pub use context::{DurableContext, Interrupted};
 #[cfg(feature = "dashboard")]
 pub use dead_letters::DeadLetters;
 pub use door::{Door, Room};

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-use crate::{door::Stage, engine::NewRow, error::PushError};
+use crate::{engine::NewRow, error::PushError, stage::Stage};
 
 /// Serializes a job, once it is known that it is needed.
 type MakeRow = Box<dyn FnOnce() -> Result<NewRow, PushError> + Send>;

@@ -2,6 +2,8 @@
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) mod rows;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod together;
 
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;

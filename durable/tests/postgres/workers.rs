@@ -88,6 +88,56 @@ async fn rows_of_a_dead_worker_are_freed_with_a_crash() {
     assert_eq!(store.value(workers).await, "0");
 }
 
+/// The sweep waits for a lock on its row. Meanwhile, the worker gives a sign of life.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_worker_that_comes_back_are_not_freed() {
+    let Some(store) = store().await else { return };
+    let limit = Duration::from_secs(3);
+    let id = hold(&store, "tower-jobs-slow", 1).await;
+    beat(&store, "tower-jobs-slow", "10 seconds", limit).await;
+    hold(&store, "tower-jobs-dead", 1).await;
+    beat(&store, "tower-jobs-dead", "10 seconds", limit).await;
+    let mut settling = store.pool.begin().await.unwrap();
+    let sql = format!("select 1 from graphile_worker._private_jobs where id = {id} for update");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *settling).await.unwrap();
+    let seen = Seen::default();
+    let _worker = counter(&store, &seen);
+    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
+                   and datname = current_database()";
+    until("the sweep waits", async || store.value(waiting).await == "1").await;
+    beat(&store, "tower-jobs-slow", "-1 hour", limit).await;
+    settling.rollback().await.unwrap();
+    assert_eq!(seen.reach(1).await, ["tower-jobs-dead 1 1"]);
+    let holder = format!("select locked_by from graphile_worker.jobs where id = {id}");
+    assert_eq!(store.value(&holder).await, "tower-jobs-slow");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locked_row_holds_up_no_other_completion() {
+    let Some(store) = store().await else { return };
+    let (started, gate) = (Seen::default(), Arc::new(Semaphore::new(0)));
+    let (noted, opens) = (started.clone(), gate.clone());
+    let durable = Durable::builder(store.engine())
+        .register(move |job: SendEmail, _| {
+            noted.add(job.to);
+            let opens = opens.clone();
+            async move { drop(opens.acquire().await) }
+        })
+        .start();
+    let id = durable.outbox().push(email("a")).await.unwrap();
+    for to in ["b", "c", "d"] {
+        durable.outbox().push(email(to)).await.unwrap();
+    }
+    started.reach(4).await;
+    let mut other = store.pool.begin().await.unwrap();
+    let sql = format!("select 1 from graphile_worker._private_jobs where id = {id} for update");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *other).await.unwrap();
+    gate.close();
+    until("the others are gone", async || store.rows().await == 1).await;
+    other.rollback().await.unwrap();
+    store.no_rows().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sweep_postpones_a_job_that_crashed_often() {
     let Some(store) = store().await else { return };

@@ -5,7 +5,7 @@ use std::{
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tower_jobs::{PartOutcome, Scheduler, Shutdown, ShutdownReport};
-use tower_jobs_durable::{Durable, DurableContext, Verdict};
+use tower_jobs_durable::{Durable, DurableContext, Interrupted, Verdict};
 
 use super::{Mail, SECOND, memory::Memory, soon};
 
@@ -41,6 +41,47 @@ async fn job_that_is_cut_off_is_released_and_the_report_is_clean() {
     assert_eq!(report.parts[0].note.as_deref(), Some("1 released"));
     assert!(matches!(memory.verdicts(1).await[0].1, Verdict::Release { .. }));
     assert!(durable.scheduler().is_closed());
+}
+
+/// The grace is longer than the test waits.
+#[tokio::test]
+async fn job_that_listens_is_released_before_the_deadline() {
+    let (memory, (seen, mut sees)) = (Memory::default(), mpsc::unbounded_channel());
+    let durable = Durable::builder(memory.clone())
+        .register(move |_: Mail, context: DurableContext| {
+            seen.send(context.is_shutting_down()).unwrap();
+            async move {
+                context.shutting_down().await;
+                Err::<(), _>(Interrupted)
+            }
+        })
+        .start();
+    let scheduler = Scheduler::new();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let shutdown = Shutdown::with_trigger(&scheduler, async { drop(stopped.await) })
+        .grace(600 * SECOND)
+        .part("durable", durable.part());
+    let serving = tokio::spawn(async { shutdown.serve(|stop| stop).await });
+    durable.outbox().push(Mail::new("ada")).await.unwrap();
+    assert_eq!(soon("the job", sees.recv()).await, Some(false));
+    stop.send(()).unwrap();
+    let report = soon("the end", serving).await.unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.parts[0].note.as_deref(), Some("1 released"));
+    assert!(matches!(memory.verdicts(1).await[0].1, Verdict::Release { .. }));
+    assert_eq!(durable.scheduler().stats().failed, 0);
+}
+
+#[tokio::test]
+async fn interruption_without_a_shutdown_is_a_failed_try() {
+    let memory = Memory::default();
+    let durable = Durable::builder(memory.clone())
+        .register(|_: Mail, _: DurableContext| async { Err::<(), _>(Interrupted) })
+        .start();
+    durable.outbox().push(Mail::new("ada")).await.unwrap();
+    let verdicts = memory.verdicts(1).await;
+    let Verdict::Retry { error, .. } = &verdicts[0].1 else { panic!("{verdicts:?}") };
+    assert!(error.contains("interrupted by the shutdown"), "{error}");
 }
 
 #[tokio::test]

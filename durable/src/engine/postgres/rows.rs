@@ -2,8 +2,9 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     pin::pin,
+    rc::Rc,
     time::{Duration, SystemTime},
 };
 
@@ -34,6 +35,7 @@ use crate::{
     engine::{
         Claimed, Verdict,
         rows::{self, Rows},
+        together::{Together, Waiting},
     },
     job::DurableId,
 };
@@ -67,6 +69,7 @@ pub(super) struct PostgresRows<'a> {
     claims: PgPool,
     listens: PgPool,
     settles: PgPool,
+    completions: Together<i64, bool>,
     kinds: Vec<&'static str>,
     tasks: RefCell<Option<(Instant, TaskDetails)>>,
     /// Queues of held rows that are in one. Other producers make such rows.
@@ -94,6 +97,7 @@ impl<'a> PostgresRows<'a> {
             claims: pool(1),
             listens: pool(1),
             settles: pool(SETTLING),
+            completions: Together::new(),
             kinds: door.kinds(),
             tasks: RefCell::default(),
             queues: RefCell::default(),
@@ -208,6 +212,31 @@ impl<'a> PostgresRows<'a> {
             .execute(connection)
             .await?;
         Ok(())
+    }
+
+    /// Completes rows, and answers whether each was free to be completed.
+    async fn complete_all(&self, batch: &[Rc<Waiting<i64, bool>>]) {
+        let ids = batch.iter().map(|one| one.item).collect();
+        let completed = self.complete_unlocked(ids).await.map_err(|error| error.to_string());
+        for one in batch {
+            one.answer(completed.clone().map(|completed| completed.contains(&one.item)));
+        }
+    }
+
+    /// As [`complete`](Self::complete), for many rows, but for those that are in a queue, and those that somebody else
+    /// has locked: such a row must not hold up the others.
+    async fn complete_unlocked(&self, ids: Vec<i64>) -> Result<HashSet<i64>, sqlx::Error> {
+        let jobs = &self.jobs;
+        let sql = format!(
+            "with done as (select id from {jobs} where id = any($1) and locked_by = $2 \
+             and job_queue_id is null order by id for update skip locked) \
+             delete from {jobs} as jobs using done where jobs.id = done.id returning jobs.id"
+        );
+        let mut connection = Lease::of(&self.settles).await?;
+        let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(ids).bind(self.worker);
+        let completed = query.fetch_all(&mut *connection).await?;
+        connection.give_back();
+        Ok(completed.into_iter().collect())
     }
 
     /// Locks a row until the transaction ends, if this worker holds it. The engine has no query for that.
@@ -334,8 +363,14 @@ impl Rows for PostgresRows<'_> {
     }
 
     async fn settle(&self, row: &Claimed, verdict: &Verdict) -> Result<(), BoxError> {
-        let mut connection = Lease::of(&self.settles).await?;
         let job = self.job(row)?;
+        if matches!(verdict, Verdict::Done) && job.job_queue_id().is_none() {
+            let id = *job.id();
+            if self.completions.write(id, async |batch| self.complete_all(batch).await).await? {
+                return Ok(());
+            }
+        }
+        let mut connection = Lease::of(&self.settles).await?;
         match verdict {
             Verdict::Done => self.complete(&mut connection, &job).await?,
             Verdict::Retry { payload, error, .. } => {

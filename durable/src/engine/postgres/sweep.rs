@@ -28,11 +28,17 @@ impl PostgresRows<'_> {
         connection: &mut PgConnection,
     ) -> Result<u64, BoxError> {
         let mut transaction = connection.begin().await?;
-        let dead = match try_acquire_sweep_lock(&mut transaction).await? {
+        let mut dead = match try_acquire_sweep_lock(&mut transaction).await? {
             true => self.dead_workers(&mut transaction).await?,
             // Another process sweeps.
             false => Vec::new(),
         };
+        if !dead.is_empty() {
+            self.lock_rows(&mut transaction, &dead).await?;
+            // That may have waited for a worker that lives after all.
+            let still_dead = self.dead_workers(&mut transaction).await?;
+            dead.retain(|worker| still_dead.contains(worker));
+        }
         if dead.is_empty() {
             transaction.rollback().await?;
             return Ok(0);
@@ -80,14 +86,24 @@ impl PostgresRows<'_> {
         Ok(limits.collect())
     }
 
+    /// Keeps workers from settling their rows until the transaction ends.
+    async fn lock_rows(
+        &self,
+        connection: &mut PgConnection,
+        workers: &[String],
+    ) -> Result<(), sqlx::Error> {
+        let sql =
+            format!("select 1 from {} where locked_by = any($1) order by id for update", self.jobs);
+        sqlx::query(AssertSqlSafe(sql)).bind(workers).execute(connection).await?;
+        Ok(())
+    }
+
     /// Frees rows, and leaves their starts counted. The engine's `recover_dead_worker_jobs` takes the start back, so a
     /// job that kills its process would run for ever.
     async fn free(&self, connection: &mut PgConnection, dead: &[String]) -> Result<u64, BoxError> {
-        // Locked, so that a worker that lives after all does not settle one meanwhile. The engine's query
-        // locks nothing, and fails for all rows if serde cannot read one.
+        // The engine's query fails for all rows if serde cannot read one.
         let sql = format!(
-            "select id, attempts, max_attempts, payload::text from {} where locked_by = any($1) \
-             order by id for update",
+            "select id, attempts, max_attempts, payload::text from {} where locked_by = any($1) order by id",
             self.jobs
         );
         let query = sqlx::query_as::<_, (i64, i16, i16, String)>(AssertSqlSafe(sql)).bind(dead);

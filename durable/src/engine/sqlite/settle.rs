@@ -1,16 +1,15 @@
 //! How rows end.
 
-use std::{
-    cell::{Cell, RefCell},
-    rc::Rc,
-};
+use std::rc::Rc;
 
 use sqlx::{SqliteConnection, SqlitePool};
-use tokio::sync::Mutex;
 use tower_jobs::BoxError;
 
 use super::sql::{BEGIN, err_result};
-use crate::engine::{Claimed, Verdict};
+use crate::engine::{
+    Claimed, Verdict,
+    together::{Together, Waiting},
+};
 
 /// A verdict changes nothing if another worker holds the row by now.
 macro_rules! of_held {
@@ -47,56 +46,35 @@ const RELEASE: &str = of_held!(
 pub(super) struct Settlements {
     pool: SqlitePool,
     worker: String,
-    waiting: RefCell<Vec<Rc<Settlement>>>,
-    turn: Mutex<()>,
+    together: Together<(Claimed, Verdict), ()>,
 }
 
-struct Settlement {
-    row: Claimed,
-    verdict: Verdict,
-    answer: Cell<Option<Result<(), String>>>,
-}
+type Settlement = Rc<Waiting<(Claimed, Verdict), ()>>;
 
 impl Settlements {
     pub(super) fn new(pool: SqlitePool, worker: &str) -> Self {
-        Self {
-            pool,
-            worker: worker.to_owned(),
-            waiting: RefCell::default(),
-            turn: Mutex::default(),
-        }
+        Self { pool, worker: worker.to_owned(), together: Together::new() }
     }
 
     pub(super) async fn settle(&self, row: &Claimed, verdict: &Verdict) -> Result<(), BoxError> {
-        let own = Rc::new(Settlement {
-            row: row.clone(),
-            verdict: verdict.clone(),
-            answer: Cell::default(),
-        });
-        let _waits = Waits::new(&self.waiting, own.clone());
-        let _turn = self.turn.lock().await;
-        if let Some(answer) = own.answer.take() {
-            return Ok(answer?);
-        }
-        let batch = self.waiting.take();
-        if !batch.iter().any(|one| Rc::ptr_eq(one, &own)) {
-            return Err("the transaction was given up".into());
-        }
-        let written = self.write(&batch).await;
-        if written.is_err() && batch.len() > 1 {
-            // One row that cannot be written must not keep the others.
-            for one in &batch {
-                let written = self.write(std::slice::from_ref(one)).await;
-                one.answer.set(Some(written.map_err(|error| error.to_string())));
-            }
-        } else {
-            let written = written.map_err(|error| error.to_string());
-            batch.iter().for_each(|one| one.answer.set(Some(written.clone())));
-        }
-        Ok(own.answer.take().expect("set above")?)
+        let item = (row.clone(), verdict.clone());
+        self.together.write(item, async |batch| self.write_or_each(batch).await).await
     }
 
-    async fn write(&self, batch: &[Rc<Settlement>]) -> Result<(), sqlx::Error> {
+    async fn write_or_each(&self, batch: &[Settlement]) {
+        let written = self.write(batch).await.map_err(|error| error.to_string());
+        if written.is_err() && batch.len() > 1 {
+            // One row that cannot be written must not keep the others.
+            for one in batch {
+                let written = self.write(std::slice::from_ref(one)).await;
+                one.answer(written.map_err(|error| error.to_string()));
+            }
+        } else {
+            batch.iter().for_each(|one| one.answer(written.clone()));
+        }
+    }
+
+    async fn write(&self, batch: &[Settlement]) -> Result<(), sqlx::Error> {
         let mut transaction = self.pool.begin_with(BEGIN).await?;
         for one in batch {
             self.write_one(&mut transaction, one).await?;
@@ -109,10 +87,9 @@ impl Settlements {
         connection: &mut SqliteConnection,
         settlement: &Settlement,
     ) -> Result<(), sqlx::Error> {
-        let of_row = |sql: &'static str| {
-            sqlx::query(sql).bind(settlement.row.id.as_str()).bind(&self.worker)
-        };
-        let query = match &settlement.verdict {
+        let (row, verdict) = &settlement.item;
+        let of_row = |sql: &'static str| sqlx::query(sql).bind(row.id.as_str()).bind(&self.worker);
+        let query = match verdict {
             Verdict::Done => of_row(DONE),
             Verdict::Dead { error } => of_row(DEAD).bind(err_result(error)),
             Verdict::Retry { payload, error, after } => {
@@ -122,21 +99,5 @@ impl Settlements {
             Verdict::Leave => return Ok(()),
         };
         query.execute(connection).await.map(drop)
-    }
-}
-
-/// Takes back a settlement that is given up: it must not be written after a later one of the same row.
-struct Waits<'a>(&'a RefCell<Vec<Rc<Settlement>>>, Rc<Settlement>);
-
-impl<'a> Waits<'a> {
-    fn new(waiting: &'a RefCell<Vec<Rc<Settlement>>>, own: Rc<Settlement>) -> Self {
-        waiting.borrow_mut().push(own.clone());
-        Self(waiting, own)
-    }
-}
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.0.borrow_mut().retain(|one| !Rc::ptr_eq(one, &self.1));
     }
 }
