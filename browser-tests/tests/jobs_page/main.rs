@@ -7,6 +7,7 @@
 
 mod actions;
 mod connection;
+mod dead_letters;
 mod drain;
 mod figures;
 mod hostile;

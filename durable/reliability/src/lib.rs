@@ -26,6 +26,10 @@ pub enum How {
     Sleep,
     /// It never awaits.
     Block,
+    /// It listens for the shutdown, and stops then.
+    Listen,
+    /// It notes how many bytes its process has allocated.
+    Weigh,
 }
 
 /// A job that takes a time.

@@ -1,6 +1,6 @@
 //! The stores that the tests run on.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 use tempfile::TempDir;
@@ -8,6 +8,20 @@ use tokio::time::sleep;
 use tower_jobs_durable::{Engine, Postgres, Sqlite};
 
 use crate::postgres::{self, Server};
+
+const FILL_POSTGRES: &str = "\
+    select count(*) from graphile_worker.add_jobs(array( \
+    select row('work', json_build_object( \
+    'n', n, 'takes', json_build_object('secs', 0, 'nanos', 0), 'how', 'Sleep'), \
+    null, null, null, null, null, null)::graphile_worker.job_spec \
+    from generate_series($1::bigint, $2::bigint - 1) as n))";
+
+/// An id of the engine has 26 characters.
+const FILL_SQLITE: &str = "\
+    WITH RECURSIVE numbers(n) AS (SELECT ?1 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < ?2) \
+    INSERT INTO Jobs (job, id, job_type, status, attempts, max_attempts, run_at, priority, metadata) \
+    SELECT json_object('n', n, 'takes', json_object('secs', 0, 'nanos', 0), 'how', 'Sleep'), \
+    printf('%026d', n), 'work', 'Pending', 0, 25, unixepoch(), 0, '{}' FROM numbers";
 
 /// An empty store.
 pub enum Store {
@@ -84,6 +98,30 @@ impl Store {
     /// Opens the store's engine.
     pub async fn engine(&self) -> Arc<dyn Engine> {
         open(&self.url()).await
+    }
+
+    /// Stores so many jobs `work` that take no time, as another producer would: by SQL, in one statement.
+    ///
+    /// # Panics
+    ///
+    /// If the store does not answer.
+    pub async fn fill(&self, numbers: Range<u64>) {
+        let (from, to) = (i64::try_from(numbers.start), i64::try_from(numbers.end));
+        let (from, to) = (from.expect("a small number"), to.expect("a small number"));
+        match self {
+            Self::Sqlite(_) => {
+                let mut connection =
+                    SqliteConnection::connect(&self.url()).await.expect("the file opens");
+                let fill = sqlx::query(FILL_SQLITE).bind(from).bind(to);
+                fill.execute(&mut connection).await.expect("they are stored");
+            }
+            Self::Postgres { url, .. } => {
+                let mut connection =
+                    PgConnection::connect(url).await.expect("the database answers");
+                let fill = sqlx::query(FILL_POSTGRES).bind(from).bind(to);
+                fill.execute(&mut connection).await.expect("they are stored");
+            }
+        }
     }
 
     /// Counts the rows of the application's own table.

@@ -27,6 +27,9 @@ const MILLIS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 /// Signs of life older than this are those of a dead process.
 const DEAD_AFTER: u64 = 3_000;
+/// Parts of a backlog, and the bytes by which a worker may grow after the first: 13 for each job of a short one.
+const PARTS: u64 = 4;
+const MAX_GROWTH: u64 = 100_000;
 
 /// A store, a log of what ran, and a way to push.
 struct Setup {
@@ -205,6 +208,19 @@ async fn deadline_releases_what_it_cuts_off(mut setup: Setup) {
     assert_eq!((depth.ready, depth.later, depth.running, depth.dead), (30, 0, 0, 0));
 }
 
+/// The grace is longer than the test waits.
+async fn jobs_that_listen_end_a_shutdown_early(mut setup: Setup) {
+    let worker = setup.worker().set("WORKER_GRACE", 120_000).set("WORKER_LIMIT", 10).start();
+    setup.push_many(15, 60 * SECOND, How::Listen).await;
+    setup.seen("start", 10, 10 * SECOND).await;
+    worker.terminate();
+    let (code, report) = worker.ended(20 * SECOND);
+    assert!(report.contains("part \"durable\" ended: 10 released"), "{report}");
+    assert_eq!(code, Some(0), "{report}");
+    let depth = setup.depth().await;
+    assert_eq!((depth.ready, depth.later, depth.running, depth.dead), (15, 0, 0, 0));
+}
+
 async fn second_signal_releases_at_once(mut setup: Setup) {
     let worker = setup.worker().set("WORKER_GRACE", 60_000).start();
     setup.push_many(3, 50 * SECOND, How::Sleep).await;
@@ -299,6 +315,39 @@ async fn transaction_cut_short_by_a_kill_stores_nothing(mut setup: Setup) {
     setup.all_done(20 * SECOND).await;
 }
 
+/// The first part is there before the worker. After each part, a job weighs what the worker has allocated.
+async fn backlog_runs_once_and_memory_is_flat(mut setup: Setup) {
+    let jobs = env::var("TOWER_JOBS_BACKLOG").map_or_else(
+        |_| rounds(10_000, 100_000) as u64,
+        |jobs| jobs.parse().expect("a number of jobs"),
+    );
+    let part = jobs / PARTS;
+    let mut worker = None;
+    for (n, done) in (0..PARTS).zip(1..) {
+        let began = Instant::now();
+        setup.store.fill(n * part..(n + 1) * part).await;
+        setup.pushed.extend(n * part..(n + 1) * part);
+        let filled = Instant::now();
+        let worker = worker.get_or_insert_with(|| setup.worker().start());
+        assert!(!worker.has_ended());
+        while setup.depth().await.ready > 0 {
+            assert!(filled.elapsed() < 300 * SECOND, "{:?}", setup.depth().await);
+            sleep(200 * MILLIS).await;
+        }
+        setup.all_done(30 * SECOND).await;
+        println!("{part} jobs stored in {:?}, run in {:?}", filled - began, filled.elapsed());
+        let weigh = Work { n: u64::MAX - n, takes: Duration::ZERO, how: How::Weigh };
+        setup.outbox.push(weigh).await.unwrap();
+        setup.seen("bytes", done, 10 * SECOND).await;
+    }
+    assert_eq!(setup.doubled(), Vec::<u64>::new());
+    let lines = setup.log.lines();
+    let bytes: Vec<u64> =
+        lines.iter().filter(|line| line.0 == "bytes").map(|line| line.1).collect();
+    println!("{bytes:?} bytes held");
+    assert!(*bytes.iter().max().unwrap() < bytes[0] + MAX_GROWTH, "{bytes:?}");
+}
+
 macro_rules! on_both_engines {
     ($($test:ident)*) => {
         mod sqlite {
@@ -331,6 +380,7 @@ on_both_engines! {
     handlers_that_block_all_threads_run_once
     full_process_leaves_rows_to_an_idle_one
     deadline_releases_what_it_cuts_off
+    jobs_that_listen_end_a_shutdown_early
     second_signal_releases_at_once
     job_that_cannot_be_stopped_is_left_and_swept
     deploys_lose_and_double_no_job
@@ -338,6 +388,7 @@ on_both_engines! {
     kind_of_a_newer_version_is_left_to_it
     delayed_job_waits_for_its_time
     transaction_cut_short_by_a_kill_stores_nothing
+    backlog_runs_once_and_memory_is_flat
 }
 
 /// `npm ci` in target/producers has installed what the one in Node needs.

@@ -2,14 +2,24 @@
 
 #![allow(clippy::print_stdout, reason = "the test reads it")]
 
-use std::{env, process::ExitCode, thread, time::Duration};
+use std::{alloc::System, env, process::ExitCode, thread, time::Duration};
 
 use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::time::sleep;
 use tower_jobs::{Scheduler, Shutdown};
-use tower_jobs_durable::{Durable, DurableContext, Outbox};
+use tower_jobs_durable::{Durable, DurableContext, Interrupted, Outbox};
 use tower_jobs_durable_reliability::{Abort, How, Newer, Work, log::Log, store};
 use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Bytes that are allocated now.
+fn held() -> usize {
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated - stats.bytes_deallocated
+}
 
 fn number(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |text| text.parse().expect("a number"))
@@ -38,15 +48,21 @@ async fn run() -> ExitCode {
         .await;
     }
     let (worked, aborted) = (log.clone(), log.clone());
-    let work = move |job: Work, _: DurableContext| {
+    let work = move |job: Work, context: DurableContext| {
         let log = worked.clone();
         async move {
             log.line("start", job.n);
             match job.how {
                 How::Sleep => sleep(job.takes).await,
                 How::Block => thread::sleep(job.takes),
+                How::Weigh => log.line("bytes", held() as u64),
+                How::Listen => tokio::select! {
+                    () = sleep(job.takes) => {}
+                    () = context.shutting_down() => return Err(Interrupted),
+                },
             }
             log.line("end", job.n);
+            Ok(())
         }
     };
     let abort = move |job: Abort, _: DurableContext| {
