@@ -39,7 +39,8 @@ pub trait Tab: Send + Sync + 'static {
 
     /// Makes the HTML of the page's main part.
     ///
-    /// Texts of the application must pass through [`escape`].
+    /// Texts of the application must pass through [`escape`]. A `<table class="stacked">` shows its rows as blocks on a
+    /// phone, each cell behind its `data-l`.
     fn fragment(&self, context: TabContext) -> Fragment<'_>;
 
     /// Returns the tab's own routes, served below `tabs/ID/`. Defaults to none. It must not have the route `/`.

@@ -17,6 +17,8 @@ use crate::{durable::Durable, engine::DeadLetter, job::DurableId};
 /// Most dead letters that the page lists.
 const LISTED: usize = 100;
 
+const COLUMNS: [&str; 5] = ["Job", "Kind", "Starts", "Ended", "Error"];
+
 /// A tab of `tower-jobs-dashboard`: the store's figures, and its dead letters.
 ///
 /// With [`allow_actions`](tower_jobs_dashboard::Dashboard::allow_actions) each dead letter can be retried and
@@ -56,13 +58,14 @@ impl DeadLetters {
             html += "<p>No dead letters.</p>";
             return Ok(html);
         }
-        html += "<table><caption>Dead letters, the newest first</caption><thead><tr>\
-            <th scope=\"col\">Job</th><th scope=\"col\">Kind</th><th scope=\"col\">Starts</th>\
-            <th scope=\"col\">Ended</th><th scope=\"col\">Error</th>";
-        if context.allows_actions {
-            html += "<th scope=\"col\">Actions</th>";
+        // Roles are written out, because a phone shows rows as blocks.
+        html += "<table class=\"stacked\" role=\"table\"><caption>Dead letters, the newest first</caption>\
+            <thead role=\"rowgroup\"><tr role=\"row\">";
+        let actions = context.allows_actions.then_some("Actions");
+        for column in COLUMNS.into_iter().chain(actions) {
+            write!(html, "<th scope=\"col\" role=\"columnheader\">{column}</th>")?;
         }
-        html += "</tr></thead><tbody>";
+        html += "</tr></thead><tbody role=\"rowgroup\">";
         for letter in &letters {
             write_row(&mut html, letter, context)?;
         }
@@ -72,17 +75,17 @@ impl DeadLetters {
 }
 
 fn write_row(html: &mut String, letter: &DeadLetter, context: &TabContext) -> Result<(), BoxError> {
-    let (id, kind, error) =
-        (escape(letter.id.as_str()), escape(&letter.kind), escape(&letter.error));
+    let id = escape(letter.id.as_str());
     let ended = letter.ended.map_or_else(String::new, ago);
-    let starts = letter.starts;
-    write!(
-        html,
-        "<tr><td>{id}</td><td>{kind}</td><td>{starts}</td><td>{ended}</td><td>{error}</td>"
-    )?;
+    let (kind, starts, error) =
+        (escape(&letter.kind), letter.starts.to_string(), escape(&letter.error));
+    html.push_str("<tr role=\"row\">");
+    for (column, value) in COLUMNS.iter().zip([&id, &kind, &starts, &ended, &error]) {
+        write!(html, "<td role=\"cell\" data-l=\"{column}\">{value}</td>")?;
+    }
     if context.allows_actions {
         let base = escape(&context.base);
-        html.push_str("<td>");
+        html.push_str("<td role=\"cell\">");
         for (action, label) in [("retry", "Retry"), ("discard", "Discard")] {
             write!(
                 html,

@@ -97,6 +97,13 @@ async fn dead_letters_are_retried_and_discarded() {
     assert_eq!(page.eval(&shown).await, false);
     page.assert_accessible().await;
     page.screenshot("dead-letters").await;
+    let wide = "[...document.querySelectorAll('main td')].filter(cell => cell.scrollWidth > cell.clientWidth).length";
+    assert_eq!(page.eval(wide).await, 0);
+    page.phone().await;
+    page.screenshot("dead-letters-phone").await;
+    assert_eq!(page.eval(wide).await, 0);
+    assert_eq!(page.eval("document.documentElement.scrollWidth > innerWidth").await, false);
+    page.desktop().await;
     shop.is_repaired.store(true, Ordering::Relaxed);
     page.click("[aria-label^='Retry job']").await;
     shop.dead(1).await;
