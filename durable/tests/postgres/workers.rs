@@ -133,7 +133,13 @@ async fn locked_row_holds_up_no_other_completion() {
     let sql = format!("select 1 from graphile_worker._private_jobs where id = {id} for update");
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *other).await.unwrap();
     gate.close();
-    until("the others are gone", async || store.rows().await == 1).await;
+    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
+                   and datname = current_database() and query like 'with done as (select%'";
+    until("the others are gone", async || {
+        assert_eq!(store.value(waiting).await, "0", "the statement for all waits");
+        store.rows().await == 1
+    })
+    .await;
     other.rollback().await.unwrap();
     store.no_rows().await;
 }
