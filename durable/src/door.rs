@@ -1,4 +1,4 @@
-//! What a store sees of the application: room for jobs, and how they ended.
+//! A store's view of the application: room for jobs, and how they ended.
 
 use std::{
     collections::HashMap,
@@ -29,7 +29,7 @@ const SUSPECT_PAUSE: Duration = Duration::from_secs(1);
 /// The verdict of a job, once it has one.
 pub(crate) type Running = BoxFuture<'static, Verdict>;
 
-/// What became of the jobs since the shutdown began.
+/// Counts of jobs that did not complete since the shutdown began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) released: usize,
@@ -252,7 +252,7 @@ impl fmt::Debug for Door {
     }
 }
 
-/// Room for jobs that start now. Dropped, it gives back what was not used.
+/// Room for jobs that start now. Dropped, it gives back the unused permits.
 pub struct Room<'a> {
     door: &'a Door,
     permits: Vec<Permit>,
@@ -280,7 +280,7 @@ impl Room<'_> {
         self.door.free_kinds()
     }
 
-    /// Starts a row that the store holds for this worker. The future resolves to what is to become of it.
+    /// Starts a row that the store holds for this worker. The future resolves to its verdict.
     ///
     /// The job runs on, however the future is polled or dropped. A row for which there is no room is released.
     pub fn start(&mut self, row: &Claimed) -> BoxFuture<'static, Verdict> {

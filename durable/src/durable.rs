@@ -33,7 +33,7 @@ use crate::{
 
 /// Most time of the end that is kept for settling rows.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Of the settling time, what is left when rows are given up.
+/// The rest of the settling time, from which on rows are given up.
 const LAST: Duration = Duration::from_millis(100);
 /// Pause before a worker that has panicked is started again.
 const RESTART: Duration = Duration::from_secs(1);
@@ -342,8 +342,8 @@ impl Durable {
 
     /// Returns the [part](tower_jobs::Shutdown::part) that ends the jobs with the rest of the application.
     ///
-    /// From the signal on nothing more is claimed. What runs has until the deadline, less the time to settle its
-    /// rows: 2 s, at most a quarter of what is left. Then it is cut off, its row is free for another process at
+    /// From the signal on nothing more is claimed. A running job has until the deadline, less the time to settle
+    /// rows: 2 s, at most a quarter of the time left. Then it is cut off, its row is free for another process at
     /// once, and the try does not count. The report says how many were released. A job whose code cannot be
     /// stopped is left to the sweep, and makes the report unclean.
     pub fn part(

@@ -1,4 +1,4 @@
-//! What is stored beside a job's own fields.
+//! The fields stored beside a job's own.
 //!
 //! The payload of a row is the job's own JSON. If it is an object, our part is its field `_tower_jobs`, so
 //! that producers and workers in other languages see the fields they expect. Any other value is put into

@@ -1,4 +1,4 @@
-//! The kinds of an application, and what becomes of a job that ended.
+//! The kinds of an application, and the verdict on a job that ended.
 
 use std::{
     any::type_name, collections::HashMap, error::Error as StdError, fmt::Write, future::Future,
@@ -158,7 +158,7 @@ impl Handlers {
     }
 }
 
-/// Decides what is to become of a row, once its job has ended.
+/// Decides the verdict on a row, once its job has ended.
 pub(crate) struct Judge {
     row: Claimed,
     max_attempts: u32,

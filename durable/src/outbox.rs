@@ -128,7 +128,7 @@ impl Outbox {
     /// report says how many it pushed. One that could not be pushed makes the report unclean.
     ///
     /// A job that has started, and one that was aborted or replaced before the shutdown, is not pushed. A process
-    /// that is killed pushes nothing: what must survive that is [pushed](Self::push) in the handler.
+    /// that is killed pushes nothing: a job that must survive that is [pushed](Self::push) in the handler.
     ///
     /// ```
     /// # use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! What the tests and the program `worker` share: the kinds of jobs, the log of what ran, stores, and processes.
+//! Parts that the tests and the program `worker` share: kinds of jobs, the log of their runs, stores, and processes.
 
 #![allow(
     clippy::missing_panics_doc,

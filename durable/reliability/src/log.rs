@@ -1,4 +1,4 @@
-//! A file to which all processes append what they did.
+//! A file to which all processes append their jobs' starts and ends.
 
 use std::{
     collections::BTreeMap,

@@ -80,7 +80,7 @@ impl Store {
         Some(Self::Postgres { url, server: Some(server) })
     }
 
-    /// Returns what [`open`] takes.
+    /// Returns the URL, or the path, for [`open`].
     pub fn url(&self) -> String {
         match self {
             Self::Sqlite(_) => self.file().display().to_string(),

@@ -55,7 +55,7 @@ pub trait Engine: Send + Sync + 'static {
     }
 }
 
-/// What an operator asks of a store.
+/// A store's figures and dead letters, for its operator.
 pub trait Admin: Send + Sync {
     /// Counts the stored jobs.
     fn depth(&self) -> BoxFuture<'_, Result<Depth, BoxError>>;
@@ -135,7 +135,7 @@ pub struct Claimed {
     pub ready_since: Option<SystemTime>,
 }
 
-/// What is to become of a row that was started.
+/// The end of a row that was started.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Verdict {

@@ -49,7 +49,7 @@ pub(crate) trait Rows {
     fn beat(&self) -> impl Future<Output = Result<(), BoxError>>;
 
     /// Frees the rows of workers whose last beat is older than the dead limit, each with one crash more.
-    /// Returns how many. Also removes what has no use any more, such as old finished rows.
+    /// Returns how many. Also removes rows without a use, such as old finished ones.
     fn sweep(&self) -> impl Future<Output = Result<u64, BoxError>>;
 
     /// Claims rows: of each kind at most its number, and at most `most` in all, by priority and age.
@@ -88,7 +88,7 @@ pub(crate) async fn run(rows: &impl Rows, door: &Door) {
         claims: Cell::new(true),
         claim_is_lost: Cell::new(false),
     };
-    // A row that is held by a worker that is not registered would be nobody's.
+    // A row that is held by a worker that is not registered would belong to no worker.
     if !work.register().await {
         return;
     }
@@ -280,8 +280,12 @@ impl<R: Rows> Work<'_, R> {
                     self.door.not_stored(&verdict);
                     return;
                 }
-                Err(error) => {
+                // Once a row, since an outage may last, and hold many.
+                Err(error) if pause == FIRST_PAUSE => {
                     tracing::warn!(id = %row.id, kind = row.kind, %error, "a durable job's end is not stored yet");
+                }
+                Err(error) => {
+                    tracing::debug!(id = %row.id, kind = row.kind, %error, "a durable job's end is not stored yet");
                 }
             }
             select(pin!(sleep(pause)), pin!(self.door.over())).await;

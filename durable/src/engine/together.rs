@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::Mutex;
 use tower_jobs::BoxError;
 
-/// What waits for a write, since each one waits for the disk or the network. One write at a time.
+/// Items that wait for a write, since each write waits for the disk or the network. One write at a time.
 pub(super) struct Together<T, A> {
     waiting: RefCell<Vec<Rc<Waiting<T, A>>>>,
     turn: Mutex<()>,
@@ -45,7 +45,7 @@ impl<T, A> Together<T, A> {
         }
         let batch = self.waiting.take();
         if !batch.iter().any(|one| Rc::ptr_eq(one, &own)) {
-            return Err("the write was given up".into());
+            return Err("it waited for another write, which was given up".into());
         }
         write(&batch).await;
         Ok(own.answer.take().unwrap_or_else(|| Err("it was not written".into()))?)
@@ -110,7 +110,10 @@ mod tests {
         // It writes for the third as well, and is given up.
         assert!((&mut second).now_or_never().is_none());
         drop(second);
-        assert_eq!(third.await.unwrap_err().to_string(), "the write was given up");
+        assert_eq!(
+            third.await.unwrap_err().to_string(),
+            "it waited for another write, which was given up"
+        );
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ pub(super) fn as_push_error(error: sqlx::Error) -> PushError {
         Some("42P01" | "3F000" | "42883") => PushError::Refused(
             format!(
                 "{error}. The tables of Graphile Worker are missing or old: run `Postgres::migrate()`, \
-                 or run what `Postgres::migrations_sql()` prints"
+                 or run the statements of `Postgres::migrations_sql()`"
             )
             .into(),
         ),

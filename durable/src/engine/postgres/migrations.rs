@@ -8,7 +8,7 @@ use tower_jobs::BoxError;
 
 use super::Postgres;
 
-/// What the engine's statements have in place of the schema.
+/// Placeholder of the schema in the engine's statements.
 const PLACEHOLDER: &str = ":GRAPHILE_WORKER_SCHEMA";
 
 impl Postgres {

@@ -44,7 +44,8 @@ const PUSH: Duration = Duration::from_secs(5);
 ///
 /// # Tables
 ///
-/// They must exist: call [`migrate`](Self::migrate), or run what [`migrations_sql`](Self::migrations_sql) prints.
+/// They must exist: call [`migrate`](Self::migrate), or run the statements of
+/// [`migrations_sql`](Self::migrations_sql).
 /// The role must own them, because they have row level security without policies.
 ///
 /// # Connections
@@ -62,7 +63,7 @@ const PUSH: Duration = Duration::from_secs(5);
 /// - A job that another producer stores is started at most 25 times, or as often as that producer says,
 ///   crashes included.
 /// - A failure in a worker of another language counts here as a crash.
-/// - Node's Graphile Worker frees jobs that have run for 4 hours, whoever runs them.
+/// - Node's Graphile Worker frees jobs that have run for 4 hours, in any worker.
 /// - A failed job waits for e^n seconds after its n-th start, at most 6 hours.
 /// - The very first push of a kind stores the kind too. In a transaction, it holds up other pushes of that kind
 ///   until the commit. A process that runs the kind has stored it before.

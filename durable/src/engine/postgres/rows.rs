@@ -120,7 +120,7 @@ impl<'a> PostgresRows<'a> {
         let mut listener = PgListener::connect_with(&self.listens).await?;
         listener.eager_reconnect(false);
         listener.listen(CHANNEL).await?;
-        // For what was pushed before.
+        // For rows that were pushed before.
         self.ready.notify_one();
         while listener.try_recv().await?.is_some() {
             self.ready.notify_one();
@@ -188,7 +188,7 @@ impl<'a> PostgresRows<'a> {
         Claimed { id, kind, payload, starts, ready_since }
     }
 
-    /// What the engine's queries read of a job.
+    /// The part of a job that the engine's queries read.
     fn job(&self, row: &Claimed) -> Result<Job, BoxError> {
         let job = Job::builder().id(row.id.as_str().parse()?);
         Ok(match self.queues.borrow().get(&row.id) {
@@ -223,8 +223,8 @@ impl<'a> PostgresRows<'a> {
         }
     }
 
-    /// As [`complete`](Self::complete), for many rows, but for those that are in a queue, and those that somebody else
-    /// has locked: such a row must not hold up the others.
+    /// As [`complete`](Self::complete), for many rows, except for rows in a queue, and rows that another connection
+    /// has locked: a locked row must not hold up the others.
     async fn complete_unlocked(&self, ids: Vec<i64>) -> Result<HashSet<i64>, sqlx::Error> {
         let jobs = &self.jobs;
         let sql = format!(

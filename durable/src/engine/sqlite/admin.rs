@@ -1,4 +1,4 @@
-//! What an operator asks of the file.
+//! Figures and dead letters of the file.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the statements share.
+//! Parts that the statements share.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
