@@ -8,7 +8,7 @@ use tower_jobs::BoxError;
 use crate::{engine::Claimed, envelope::Note, job::DurableId, stage::Stage};
 
 /// A try of a job.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct DurableContext {
     /// The job's id, the same in each try: the key by which a handler makes its work idempotent.
@@ -75,6 +75,17 @@ impl DurableContext {
     pub async fn shutting_down(&self) {
         // An error means that the sender is gone, and that is the end too.
         drop(self.stage.clone().wait_for(|stage| *stage >= Stage::Stopping).await);
+    }
+}
+
+impl fmt::Debug for DurableContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DurableContext")
+            .field("id", &self.id)
+            .field("attempt", &self.attempt)
+            .field("crashes", &self.crashes)
+            .field("label", &self.label)
+            .finish_non_exhaustive()
     }
 }
 
