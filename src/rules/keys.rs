@@ -201,6 +201,13 @@ impl Keys {
         was_admitted
     }
 
+    /// Adds an admitted job in the turn of the admitted one of the same key that was just taken, also if
+    /// the limit has been lowered below it.
+    pub(crate) fn put_admitted(&mut self, key: &KeyName, turn: Moment, row: RowIndex) {
+        self.change(key, |lane| lane.admitted.insert(turn));
+        self.admitted.insert(turn, row);
+    }
+
     /// Adds a pending job without a key, in the turn of a job with one.
     pub(crate) fn push_keyless(&mut self, turn: Moment, row: RowIndex) {
         self.admitted.insert(turn, row);

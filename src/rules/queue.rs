@@ -402,8 +402,7 @@ impl<R: JobMeta, W> Queue<R, W> {
         };
         let inherits = turn.key_admitted && turn.key.as_ref() == Some(&key) && !granted_key;
         if inherits {
-            // Nothing has been admitted in between, so the lane has room.
-            keys.push(&key, since, index, false);
+            keys.put_admitted(&key, since, index);
             hot.table[index].stamp = turn.stamp;
             return;
         }

@@ -88,6 +88,21 @@ fn replacement_of_the_same_key_keeps_its_admission() {
     assert_eq!(bench.started, [0, 4, 2]);
 }
 
+/// Invariant 5: also where the limit was lowered below what had been admitted.
+#[test]
+fn replacement_keeps_its_turn_under_a_lowered_key_limit() {
+    let mut bench = Bench::with_keys(1, None, 2);
+    let named = Names { key: Some("a"), ..replacing("u") };
+    bench.offer_named([NO_NAMES, named, key("a")]);
+    let effects = bench.queue.set_limit_per_key(Some(1), bench.now);
+    bench.apply(effects);
+    assert_eq!(bench.offer_as(Admit::Limited, named), Taken);
+    bench.finish(0, Outcome::Completed);
+    assert_eq!(bench.started, [0, 3], "before 2, which came later");
+    bench.finish(3, Outcome::Completed);
+    assert_eq!(bench.started, [0, 3, 2]);
+}
+
 /// Invariant 5: a spawner that waited replaces the job that came meanwhile, and its grant goes on.
 #[test]
 fn granted_spawner_replaces_a_job_that_came_meanwhile() {
