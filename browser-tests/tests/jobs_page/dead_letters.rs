@@ -103,6 +103,8 @@ async fn dead_letters_are_retried_and_discarded() {
     page.screenshot("dead-letters-phone").await;
     assert_eq!(page.eval(wide).await, 0);
     assert_eq!(page.eval("document.documentElement.scrollWidth > innerWidth").await, false);
+    let full = "[...document.querySelectorAll('main td')].every(cell => cell.offsetWidth > innerWidth / 2)";
+    assert_eq!(page.eval(full).await, true, "cells are below each other");
     page.desktop().await;
     shop.is_repaired.store(true, Ordering::Relaxed);
     page.click("[aria-label^='Retry job']").await;
