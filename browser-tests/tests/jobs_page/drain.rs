@@ -31,9 +31,9 @@ async fn drain_counts_down_to_its_report() {
     open(&page, &serve(dashboard).await).await;
     let draining = mail.clone();
     let closing =
-        tokio::spawn(async move { draining.wait_and_close_within(Duration::from_secs(20)).await });
+        tokio::spawn(async move { draining.wait_and_close_within(Duration::from_secs(59)).await });
     shows(&page, "#pill", "Draining").await;
-    shows(&page, "#drain", "left of 20 s").await;
+    shows(&page, "#drain", "left of 59 s").await;
     shows(&page, "#drain tbody tr", "cut off dropped at its next .await").await;
     shows(&page, "#drain .tri", "≈ 3").await;
     shows(&page, "title", "s left").await;
@@ -106,7 +106,7 @@ async fn example_serves_page_and_metrics() {
 #[tokio::test]
 async fn page_counts_down_by_itself_on_the_server_that_ends() {
     let Some(browser) = Browser::start().await else { return };
-    let (program, admin) = observed("12").await;
+    let (program, admin) = observed("25").await;
     let (own, other) = (browser.page().await, browser.page().await);
     open(&own, &format!("{}/jobs", program.url())).await;
     open(&other, &admin).await;
