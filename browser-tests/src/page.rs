@@ -23,6 +23,10 @@ const BEFORE: &str = "
         }
     }).observe({ type: 'layout-shift', buffered: true });";
 
+/// Chromium drops keys and clicks until a page is painted, which is after its load.
+const PAINTED: &str =
+    "new Promise(painted => requestAnimationFrame(() => requestAnimationFrame(painted)))";
+
 /// The colours that the user prefers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Scheme {
@@ -49,14 +53,16 @@ pub(crate) async fn opened(driver: Driver) -> Page {
 }
 
 impl Page {
-    /// Opens a URL and waits until it is loaded.
+    /// Opens a URL, and waits until the page is loaded and painted.
     pub async fn open(&self, url: &str) {
         self.driver.post("/url", &json!({ "url": url })).await;
+        self.eval(PAINTED).await;
     }
 
-    /// Loads the page anew, and waits for that.
+    /// Loads the page anew, and waits until it is painted.
     pub async fn reload(&self) {
         self.driver.post("/refresh", &json!({})).await;
+        self.eval(PAINTED).await;
     }
 
     /// The URL of the page, with its `#hash`.
