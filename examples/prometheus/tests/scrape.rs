@@ -67,7 +67,7 @@ impl Program {
         text
     }
 
-    /// The scrape once all jobs have ended.
+    /// The scrape once all jobs have ended. Its gauges are set a moment before its counters are read.
     fn scrape_at_rest(&self) -> String {
         let since = Instant::now();
         loop {
@@ -75,7 +75,8 @@ impl Program {
             let scrape = Scrape::new(&text);
             let of =
                 |name: &str| scrape.series[name].iter().map(|series| series.value).sum::<f64>();
-            if of("tower_jobs_accepted_total") == of("tower_jobs_ended_total") {
+            let has_ended = of("tower_jobs_accepted_total") == of("tower_jobs_ended_total");
+            if has_ended && of("tower_jobs_active") == 0.0 {
                 return text;
             }
             assert!(since.elapsed() < PLENTY, "jobs do not end:\n{text}");
