@@ -36,6 +36,7 @@ pub struct Server {
     bin: PathBuf,
     dir: PathBuf,
     port: u16,
+    syncs: bool,
     databases: AtomicU32,
     /// Waits for the end of its standard input, so it also cleans up after a process that was killed.
     cleaner: Child,
@@ -48,8 +49,17 @@ pub fn server() -> Option<&'static Server> {
 }
 
 impl Server {
-    /// Starts a server of its own, for a test that stops it.
+    /// Starts a server of its own, for a test that stops it. It does not wait for the disk.
     pub fn start() -> Option<Self> {
+        Self::start_with(false)
+    }
+
+    /// Starts a server that waits for the disk at each commit, as in production.
+    pub fn start_synced() -> Option<Self> {
+        Self::start_with(true)
+    }
+
+    fn start_with(syncs: bool) -> Option<Self> {
         let Some(bin) = binaries() else {
             eprintln!("skipped: no PostgreSQL binaries (initdb, pg_ctl) are installed");
             return None;
@@ -75,6 +85,7 @@ impl Server {
             bin,
             dir,
             port: 0,
+            syncs,
             databases: AtomicU32::new(0),
         };
         for _ in 0..PORTS {
@@ -113,9 +124,9 @@ impl Server {
 
     fn try_restart(&self) -> bool {
         let options = format!(
-            "-c listen_addresses=127.0.0.1 -c port={} -c unix_socket_directories= -c fsync=off \
+            "-c listen_addresses=127.0.0.1 -c port={} -c unix_socket_directories= -c fsync={} \
              -c max_connections=200 -c shared_buffers=32MB",
-            self.port
+            self.port, self.syncs
         );
         let mut start = self.pg_ctl();
         start

@@ -1,5 +1,5 @@
 //! Measures both engines, each beside its own worker and beside a plain `INSERT`, in the same run. It prints the
-//! table of RELIABILITY.md:
+//! tables of RELIABILITY.md:
 //!
 //! ```sh
 //! cargo run --release --package tower-jobs-durable-reliability --bin measure
@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{PgPool, SqlitePool};
 use tokio::{sync::mpsc, time::sleep};
 use tower_jobs_durable::{Durable, DurableContext, DurableJob, Outbox};
-use tower_jobs_durable_reliability::store::Store;
+use tower_jobs_durable_reliability::{postgres::Server, store::Store};
 
 #[derive(Serialize, Deserialize)]
 struct NoOp {
@@ -62,8 +62,8 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-fn rate(jobs: usize, time: Duration) -> String {
-    format!("{:.0}", jobs as f64 / time.as_secs_f64())
+fn rate(jobs: usize, time: Duration) -> f64 {
+    jobs as f64 / time.as_secs_f64()
 }
 
 async fn until(count: &AtomicUsize, reached: usize) {
@@ -101,12 +101,13 @@ async fn push_all(outbox: &Outbox, jobs: usize) {
 }
 
 /// Runs a backlog that is there before the worker.
-async fn drain(store: &Store, jobs: usize) -> Duration {
+async fn drain(store: &Store, jobs: usize, limit: usize) -> Duration {
     let count = Arc::new(AtomicUsize::new(0));
     push_all(&Durable::builder_of(store.engine().await).start().outbox(), jobs).await;
     let began = Instant::now();
     let counted = count.clone();
     let durable = Durable::builder_of(store.engine().await)
+        .limit(limit)
         .register(move |_: NoOp, _: DurableContext| {
             counted.fetch_add(1, SeqCst);
             async {}
@@ -120,8 +121,8 @@ async fn drain(store: &Store, jobs: usize) -> Duration {
     began.elapsed()
 }
 
-/// The same with the engine's own worker.
-async fn drain_graphile(url: &str, jobs: usize) -> Duration {
+/// The same with the engine's own worker, which takes rows ahead into its local queue.
+async fn drain_graphile(url: &str, jobs: usize, limit: usize) -> Duration {
     let pool = PgPool::connect(url).await.expect("the database answers");
     let payloads = "select graphile_worker.add_job('bare_no_op', json_build_object('n', n)) from generate_series(1, $1) n";
     sqlx::query(payloads)
@@ -132,11 +133,11 @@ async fn drain_graphile(url: &str, jobs: usize) -> Duration {
     let count = Arc::new(AtomicUsize::new(0));
     let began = Instant::now();
     let worker = WorkerOptions::default()
-        .concurrency(20)
+        .concurrency(limit)
+        .local_queue(LocalQueueConfig::default())
         .pg_pool(pool.clone())
         .define_job::<BareNoOp>()
         .add_extension(Counter(count.clone()))
-        .local_queue(LocalQueueConfig::default())
         .init()
         .await
         .expect("it starts");
@@ -202,46 +203,47 @@ async fn insert(store: &Store, rows: i32) -> Duration {
     median(times)
 }
 
+/// Jobs a second at a limit, of ours and of the engine's own worker. Twice, in turn: the second is told.
+async fn drain_both(server: &Server, jobs: usize, limit: usize) -> [f64; 2] {
+    let mut rates = [0.0; 2];
+    for _ in 0..2 {
+        rates[0] = rate(jobs, drain(&postgres(server).await, jobs, limit).await);
+        let store = postgres(server).await;
+        drop(store.engine().await);
+        rates[1] = rate(jobs, drain_graphile(&store.url(), jobs, limit).await);
+    }
+    rates
+}
+
+async fn postgres(server: &Server) -> Store {
+    Store::Postgres { url: server.database().await, server: None }
+}
+
 #[tokio::main]
 async fn main() {
     let jobs = env::args().nth(1).map_or(3_000, |text| text.parse().expect("a number of jobs"));
+    let server = Server::start_synced().expect("PostgreSQL is installed");
     println!("| | Postgres | Sqlite |\n|---|---|---|");
     let mut columns = Vec::new();
-    for is_postgres in [true, false] {
-        let new = || async {
-            let store =
-                if is_postgres { Store::own_postgres().await } else { Some(Store::sqlite()) };
-            store.expect("PostgreSQL is installed")
-        };
-        let store = new().await;
+    for store in [postgres(&server).await, Store::sqlite()] {
         let (push, start) = push_to_start(&store, 200).await;
-        let inserted = insert(&store, 200).await;
-        let mut column = vec![ms(start), ms(push), ms(inserted)];
-        // Twice, in turn: the second is told.
-        let (mut ours, mut bare) = (Duration::ZERO, Duration::ZERO);
-        for _ in 0..2 {
-            let store = new().await;
-            ours = drain(&store, jobs).await;
-            let store = new().await;
-            drop(store.engine().await);
-            let url = store.url();
-            bare = if is_postgres {
-                drain_graphile(&url, jobs).await
-            } else {
-                drain_apalis(&url, jobs).await
-            };
-        }
-        column.extend([rate(jobs, ours), rate(jobs, bare)]);
-        columns.push(column);
+        columns.push([ms(start), ms(push), ms(insert(&store, 200).await)]);
     }
-    let rows = [
-        "push to start, median",
-        "push, median",
-        "a plain `INSERT`, median",
-        "jobs a second, of a backlog",
-        "the same by the engine's own worker",
-    ];
+    let rows = ["push to start, median", "push, median", "a plain `INSERT`, median"];
     for (row, name) in rows.iter().enumerate() {
         println!("| {name} | {} | {} |", columns[0][row], columns[1][row]);
     }
+
+    println!("\n| jobs at once | Postgres | its own worker | ratio | Sqlite |");
+    println!("|---|---|---|---|---|");
+    for limit in [1, 5, 20, 100] {
+        let [ours, bare] = drain_both(&server, jobs, limit).await;
+        let sqlite = rate(jobs, drain(&Store::sqlite(), jobs, limit).await);
+        println!("| {limit} | {ours:.0} | {bare:.0} | {:.2} | {sqlite:.0} |", ours / bare);
+    }
+
+    let store = Store::sqlite();
+    drop(store.engine().await);
+    let bare = rate(jobs, drain_apalis(&store.url(), jobs).await);
+    println!("\nThe worker of apalis-sqlite: {bare:.0} jobs a second.");
 }
